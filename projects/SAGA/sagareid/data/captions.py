@@ -9,7 +9,8 @@ Three kinds, all well below CLIP's 77 tokens:
 
 from __future__ import annotations
 
-from typing import Callable, Collection, NamedTuple
+from collections.abc import Callable, Collection
+from typing import NamedTuple
 
 import numpy as np
 

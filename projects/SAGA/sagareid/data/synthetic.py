@@ -1,0 +1,343 @@
+"""Drawn pedestrians as a FastReID data set: image files in Market-1501's layout, drawn once, the same on every machine.
+
+    <root>/synthetic_pedestrians/
+        bounding_box_train/ query/ bounding_box_test/      0002_c1s1_000451_03.jpg: person 2, camera 1
+        validation_query/ validation_gallery/              people apart from training and test
+        distractors/                                       RGBA cut-outs of people apart from all others, for pasting
+        masks/<split>/<stem>.png                           label masks, values as in `pedestrians`
+        attributes.json                                    `people` and, per image, view, occlusion and places
+        manifest.json                                      written last: what is here, and a digest of it
+
+A folder with a manifest is used as it is, whatever its size (`tools/draw_pedestrians.py` draws smaller and larger
+ones). Without one the default is drawn beside it under a lock and renamed into place when complete, so a drawing
+that was killed is never taken for a data set: what it left is removed by the next.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import json
+import logging
+import multiprocessing
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+from collections.abc import Iterator
+
+import filelock
+from fastreid.data.datasets import DATASET_REGISTRY
+from fastreid.data.datasets.bases import ImageDataset
+from PIL import Image
+from tqdm import tqdm
+
+from . import pedestrians
+
+logger = logging.getLogger(__name__)
+
+FOLDER = "synthetic_pedestrians"
+SPLITS = ("bounding_box_train", "query", "bounding_box_test", "validation_query", "validation_gallery")
+JPEG_QUALITY = 92
+_NAME = re.compile(r"(\d+)_c(\d+)s\d+_\d+_\d+\.jpg")
+# Fewer pictures are drawn in this process: starting others costs more than they save.
+_WORTH_PROCESSES = 1500
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """What is drawn. Together with `pedestrians.GENERATOR_VERSION` it decides every byte.
+
+    Counts of people are of identities; an identity has `train_shots` pictures per camera in training, and in test and
+    validation one per camera in the gallery and `queries` more, from different cameras, as queries.
+    """
+
+    seed: int = 0
+    train_ids: int = 400
+    test_ids: int = 300
+    validation_ids: int = 100
+    cameras: int = 6
+    train_shots: int = 2
+    queries: int = 2
+    gallery_distractors: int = 200
+    cutouts: int = 100
+    height: int = pedestrians.DEFAULT_SIZE[0]
+    width: int = pedestrians.DEFAULT_SIZE[1]
+    occluded: float = 0.2
+
+    def __post_init__(self) -> None:
+        for name, least in (
+            ("train_ids", 2),
+            ("test_ids", 1),
+            ("validation_ids", 1),
+            ("cameras", 2),
+            ("train_shots", 1),
+            ("queries", 1),
+            ("gallery_distractors", 0),
+            ("cutouts", 0),
+        ):
+            if getattr(self, name) < least:
+                raise ValueError(f"Spec.{name}: found {getattr(self, name)}, expected at least {least}")
+        if self.queries > self.cameras:
+            raise ValueError(
+                f"Spec.queries: found {self.queries} per person with {self.cameras} cameras; expected at "
+                "most one from each camera. Lower queries or raise cameras"
+            )
+        people = self.train_ids + self.test_ids + self.validation_ids
+        if people > 9999:
+            raise ValueError(
+                f"Spec: found {people} people, expected at most 9999, the most that four digits of a "
+                "Market-1501 file name can number. Lower train_ids, test_ids or validation_ids"
+            )
+
+
+class Item(NamedTuple):
+    """One picture to draw: where it goes, who is on it (`pedestrians.person`'s population and index), camera from 0."""
+
+    split: str
+    name: str
+    population: str
+    index: int
+    camera: int
+    shot: int
+
+
+def items(spec: Spec) -> Iterator[Item]:
+    """All pictures of a data set, in a fixed order. Populations stand for disjoint people (see `pedestrians`)."""
+
+    def of(split: str, pid: int, population: str, index: int, camera: int, shot: int) -> Item:
+        name = f"{pid:04d}_c{camera + 1}s1_{index * 100 + shot:06d}_{shot % 100:02d}.jpg"
+        return Item(split, name, population, index, camera, shot)
+
+    for index in range(spec.train_ids):
+        for camera in range(spec.cameras):
+            for shot in range(spec.train_shots):
+                yield of("bounding_box_train", 1 + index, "train", index, camera, camera * spec.train_shots + shot)
+    first = 1 + spec.train_ids
+    for population, count, gallery, query in (
+        ("test", spec.test_ids, "bounding_box_test", "query"),
+        ("validation", spec.validation_ids, "validation_gallery", "validation_query"),
+    ):
+        for index in range(count):
+            for camera in range(spec.cameras):
+                yield of(gallery, first + index, population, index, camera, camera)
+            # Consecutive people are siblings: their queries come from different cameras in turn.
+            for q in range(spec.queries):
+                camera = (index + q * max(1, spec.cameras // spec.queries)) % spec.cameras
+                yield of(query, first + index, population, index, camera, spec.cameras + camera)
+        first += count
+    for index in range(spec.gallery_distractors):
+        # Pid 0: in the gallery and nobody's match, as in Market-1501.
+        yield of("bounding_box_test", 0, "gallery distractor", index, index % spec.cameras, 0)
+
+
+def _write(path: Path, image: Image.Image, **options) -> str:
+    """Write a picture; returns the SHA-256 of its bytes."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG" if path.suffix == ".png" else "JPEG", **options)
+    path.write_bytes(buffer.getvalue())
+    return hashlib.sha256(buffer.getvalue()).hexdigest()
+
+
+def _draw_items(job: tuple[Spec, str, list[Item]]) -> list[tuple[str, dict, list[tuple[str, str]]]]:
+    """Draw and write some items; returns for each its path, its record of attributes and its files' digests."""
+    spec, folder, some = job
+    drawn = []
+    for item in some:
+        rng = pedestrians.generator(spec.seed, item.population, "shot", item.index, item.shot)
+        person = pedestrians.person(spec.seed, item.population, item.index)
+        shot = pedestrians.random_shot(rng, pedestrians.camera(item.camera), spec.occluded)
+        drawing = pedestrians.draw(person, shot, (spec.height, spec.width))
+        path, mask = f"{item.split}/{item.name}", f"masks/{item.split}/{Path(item.name).stem}.png"
+        files = [
+            (path, _write(Path(folder, path), Image.fromarray(drawing.image), quality=JPEG_QUALITY)),
+            (mask, _write(Path(folder, mask), Image.fromarray(drawing.mask))),
+        ]
+        record = {
+            "person": f"{item.population}/{item.index}",
+            "view": shot.view,
+            "camera": item.camera,
+            "occluder": shot.occluder.kind if shot.occluder and drawing.occluded else None,
+            "occluded": round(drawing.occluded, 4),
+            "places": {
+                name: {"box": place.box, "visible": round(place.visible, 4)} for name, place in drawing.places.items()
+            },
+        }
+        drawn.append((path, record, files))
+    return drawn
+
+
+def _draw_cutouts(spec: Spec, folder: Path) -> list[tuple[str, str]]:
+    files = []
+    for index in range(spec.cutouts):
+        rng = pedestrians.generator(spec.seed, "distractor", "shot", index)
+        shot = pedestrians.random_shot(rng, pedestrians.camera(0), occluded=0.0)
+        rgba = pedestrians.cutout(pedestrians.person(spec.seed, "distractor", index), shot, (spec.height, spec.width))
+        path = f"distractors/{index:04d}.png"
+        files.append((path, _write(folder / path, Image.fromarray(rgba))))
+    return files
+
+
+def _draw_into(folder: Path, spec: Spec, workers: int) -> None:
+    for split in SPLITS:
+        (folder / split).mkdir(parents=True)
+        (folder / "masks" / split).mkdir(parents=True)
+    (folder / "distractors").mkdir()
+    todo = list(items(spec))
+    jobs = [(spec, str(folder), todo[i : i + 50]) for i in range(0, len(todo), 50)]
+    files, images = _draw_cutouts(spec, folder), {}
+    # A bar in a terminal only; in a log the lines before and after say enough.
+    with tqdm(total=len(todo), desc="drawing pedestrians", unit="image", disable=None) as bar:
+
+        def collect(results) -> None:
+            for drawn in results:
+                for path, record, written in drawn:
+                    images[path] = record
+                    files.extend(written)
+                bar.update(len(drawn))
+
+        if workers > 1:
+            # spawn: forking a process that runs torch's threads may deadlock.
+            with multiprocessing.get_context("spawn").Pool(workers) as pool:
+                collect(pool.imap_unordered(_draw_items, jobs))
+        else:
+            collect(map(_draw_items, jobs))
+
+    people = {
+        f"{i.population}/{i.index}": pedestrians.person(spec.seed, i.population, i.index).attributes() for i in todo
+    }
+    # Sorted: pictures arrive in the order in which processes finish.
+    attributes = json.dumps({"people": people, "images": dict(sorted(images.items()))}, separators=(",", ":"))
+    (folder / "attributes.json").write_text(attributes)
+    files.append(("attributes.json", hashlib.sha256(attributes.encode()).hexdigest()))
+    listing = "".join(f"{digest}  {path}\n" for path, digest in sorted(files))
+    counts = {split: sum(item.split == split for item in todo) for split in SPLITS}
+    manifest = {
+        "generator_version": pedestrians.GENERATOR_VERSION,
+        "spec": dataclasses.asdict(spec),
+        "images": counts,
+        "distractors": spec.cutouts,
+        "files": len(files),
+        "sha256": hashlib.sha256(listing.encode()).hexdigest(),
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+
+
+def draw_dataset(root: str | os.PathLike, spec: Spec = Spec(), workers: int | None = None, force: bool = False) -> Path:
+    """Draw `<root>/synthetic_pedestrians`, unless it is there.
+
+    Args:
+        workers: processes; None takes one per core where that pays.
+        force: draw even where a data set is, and replace it.
+
+    Returns:
+        The data set's folder. One that was there is left as it is, whatever its spec.
+
+    Raises:
+        FileExistsError: the folder exists but holds no manifest, so it is not ours to replace.
+        OSError: the root cannot be written.
+    """
+    root = Path(root).expanduser().absolute()
+    folder, partial = root / FOLDER, root / f".{FOLDER}.partial"
+    if (folder / "manifest.json").is_file() and not force:
+        return folder
+    if workers is None:
+        few = sum(1 for _ in items(spec)) < _WORTH_PROCESSES
+        workers = (
+            1 if few else len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        )
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(root / f".{FOLDER}.lock")
+        with lock:
+            if (folder / "manifest.json").is_file() and not force:
+                return folder  # another process drew it while this one waited
+            if folder.exists() and not (folder / "manifest.json").is_file():
+                raise FileExistsError(
+                    f"{folder}: found a folder without manifest.json, which no finished drawing leaves; "
+                    "expected a drawn data set or nothing. Move it away, or set FASTREID_DATASETS to "
+                    "another folder"
+                )
+            shutil.rmtree(partial, ignore_errors=True)
+            logger.info("Drawing %s with %d process(es)", folder, workers)
+            _draw_into(partial, spec, workers)
+            if folder.exists():
+                shutil.rmtree(folder)
+            partial.rename(folder)
+            logger.info("Drew %s", folder)
+    except PermissionError as error:
+        raise PermissionError(
+            f"SyntheticPedestrians: cannot write under {root} ({error}). Set FASTREID_DATASETS to a "
+            "folder that can be written"
+        ) from error
+    return folder
+
+
+def mask_path(image_path: str | os.PathLike) -> Path:
+    """The label mask of a picture of the data set."""
+    path = Path(image_path)
+    return path.parent.parent / "masks" / path.parent.name / f"{path.stem}.png"
+
+
+def load_attributes(folder: str | os.PathLike) -> dict[str, dict]:
+    """`people`: name -> attributes, and `images`: "split/name.jpg" -> person, view, camera, occlusion and places."""
+    return json.loads((Path(folder) / "attributes.json").read_text())
+
+
+@DATASET_REGISTRY.register()
+class SyntheticPedestrians(ImageDataset):
+    """Drawn pedestrians, test people as query and gallery. Drawn on first use under `root`.
+
+    Default statistics (identities / images): train 400 / 4,800, query 300 / 600, gallery 300 / 1,800 and 200
+    pictures of people whom no query looks for (pid 0); six cameras. One fifth of the shots have an occluder.
+
+    Args:
+        root: folder of data sets; FastReID passes `FASTREID_DATASETS`.
+
+    Raises:
+        RuntimeError: a folder of the data set is missing or a file name is not Market-1501's.
+    """
+
+    dataset_name = "synthetic_pedestrians"
+    query_split, gallery_split = "query", "bounding_box_test"
+
+    def __init__(self, root: str = "datasets", **kwargs):
+        self.data_dir = str(draw_dataset(root))
+        self.check_before_run([os.path.join(self.data_dir, s) for s in SPLITS])
+        super().__init__(
+            lambda: self._read("bounding_box_train", is_train=True),
+            lambda: self._read(self.query_split),
+            lambda: self._read(self.gallery_split),
+            **kwargs,
+        )
+
+    def _read(self, split: str, is_train: bool = False) -> list[tuple]:
+        """(path, pid, camid from 0) of a split's pictures, sorted; in training with the data set's name before both."""
+        data = []
+        for name in sorted(os.listdir(os.path.join(self.data_dir, split))):
+            found = _NAME.fullmatch(name)
+            if found is None:
+                raise RuntimeError(
+                    f"{self.data_dir}/{split}: found '{name}', expected names like "
+                    "0002_c1s1_000451_03.jpg. Remove the file, or the data set to draw it anew"
+                )
+            pid, camid = int(found[1]), int(found[2]) - 1
+            if is_train:
+                pid, camid = f"{self.dataset_name}_{pid}", f"{self.dataset_name}_{camid}"
+            data.append((os.path.join(self.data_dir, split, name), pid, camid))
+        return data
+
+    @property
+    def distractors(self) -> list[str]:
+        """Paths of the cut-outs (RGBA) of people apart from all others."""
+        folder = os.path.join(self.data_dir, "distractors")
+        return [os.path.join(folder, name) for name in sorted(os.listdir(folder))]
+
+
+@DATASET_REGISTRY.register()
+class SyntheticPedestriansVal(SyntheticPedestrians):
+    """The same training people, evaluated on the validation people: choose settings here, report on the test people."""
+
+    query_split, gallery_split = "validation_query", "validation_gallery"
