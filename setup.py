@@ -1,0 +1,79 @@
+"""Build of sagareid. With FastReID importable (``--no-build-isolation``) its Cython ranking is compiled in here;
+in pip's isolated build it is not, and is compiled on first use instead (sagareid/evaluation/cython_ranking.py)."""
+
+import importlib.util
+import os
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+SOURCE = Path("projects", "SAGA")
+os.chdir(Path(__file__).resolve().parent)
+
+
+def ranking_extensions():
+    """Extensions of the host's ranking, or none where the host, Cython or numpy is not importable."""
+    recipe = SOURCE / "sagareid" / "evaluation" / "cython_ranking.py"
+    spec = importlib.util.spec_from_file_location("cython_ranking", recipe)
+    ranking = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(ranking)
+    sources = ranking.host_sources()
+    if not sources:
+        return []
+    folder = f"ranking_{ranking.source_hash(sources)}"
+    try:
+        extensions = ranking.make_extensions(
+            sources, package=f"sagareid.evaluation.{folder}", build_dir=Path("build", folder)
+        )
+    except ImportError as missing:
+        print(f"sagareid: {missing}; the Cython ranking will be compiled on first use")
+        return []
+    (recipe.parent / folder).mkdir(exist_ok=True)  # an editable install puts the modules beside the recipe
+    return extensions
+
+
+def version():
+    text = (SOURCE / "sagareid" / "__init__.py").read_text(encoding="utf-8")
+    return re.search(r'^__version__ = "(.+)"$', text, re.MULTILINE).group(1)
+
+
+setup(
+    name="sagareid",
+    version=version(),
+    description="SAGA-ReID, occlusion-robust person re-identification with CLIP, as a FastReID plug-in",
+    long_description=Path("README.md").read_text(encoding="utf-8") if Path("README.md").is_file() else "",
+    long_description_content_type="text/markdown",
+    python_requires=">=3.11,<3.13",
+    package_dir={"": str(SOURCE)},
+    packages=find_packages(str(SOURCE)),
+    package_data={"sagareid": ["assets/*", "assets/**/*"]},
+    ext_modules=ranking_extensions(),
+    zip_safe=False,
+    # Not here: fastreid. Its 1.4.0 metadata demands torch 1.13 and torchvision 0.14.1, which do not exist for these
+    # Pythons, so no installer could resolve it. It is installed beside us: `pip install --no-deps fastreid==1.4.0`.
+    install_requires=[
+        "torch>=2.4,<2.14",
+        "torchvision>=0.19,<0.29",
+        "open_clip_torch>=3.3,<4",
+        "numpy>=2",
+        "Pillow>=10",
+        "safetensors>=0.4",
+        "yacs>=0.1.8",
+        "filelock>=3.12",
+        "tqdm>=4.60",
+        # What fastreid 1.4.0 imports, since its own metadata cannot be used.
+        "faiss-cpu>=1.8",
+        "opencv-python-headless>=4.9",
+        "gdown>=4.7",
+        "scikit-learn>=1.4",
+        "tensorboard>=2.14",
+        "tabulate>=0.9",
+        "termcolor>=2.4",
+        "PyYAML>=6",
+        "matplotlib>=3.8",
+        # Compile the host's ranking on first use.
+        "Cython>=3.0",
+        "setuptools>=70",
+    ],
+)
