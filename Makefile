@@ -1,0 +1,46 @@
+# make env | test | quickstart | clean.    PYTHON=/path/to/python3.12 picks the interpreter.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help env test quickstart clean
+
+VENV := .venv
+STAMP := $(VENV)/.installed
+PYTHON ?=
+
+help:
+	@echo "make env         .venv/ with everything (Python 3.11 or 3.12; about 5.5 GB)"
+	@echo "make test        the tests, on the CPU"
+	@echo "make quickstart  train and evaluate all stages on drawn pedestrians"
+	@echo "make clean       remove build products; .venv/, outputs and data stay"
+
+env: $(STAMP)
+
+# Every candidate is run before it is believed: a pyenv shim answers to its name and then fails, and some system
+# Pythons come without venv.
+$(STAMP): requirements.txt requirements-test.txt setup.py pyproject.toml projects/SAGA/sagareid/evaluation/cython_ranking.py
+	@set -e; \
+	if ! $(VENV)/bin/python -m pip --version >/dev/null 2>&1; then \
+	  for python in $(or $(PYTHON),$$(type -ap python3.11 python3.12 python3 python)); do \
+	    if "$$python" -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' \
+	         >/dev/null 2>&1; then found="$$python"; break; fi; \
+	  done; \
+	  if [ -z "$$found" ]; then \
+	    echo "No usable Python 3.11 or 3.12 (with the venv module) $(if $(PYTHON),at $(PYTHON),on PATH)." \
+	         "Install one, or name it: make env PYTHON=/path/to/python3.12" >&2; exit 1; \
+	  fi; \
+	  echo "Using $$found"; "$$found" -m venv $(VENV); \
+	fi
+	$(VENV)/bin/python -m pip install --disable-pip-version-check -r requirements.txt -r requirements-test.txt
+	$(VENV)/bin/python -m pip install --disable-pip-version-check --no-deps fastreid==1.4.0
+	$(VENV)/bin/python -m pip install --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+test: env
+	$(VENV)/bin/python -m pytest tests
+
+quickstart: env
+	$(VENV)/bin/python tools/train_net.py --config-file configs/SAGA/quickstart.yml --resume
+
+clean:
+	rm -rf $(STAMP) build dist .pytest_cache projects/SAGA/*.egg-info projects/SAGA/sagareid/evaluation/ranking_*
+	find projects tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
