@@ -1,0 +1,160 @@
+"""CLIP's image tower as a FastReID backbone: open_clip's own VisionTransformer, read through its intermediates.
+
+B images, (H, W) image, (h, w) patch grid, N=h*w, D width, E joint width, P token layers.
+"""
+
+from __future__ import annotations
+
+from typing import Optional, Sequence
+
+import torch
+from fastreid.modeling.backbones import BACKBONE_REGISTRY
+from torch import Tensor, nn
+
+from ..structures import CLIPFeatures
+from . import clip_models
+
+__all__ = ["CLIPBackbone", "build_clip_vit_backbone"]
+
+OUTPUTS = ("tokens", "map", "cls")
+
+
+class CLIPBackbone(nn.Module):
+    """An open_clip ViT of any image size and patch stride that returns tokens of chosen blocks beside CLIP's own outputs."""
+
+    def __init__(
+        self,
+        *,
+        visual: nn.Module,
+        token_layers: Sequence[int],
+        output: str,
+        num_cameras: int = 0,
+        sie_coe: float = 0.0,
+        grad_checkpointing: bool = False,
+    ):
+        """
+        Args:
+            visual: open_clip VisionTransformer.
+            token_layers: blocks, 1-based, clamped to 1..depth; sorted, doubles dropped.
+            output: one of `OUTPUTS`.
+            num_cameras: 0 for no camera embedding (SIE).
+            sie_coe: factor of the camera embedding.
+        """
+        super().__init__()
+        if output not in OUTPUTS:
+            raise ValueError(f"MODEL.BACKBONE.OUTPUT is {output!r}; expected one of {', '.join(OUTPUTS)}")
+        if not token_layers:
+            raise ValueError("MODEL.CLIP.TOKEN_LAYERS is empty; name one block or two")
+        self.visual = visual
+        self.depth = len(visual.transformer.resblocks)
+        self.token_layers = sorted({min(max(int(layer), 1), self.depth) for layer in token_layers})
+        self.output = output
+        self.sie_coe = sie_coe
+        self.camera_embedding = None
+        if num_cameras:
+            self.camera_embedding = nn.Parameter(torch.empty(num_cameras, visual.positional_embedding.shape[1]))
+            nn.init.trunc_normal_(self.camera_embedding, std=0.02)
+        self._class_shift: Optional[Tensor] = None
+        visual.set_grad_checkpointing(grad_checkpointing)
+        # The residual stream stays in float32 under autocast: half precision there costs accuracy, and little time.
+        visual.conv1.register_forward_hook(lambda module, args, out: out.float())
+        # The camera embedding joins the class token before ln_pre; open_clip has no argument for it.
+        visual.ln_pre.register_forward_pre_hook(self._shift_class_token)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        return self.visual.grid_size
+
+    def block(self, number: int) -> nn.Module:
+        """Transformer block by 1-based number, clamped to the depth."""
+        return self.visual.transformer.resblocks[min(max(number, 1), self.depth) - 1]
+
+    def _shift_class_token(self, module: nn.Module, args: tuple[Tensor]) -> Optional[tuple[Tensor]]:
+        if self._class_shift is None:
+            return None
+        tokens = args[0]
+        return (torch.cat([tokens[:, :1] + self._class_shift[:, None].to(tokens.dtype), tokens[:, 1:]], dim=1),)
+
+    def _camera_shift(self, camids: Optional[Tensor]) -> Optional[Tensor]:
+        """(B, D) shift of the class token; the mean embedding for a camera that training never saw (negative id)."""
+        if self.camera_embedding is None or camids is None:
+            return None
+        table = self.camera_embedding
+        return self.sie_coe * torch.where((camids >= 0)[:, None], table[camids.clamp(min=0)], table.mean(0))
+
+    def forward(self, images: Tensor, camids: Optional[Tensor] = None) -> CLIPFeatures | Tensor:
+        """
+        Args:
+            images: (B, 3, H, W), (x/255 - mean) / std.
+            camids: (B,) indices of training cameras, negative for unknown; used with a camera embedding only.
+
+        Returns:
+            By `output`: CLIPFeatures; (B, P*D, h, w) patch tokens of the token layers; (B, D, 1, 1) class token.
+
+        Raises:
+            ValueError: an image size other than the tower was built for.
+        """
+        expected = tuple(self.visual.image_size)
+        if tuple(images.shape[2:]) != expected:
+            raise ValueError(
+                f"images of {tuple(images.shape[2:])} for a CLIP tower built for {expected}: set INPUT.SIZE_TRAIN and "
+                "INPUT.SIZE_TEST alike"
+            )
+        self._class_shift = self._camera_shift(camids)
+        try:
+            out = self.visual.forward_intermediates(
+                images,
+                indices=sorted({*(layer - 1 for layer in self.token_layers), self.depth - 1}),
+                intermediates_only=True,
+                output_fmt="NLC",  # the library's NCHW form is wrong for overlapping patches
+                output_extra_tokens=True,
+            )
+        finally:
+            self._class_shift = None
+        tokens = out["image_intermediates"][: len(self.token_layers)]
+        if self.output == "map":
+            return torch.cat(tokens, dim=2).transpose(1, 2).unflatten(2, self.grid)
+        cls = self.visual.ln_post(out["image_intermediates_prefix"][-1][:, 0])
+        if self.output == "cls":
+            return cls[..., None, None]
+        return CLIPFeatures(
+            patches=torch.cat(tokens, dim=1),
+            grid=self.grid,
+            cls=cls,
+            proj=cls @ self.visual.proj,
+            layer_cls=torch.cat(out["image_intermediates_prefix"][: len(self.token_layers)], dim=1),
+            num_layers=len(self.token_layers),
+        )
+
+
+@BACKBONE_REGISTRY.register()
+def build_clip_vit_backbone(cfg) -> CLIPBackbone:
+    """CLIP's image tower by `MODEL.CLIP.NAME`, `MODEL.BACKBONE.*` and `INPUT.SIZE_TRAIN`.
+
+    Raises:
+        ValueError: a name, size, stride or width that does not fit.
+        FileNotFoundError: PRETRAIN without reachable weights.
+    """
+    name, size = cfg.MODEL.CLIP.NAME, tuple(cfg.INPUT.SIZE_TRAIN)
+    dims = clip_models.clip_dims(name)
+    if tuple(cfg.INPUT.SIZE_TEST) != size:
+        raise ValueError(
+            f"INPUT.SIZE_TEST {tuple(cfg.INPUT.SIZE_TEST)} differs from SIZE_TRAIN {size}: the position embedding of a ViT "
+            "has one size"
+        )
+    width = dims.width * (len(cfg.MODEL.CLIP.TOKEN_LAYERS) if cfg.MODEL.BACKBONE.OUTPUT == "map" else 1)
+    if cfg.MODEL.BACKBONE.FEAT_DIM != width:
+        raise ValueError(f"MODEL.BACKBONE.FEAT_DIM is {cfg.MODEL.BACKBONE.FEAT_DIM}; {name} gives {width}: set it")
+    visual = clip_models.build_vision_tower(name, size, cfg.MODEL.BACKBONE.STRIDE_SIZE[0])
+    if cfg.MODEL.BACKBONE.PRETRAIN:
+        clip_models.load_vision_tower(
+            visual, clip_models.read_clip_weights(name, cfg.MODEL.BACKBONE.PRETRAIN_PATH), name
+        )
+    return CLIPBackbone(
+        visual=visual,
+        token_layers=cfg.MODEL.CLIP.TOKEN_LAYERS,
+        output=cfg.MODEL.BACKBONE.OUTPUT,
+        num_cameras=len(cfg.MODEL.CLIP.CAMERAS) if cfg.MODEL.CLIP.SIE_CAMERA else 0,
+        sie_coe=cfg.MODEL.BACKBONE.SIE_COE,
+        grad_checkpointing=cfg.MODEL.BACKBONE.GRAD_CHECKPOINT,
+    )

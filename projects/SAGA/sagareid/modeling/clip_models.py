@@ -1,0 +1,383 @@
+"""open_clip models by name: their dimensions, their towers, and weights from a tag or a file.
+
+h x w patch grid, D image width, W text width, E joint width. No FastReID and no config in here.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import math
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Mapping, Optional, Sequence
+
+import open_clip
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file as load_safetensors
+from torch import Tensor, nn
+
+from .text import TextEncoder, template_token_ids
+
+__all__ = [
+    "ASSETS",
+    "ClipDims",
+    "anchor_phrase_embeddings",
+    "build_text_encoder",
+    "build_vision_tower",
+    "clip_dims",
+    "load_text_encoder",
+    "load_vision_tower",
+    "patch_grid",
+    "read_clip_weights",
+    "read_state_dict",
+    "resize_position_embedding",
+    "template_embedding",
+    "token_embedding",
+]
+
+logger = logging.getLogger(__name__)
+
+ASSETS = Path(__file__).resolve().parent.parent / "assets"
+_SOT, _EOT = 49406, 49407
+
+
+@dataclass(frozen=True)
+class ClipDims:
+    """Dimensions of an open_clip ViT model, read from its configuration."""
+
+    name: str
+    width: int  # D
+    layers: int
+    embed_dim: int  # E
+    patch_size: int
+    native_grid: tuple[int, int]  # of the pretrained position embedding
+    text_width: int  # W
+    quick_gelu: bool
+
+
+def _model_config(name: str) -> dict:
+    for file in sorted((ASSETS / "clip").glob("*.json")):
+        if file.stem == name:
+            open_clip.add_model_config(file)
+    config = open_clip.get_model_config(name)
+    if config is None:
+        ours = sorted(f.stem for f in (ASSETS / "clip").glob("*.json") if not f.name.endswith(".figures.json"))
+        raise ValueError(
+            f"MODEL.CLIP.NAME is {name!r}, which open_clip does not know. Ours: {', '.join(ours)}. "
+            f"open_clip's ViTs: {', '.join(m for m in open_clip.list_models() if m.startswith('ViT'))}"
+        )
+    vision = config["vision_cfg"]
+    if "timm_model_name" in vision or not isinstance(vision.get("layers"), int) or vision.get("attentional_pool"):
+        raise ValueError(f"MODEL.CLIP.NAME {name!r} is not a ViT with a class token; choose one such as ViT-B-16-quickgelu")
+    if vision.get("pool_type", "tok") != "tok" or vision.get("final_ln_after_pool"):
+        raise ValueError(f"MODEL.CLIP.NAME {name!r} does not pool by its class token, which the method reads")
+    return config
+
+
+@functools.lru_cache(maxsize=None)
+def clip_dims(name: str) -> ClipDims:
+    """Dimensions of an open_clip model or of a model configuration in assets/clip.
+
+    Raises:
+        ValueError: unknown name (the message lists the known), or a tower that is not a class-token ViT.
+    """
+    config = _model_config(name)
+    vision, text = config["vision_cfg"], config["text_cfg"]
+    size = vision.get("image_size", 224)
+    height, width = (size, size) if isinstance(size, int) else size
+    patch = vision["patch_size"]
+    return ClipDims(
+        name=name,
+        width=vision["width"],
+        layers=vision["layers"],
+        embed_dim=config["embed_dim"],
+        patch_size=patch,
+        native_grid=(height // patch, width // patch),
+        text_width=text.get("width", 512),
+        quick_gelu=bool(config.get("quick_gelu", False)),
+    )
+
+
+def patch_grid(image_size: Sequence[int], patch_size: int, stride: int) -> tuple[int, int]:
+    """(h, w) of a convolution of `patch_size` with `stride` and no padding over an (H, W) image."""
+    height, width = ((side - patch_size) // stride + 1 for side in image_size)
+    if min(height, width) < 1:
+        raise ValueError(f"an image of {tuple(image_size)} holds no {patch_size}x{patch_size} patch")
+    return height, width
+
+
+def _build(name: str, side: str) -> nn.Module:
+    """An open_clip CLIP of which only one side ("vision" or "text") is of full size; the other is as small as can be."""
+    config = _model_config(name)
+    vision, text = dict(config["vision_cfg"]), dict(config["text_cfg"])
+    if side == "text":
+        vision = {"layers": 1, "width": 64, "head_width": 64, "patch_size": 32, "image_size": 32}
+        text["vocab_size"] = 1  # the token table is read from the weights, for the few tokens that are needed
+    else:
+        text = {"layers": 1, "width": 64, "heads": 1, "vocab_size": 1, "context_length": 1}
+    if "hf_model_name" in text:
+        raise ValueError(f"MODEL.CLIP.NAME {name!r} has a Hugging Face text tower; text anchors need CLIP's own")
+    return open_clip.CLIP(
+        embed_dim=config["embed_dim"],
+        vision_cfg=open_clip.CLIPVisionCfg(**vision),
+        text_cfg=open_clip.CLIPTextCfg(**text),
+        quick_gelu=bool(config.get("quick_gelu", False)),
+    )
+
+
+def build_vision_tower(name: str, image_size: Sequence[int], stride: int) -> nn.Module:
+    """open_clip's VisionTransformer with random weights, for any image size and patch stride.
+
+    The library itself ties the stride to the patch size, so the stride, the grid and the position embedding are set on
+    the built module; its own forward then serves overlapping patches.
+
+    Args:
+        image_size: (H, W). stride: of the patch convolution on both axes, 1..patch size.
+    """
+    dims = clip_dims(name)
+    if not 1 <= stride <= dims.patch_size:
+        raise ValueError(f"MODEL.BACKBONE.STRIDE_SIZE {stride} must be in 1..{dims.patch_size}, the patch size of {name}")
+    visual = _build(name, "vision").visual
+    grid = patch_grid(image_size, dims.patch_size, stride)
+    visual.image_size = tuple(image_size)
+    visual.grid_size = grid
+    visual.conv1.stride = (stride, stride)
+    scale = dims.width**-0.5
+    visual.positional_embedding = nn.Parameter(scale * torch.randn(1 + grid[0] * grid[1], dims.width))
+    return visual
+
+
+def build_text_encoder(name: str) -> TextEncoder:
+    """CLIP's text transformer with random weights."""
+    clip = _build(name, "text")
+    return TextEncoder(
+        transformer=clip.transformer,
+        positional_embedding=clip.positional_embedding,
+        ln_final=clip.ln_final,
+        projection=clip.text_projection,
+    )
+
+
+# ---- weights ---------------------------------------------------------------------------------------------------------
+
+
+def read_state_dict(path: str | Path) -> dict[str, Tensor]:
+    """Tensors of a .safetensors file, a torch state dict or an OpenAI TorchScript archive, without running its code.
+
+    A "state_dict" or "model" level and a "module." prefix are taken off.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a pickle that needs code, or a file of another kind.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no weights file at {path}")
+    try:
+        if path.suffix == ".safetensors":
+            state = load_safetensors(str(path))
+        elif _is_torchscript(path):
+            state = torch.jit.load(str(path), map_location="cpu").state_dict()
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, RuntimeError, EOFError, OSError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is damaged or no weights file: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # UnpicklingError and what a hostile pickle can raise on its way
+        raise ValueError(
+            f"{path} was refused: it needs Python code to load ({str(error).splitlines()[0]}). Expected plain tensors: "
+            "save the state dict alone, or convert the file to .safetensors where you trust it."
+        ) from error
+    for level in ("state_dict", "model"):
+        if isinstance(state, Mapping) and isinstance(state.get(level), Mapping):
+            state = state[level]
+    if not isinstance(state, Mapping) or not any(isinstance(v, Tensor) for v in state.values()):
+        raise ValueError(f"{path} holds no tensors by name; expected a state dict")
+    state = {k: v for k, v in state.items() if isinstance(v, Tensor)}
+    if all(k.startswith("module.") for k in state):
+        state = {k[len("module."):]: v for k, v in state.items()}
+    return state
+
+
+def _is_torchscript(path: Path) -> bool:
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("constants.pkl") for name in archive.namelist())
+
+
+def _weights_file(name: str, pretrained: str) -> Path:
+    """Local path of a pretrained tag or file; a download for open_clip's own tags."""
+    if pretrained and Path(pretrained).is_file():
+        return Path(pretrained)
+    embedded = ASSETS / "clip" / f"{name}.safetensors"
+    if not pretrained and embedded.is_file():
+        return embedded
+    how = (
+        "Set MODEL.BACKBONE.PRETRAIN_PATH to a file (OpenAI's ViT-B-16.pt, an open_clip .safetensors or .pt) or to a tag "
+        f"of open_clip ({', '.join(open_clip.list_pretrained_tags_by_model(name)) or 'none for this model'}); or set "
+        "MODEL.BACKBONE.PRETRAIN False for random weights."
+    )
+    if not pretrained:
+        raise FileNotFoundError(f"MODEL.BACKBONE.PRETRAIN is True, but PRETRAIN_PATH is empty. {how}")
+    source = open_clip.get_pretrained_cfg(name, pretrained)
+    if not source:
+        raise FileNotFoundError(f"MODEL.BACKBONE.PRETRAIN_PATH {pretrained!r} is no file and no tag of {name}. {how}")
+    try:
+        return Path(open_clip.download_pretrained(source))
+    except Exception as error:
+        raise FileNotFoundError(
+            f"the weights {pretrained!r} of {name} could not be fetched ({type(error).__name__}). {how}"
+        ) from error
+
+
+@functools.lru_cache(maxsize=1)  # the image and the text tower of one model read the same file
+def _read_clip_weights(name: str, pretrained: str) -> dict[str, Tensor]:
+    path = _weights_file(name, pretrained)
+    state = {k.removeprefix("text."): v for k, v in read_state_dict(path).items()}
+    missing = [k for k in ("visual.conv1.weight", "visual.positional_embedding") if k not in state]
+    if missing:
+        raise ValueError(f"{path} is no CLIP ViT file: it lacks {', '.join(missing)}")
+    openai = pretrained == "openai" or (path.suffix != ".safetensors" and _is_torchscript(path))
+    if openai and not clip_dims(name).quick_gelu:
+        raise ValueError(
+            f"{path.name} holds OpenAI's weights, which were trained with QuickGELU, but {name} uses GELU. "
+            f"Set MODEL.CLIP.NAME {name}-quickgelu"
+        )
+    logger.info(
+        "CLIP weights from %s; activation %s (from the model name)", path, "QuickGELU" if clip_dims(name).quick_gelu else "GELU"
+    )
+    return state
+
+
+def read_clip_weights(name: str, pretrained: str) -> dict[str, Tensor]:
+    """Weights of a whole CLIP model in open_clip's keys.
+
+    Args:
+        pretrained: a file, a tag of open_clip, or empty for the weights that ship with a model of assets/clip.
+
+    Raises:
+        FileNotFoundError: nothing reachable; the message says how to get weights.
+        ValueError: not a CLIP ViT file, or weights whose activation the named model does not have.
+    """
+    return _read_clip_weights(name, pretrained)
+
+
+def release_clip_weights() -> None:
+    """Drop the file kept by `read_clip_weights` once the towers are built."""
+    _read_clip_weights.cache_clear()
+
+
+def resize_position_embedding(
+    embedding: Tensor, source_grid: Optional[tuple[int, int]], target_grid: tuple[int, int]
+) -> Tensor:
+    """Resize the patch rows of a position embedding; the class row is copied.
+
+    Bilinear, corners not aligned, no antialiasing, in float32, as the published code does at load time.
+
+    Args:
+        embedding: (1 + h*w, D) for the source grid (h, w). A source grid of None is taken from the number of rows where
+            that is unambiguous: the target's own, or a square.
+
+    Raises:
+        ValueError: the rows fit neither.
+    """
+    rows = embedding.shape[0] - 1
+    if source_grid is None or source_grid[0] * source_grid[1] != rows:
+        side = math.isqrt(rows)
+        if rows == target_grid[0] * target_grid[1]:
+            source_grid = target_grid
+        elif side * side == rows:
+            source_grid = (side, side)
+        else:
+            named = f"{source_grid[0]}x{source_grid[1]}" if source_grid else "unknown"
+            raise ValueError(
+                f"position embedding of {rows} patches: neither the grid {named} of the model that it should come from, nor "
+                f"the grid {target_grid[0]}x{target_grid[1]} asked for, nor a square. State the grid it was trained with "
+                "(image size and stride) when converting it."
+            )
+    if source_grid == target_grid:
+        return embedding.float()
+    patches = embedding[1:].float().t().reshape(1, -1, *source_grid)
+    patches = F.interpolate(patches, size=target_grid, mode="bilinear", align_corners=False, antialias=False)
+    return torch.cat([embedding[:1].float(), patches.flatten(2)[0].t()])
+
+
+def load_vision_tower(visual: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
+    """Load the "visual." part of CLIP weights, strictly, resizing the position embedding to the tower's grid."""
+    own = {k[len("visual."):]: v.float() for k, v in state.items() if k.startswith("visual.")}
+    own["positional_embedding"] = resize_position_embedding(
+        own["positional_embedding"], clip_dims(name).native_grid, visual.grid_size
+    )
+    _load_strictly(visual, own, f"image tower of {name}")
+
+
+def load_text_encoder(encoder: TextEncoder, state: Mapping[str, Tensor], name: str) -> None:
+    """Load the text part of CLIP weights, strictly."""
+    keep = ("transformer.", "ln_final.")
+    own = {k: v.float() for k, v in state.items() if k.startswith(keep) or k in ("positional_embedding", "text_projection")}
+    _load_strictly(encoder, own, f"text tower of {name}")
+
+
+def _load_strictly(module: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
+    own = module.state_dict()
+    problems = [f"missing {k}" for k in own if k not in state]
+    problems += [f"unknown {k}" for k in state if k not in own]
+    problems += [
+        f"{k} is {tuple(v.shape)}, expected {tuple(own[k].shape)}"
+        for k, v in state.items()
+        if k in own and v.shape != own[k].shape
+    ]
+    if problems:
+        more = f" and {len(problems) - 8} more" if len(problems) > 8 else ""
+        raise ValueError(f"weights do not fit the {what}: {'; '.join(problems[:8])}{more}")
+    module.load_state_dict(state)
+
+
+def token_embedding(state: Mapping[str, Tensor], ids: Sequence[int]) -> Tensor:
+    """(T, W) embeddings of BPE token ids.
+
+    The embedded CLIP stores only the rows that its captions trained.
+
+    Raises:
+        ValueError: a token whose row was never trained.
+    """
+    index = torch.as_tensor(list(ids))
+    if "token_embedding.weight" in state:
+        return state["token_embedding.weight"][index].float()
+    row_of = {int(t): i for i, t in enumerate(state["token_embedding.trained_ids"])}
+    unknown = [int(t) for t in index if int(t) not in row_of]
+    if unknown:
+        words = ", ".join(repr(open_clip.decode(torch.tensor([t])).strip()) for t in unknown)
+        raise ValueError(f"the embedded CLIP never saw {words}: use words of its captions, or real CLIP weights")
+    return state["token_embedding.trained_rows"][[row_of[int(t)] for t in index]].float()
+
+
+def template_embedding(state: Mapping[str, Tensor]) -> Tensor:
+    """(PROMPT_LENGTH, W) embeddings of the prompt template.
+
+    The context slots of the template are placeholders that no model reads, so theirs are zero.
+    """
+    ids = template_token_ids()
+    ends = [i for i, t in enumerate(ids) if t != 343]
+    rows = token_embedding(state, [ids[i] for i in ends])
+    out = rows.new_zeros(len(ids), rows.shape[1])
+    out[ends] = rows
+    return out
+
+
+def anchor_phrases() -> list[str]:
+    """The phrases that text anchors start from, one a line in assets/anchor_phrases.txt."""
+    return [line.strip() for line in (ASSETS / "anchor_phrases.txt").read_text().splitlines() if line.strip()]
+
+
+def anchor_phrase_embeddings(state: Mapping[str, Tensor]) -> list[Tensor]:
+    """Token embeddings (T_k, W) of each anchor phrase, without start and end of text."""
+    out = []
+    for ids in open_clip.tokenize(anchor_phrases()):
+        ids = ids.tolist()
+        out.append(token_embedding(state, ids[1 : ids.index(_EOT)]))
+    return out

@@ -1,0 +1,159 @@
+"""The method's losses: tensors and numbers in, a scalar out, always in float32.
+
+B images, D width, C classes, K anchors, Q classifiers.
+"""
+
+from __future__ import annotations
+
+from typing import Optional, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = [
+    "anchor_consistency_loss",
+    "anchor_diversity_loss",
+    "batch_hard_triplet_loss",
+    "classifier_diversity_loss",
+    "decorrelation_loss",
+    "identity_loss",
+    "image_text_loss",
+    "supervised_contrastive_loss",
+]
+
+
+def _float32(function):
+    """Run a loss outside autocast on float32 copies: half-precision inner products lose the hard pairs."""
+
+    def wrapped(*args, **kwargs):
+        args = [a.float() if isinstance(a, Tensor) and a.is_floating_point() else a for a in args]
+        device = next(a.device.type for a in args if isinstance(a, Tensor))
+        with torch.autocast(device, enabled=False):
+            return function(*args, **kwargs)
+
+    wrapped.__name__, wrapped.__doc__ = function.__name__, function.__doc__
+    return wrapped
+
+
+@_float32
+def identity_loss(logits: Tensor, targets: Tensor, epsilon: float = 0.1) -> Tensor:
+    """Label-smoothed cross-entropy over identities, averaged over classifiers.
+
+    Args:
+        logits: (B, C), or (Q, B, C) for Q classifiers.
+        targets: (B,) class indices.
+        epsilon: mass moved from the true class to the uniform distribution, in [0, 1).
+    """
+    logits = logits if logits.dim() == 3 else logits[None]
+    flat = logits.flatten(0, 1)
+    return F.cross_entropy(flat, targets.repeat(logits.shape[0]), label_smoothing=epsilon)
+
+
+@_float32
+def image_text_loss(image: Tensor, text: Tensor, targets: Tensor, epsilon: float = 0.1) -> Tensor:
+    """Cross-entropy of an image against the text features of all identities, without a logit scale (CLIP-ReID, i2t).
+
+    Args:
+        image: (B, E) image embedding, not normalised.
+        text: (C, E) text features of the C identities, not normalised.
+        targets: (B,) class indices.
+    """
+    return F.cross_entropy(image @ text.t(), targets, label_smoothing=epsilon)
+
+
+@_float32
+def supervised_contrastive_loss(first: Tensor, second: Tensor, targets: Tensor) -> Tensor:
+    """Supervised contrastive loss of `first` against `second`, temperature 1, features not normalised.
+
+    Every element of `second` of the same identity is a positive; the denominator holds all of them.
+
+    Args:
+        first, second: (B, E), rows of the same index belong to the same identity.
+        targets: (B,) identities.
+    """
+    log_prob = F.log_softmax(first @ second.t(), dim=1)
+    positive = (targets[:, None] == targets[None, :]).float()
+    return -((log_prob * positive).sum(1) / positive.sum(1)).mean()
+
+
+@_float32
+def batch_hard_triplet_loss(features: Tensor, targets: Tensor, margin: Optional[float] = 0.3) -> Tensor:
+    """Batch-hard triplet loss (Hermans et al. 2017) on Euclidean distances, any number of images per identity.
+
+    The farthest image of the same identity (the anchor itself included, at distance 1e-6) and the nearest of another.
+    An anchor without any negative in the batch adds nothing.
+
+    Args:
+        features: (B, D).
+        targets: (B,) identities.
+        margin: None for the soft margin log(1 + exp(d_ap - d_an)).
+    """
+    squared = features.pow(2).sum(1)
+    distance = (squared[:, None] + squared[None, :] - 2 * features @ features.t()).clamp(min=1e-12).sqrt()
+    same = targets[:, None] == targets[None, :]
+    has_negative = ~same.all(1)
+    if not bool(has_negative.any()):
+        return features.sum() * 0.0
+    hardest_positive = distance.masked_fill(~same, -torch.inf).amax(1)[has_negative]
+    hardest_negative = distance.masked_fill(same, torch.inf).amin(1)[has_negative]
+    if margin is None:
+        return F.softplus(hardest_positive - hardest_negative).mean()
+    return F.relu(margin + hardest_positive - hardest_negative).mean()
+
+
+@_float32
+def anchor_diversity_loss(anchors: Tensor) -> Tensor:
+    """Mean squared cosine between different text anchors. anchors: (K, D)."""
+    unit = F.normalize(anchors, dim=1)
+    return _mean_squared_off_diagonal(unit @ unit.t())
+
+
+def classifier_diversity_loss(weights: Sequence[Tensor]) -> Tensor:
+    """Mean squared cosine between the flattened weights of different classifiers. weights: Q tensors (C, D)."""
+    return anchor_diversity_loss(torch.stack([w.flatten() for w in weights]))
+
+
+def _mean_squared_off_diagonal(matrix: Tensor) -> Tensor:
+    n = matrix.shape[0]
+    if n < 2:
+        return matrix.sum() * 0.0
+    return (matrix.pow(2).sum() - matrix.diagonal().pow(2).sum()) / (n * (n - 1))
+
+
+@_float32
+def anchor_consistency_loss(parts: Tensor, mass: Tensor, targets: Tensor, margin: float = 0.3) -> Tensor:
+    """Per anchor, the least similar image of the same identity beats the most similar of another by a margin.
+
+    An image counts for an anchor by how visible that anchor is in it (its mass over the batch's largest).
+
+    Args:
+        parts: (B, K, D) per-anchor features, unit length.
+        mass: (B, K) attention mass of each anchor, >= 0.
+        targets: (B,) identities.
+        margin: in cosine.
+    """
+    similarity = torch.einsum("ikd,jkd->kij", parts, parts)  # (K, B, B)
+    same = targets[:, None] == targets[None, :]
+    itself = torch.eye(len(targets), dtype=torch.bool, device=targets.device)
+    positive = similarity.masked_fill(~same | itself, 1e4).amin(2)  # (K, B); no other image of the identity: no loss
+    negative = similarity.masked_fill(same, -torch.inf).amax(2)
+    violation = F.relu(margin - positive + negative)
+    alive = (mass / mass.amax(0, keepdim=True).clamp(min=1e-12)).t()
+    return (violation * alive).sum() / alive.sum().clamp(min=1e-12)
+
+
+@_float32
+def decorrelation_loss(features: Tensor, reference: Tensor) -> Tensor:
+    """Mean squared cross-correlation between the dimensions of two features over the batch; `reference` is a constant.
+
+    Args:
+        features: (B, D); reference: (B, D').
+    """
+
+    def standardise(x: Tensor) -> Tensor:
+        x = x - x.mean(0)
+        return x / x.std(0).clamp(min=1e-4)
+
+    correlation = standardise(features).t() @ standardise(reference.detach()) / (features.shape[0] - 1)
+    return correlation.pow(2).mean()

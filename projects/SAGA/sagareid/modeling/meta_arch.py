@@ -1,0 +1,116 @@
+"""FastReID's Baseline with what tokens need: camera ids, cached features, out-of-place normalisation, losses in float32."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Optional
+
+import torch
+from fastreid.config import configurable
+from fastreid.modeling.losses import log_accuracy
+from fastreid.modeling.meta_arch import META_ARCH_REGISTRY
+from fastreid.modeling.meta_arch.baseline import Baseline
+from torch import Tensor
+
+from ..structures import CLIPFeatures
+from . import losses as L
+from .clip_backbone import CLIPBackbone
+from .clip_models import release_clip_weights
+
+__all__ = ["SAGABaseline"]
+
+
+@META_ARCH_REGISTRY.register()
+class SAGABaseline(Baseline):
+    """Backbone and head of any kind, ours or FastReID's.
+
+    Beside FastReID's batch keys it reads `cameras` (index of the training camera, negative for unknown), and cached
+    tower outputs `patches`, `cls`, `proj`, `layer_cls` in place of `images`. The head's own `losses` join the loss dict.
+    """
+
+    @configurable
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.initialize_heads({})
+        release_clip_weights()
+
+    def initialize_heads(self, source: dict[str, Tensor]) -> None:
+        """Let the head start what it has no weights for from the backbone; `source` is a starting checkpoint's state."""
+        if hasattr(self.heads, "initialize"):
+            self.heads.initialize(self.backbone, source)
+
+    @property
+    def feature_layout(self) -> Optional[dict[str, int]]:
+        """Parts of the evaluation feature in order; None for a FastReID head."""
+        return getattr(self.heads, "feature_layout", None)
+
+    @property
+    def backbone_frozen(self) -> bool:
+        return not any(p.requires_grad for p in self.backbone.parameters())
+
+    def preprocess_image(self, batched_inputs) -> Tensor:
+        """Images on the model's device, (x - mean) / std in float32, leaving the batch as it is.
+
+        FastReID normalises in place, which normalises twice what the flip test forwards again.
+        """
+        images = batched_inputs["images"] if isinstance(batched_inputs, dict) else batched_inputs
+        images = images.to(self.device, non_blocking=True).float()
+        return (images - self.pixel_mean) / self.pixel_std
+
+    def extract(self, batched_inputs) -> CLIPFeatures | Tensor:
+        """Backbone outputs of a batch, from images or from a feature cache."""
+        batch = batched_inputs if isinstance(batched_inputs, dict) else {"images": batched_inputs}
+        cameras = batch.get("cameras")
+        cameras = cameras.to(self.device) if cameras is not None else None
+        if "images" not in batch:
+            cached = {k: batch[k].to(self.device) for k in ("patches", "cls", "proj", "layer_cls") if k in batch}
+            return self.from_cache(cached, cameras)
+        images = self.preprocess_image(batch)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.backbone_frozen):
+            if not isinstance(self.backbone, CLIPBackbone):
+                return self.backbone(images)
+            features = self.backbone(images, camids=cameras)
+        return replace(features, camids=cameras) if isinstance(features, CLIPFeatures) else features
+
+    def from_cache(self, cached: dict[str, Tensor], cameras: Optional[Tensor]) -> CLIPFeatures:
+        some = next(iter(cached.values()))
+        layers = len(self.backbone.token_layers)
+        grid = self.backbone.grid
+        if "patches" not in cached:  # a head that reads the class token alone
+            cached["patches"] = some.new_empty(len(some), layers * grid[0] * grid[1], 0)
+        return CLIPFeatures(grid=grid, num_layers=layers, camids=cameras, **cached)
+
+    def forward(self, batched_inputs):
+        """
+        Training: dict of weighted scalar losses. Evaluation: (B, F) float32 features, raw.
+
+        Raises:
+            KeyError: training without "targets".
+        """
+        features = self.extract(batched_inputs)
+        if not self.training:
+            return self.heads(features)
+        if "targets" not in batched_inputs:
+            raise KeyError("training needs the identities of the batch under 'targets'")
+        targets = batched_inputs["targets"].to(self.device)
+        return self.losses(self.heads(features, targets), targets)
+
+    def losses(self, outputs: dict, gt_labels: Tensor) -> dict[str, Tensor]:
+        """FastReID's loss names and log keys; identity and triplet loss in float32, over every classifier of the head."""
+        own = outputs.get("losses", {})
+        if "pred_class_logits" not in outputs:
+            return dict(own)
+        if "logits" not in outputs:  # one of FastReID's heads
+            return super().losses(outputs, gt_labels)
+        log_accuracy(outputs["pred_class_logits"].detach(), gt_labels)
+        names, kwargs, terms = self.loss_kwargs["loss_names"], self.loss_kwargs, {}
+        if "CrossEntropyLoss" in names:
+            ce = kwargs["ce"]
+            terms["loss_cls"] = ce["scale"] * L.identity_loss(outputs["logits"], gt_labels, ce["eps"])
+        if "TripletLoss" in names:
+            tri = kwargs["tri"]
+            features = outputs["features"]
+            features = torch.nn.functional.normalize(features, dim=1) if tri["norm_feat"] else features
+            margin = tri["margin"] or None  # FastReID: margin 0 is the soft margin
+            terms["loss_triplet"] = tri["scale"] * L.batch_hard_triplet_loss(features, gt_labels, margin)
+        return terms | own

@@ -1,0 +1,91 @@
+"""Identity prompts learned against frozen image features (CLIP-ReID's first stage, the method's too).
+
+B images, E joint width, W text width, C identities.
+"""
+
+from __future__ import annotations
+
+from typing import Optional
+
+import torch
+from fastreid.config import configurable
+from fastreid.modeling.heads import REID_HEADS_REGISTRY
+from torch import Tensor, nn
+
+from ..structures import CLIPFeatures
+from . import clip_models, losses
+from .heads import frozen_text_encoder
+from .text import PromptLearner, TextEncoder
+
+__all__ = ["PromptHead"]
+
+
+@REID_HEADS_REGISTRY.register()
+class PromptHead(nn.Module):
+    """One prompt per identity, trained by supervised contrast of images with the text features of their identities.
+
+    L = SupCon(image, text) + SupCon(text, image), features not normalised, temperature 1.
+
+    What later stages need of it is kept in two buffers that are brought up to date whenever the state is read:
+    `text_features` (C, E) of all identities, and `prompt_context`, the mean identity context.
+    """
+
+    @configurable
+    def __init__(
+        self, *, prompts: PromptLearner, text_encoder: Optional[TextEncoder], feat_dim: int, embed_dim: int, scale: float
+    ):
+        super().__init__()
+        self.prompts, self.text_encoder = prompts, text_encoder
+        self.feat_dim, self.embed_dim, self.scale = feat_dim, embed_dim, scale
+        self.register_buffer("text_features", torch.zeros(prompts.num_classes, embed_dim))
+        self.register_buffer("prompt_context", torch.zeros(prompts.context_identity.shape[1:]))
+        self.register_state_dict_pre_hook(lambda module, prefix, keep_vars: module.refresh())
+
+    @classmethod
+    def from_config(cls, cfg):
+        encoder, template, _ = frozen_text_encoder(cfg)
+        return {
+            "prompts": PromptLearner(
+                template_embedding=template,
+                num_classes=cfg.MODEL.HEADS.NUM_CLASSES,
+                num_context=cfg.MODEL.PROMPT.NUM_CONTEXT,
+                num_blank=cfg.MODEL.PROMPT.NUM_BLANK,
+                mode=cfg.MODEL.PROMPT.MODE,
+            ),
+            "text_encoder": encoder,
+            "feat_dim": cfg.MODEL.BACKBONE.FEAT_DIM,
+            "embed_dim": clip_models.clip_dims(cfg.MODEL.CLIP.NAME).embed_dim,
+            "scale": cfg.MODEL.LOSSES.SUPCON.SCALE,
+        }
+
+    @property
+    def feature_layout(self) -> dict[str, int]:
+        return {"cls": self.feat_dim, "proj": self.embed_dim}
+
+    @torch.no_grad()
+    def refresh(self, block: int = 256) -> None:
+        """Bring the buffers up to date with the prompts, `block` identities at a time, in float32."""
+        if self.text_encoder is None:
+            return
+        self.prompt_context.copy_(self.prompts.context_identity.mean(0))
+        labels = torch.arange(self.prompts.num_classes, device=self.text_features.device)
+        with torch.autocast(labels.device.type, enabled=False):
+            for part in labels.split(block):
+                self.text_features[part] = self.text_encoder(self.prompts(part))
+
+    def text(self, labels: Tensor) -> Tensor:
+        """(B,) identities to (B, E) text features; each identity of the batch is encoded once."""
+        unique, inverse = labels.unique(return_inverse=True)
+        return self.text_encoder(self.prompts(unique))[inverse]
+
+    def forward(self, features: CLIPFeatures, targets: Optional[Tensor] = None):
+        """Training: {"losses": {"loss_supcon"}}. Evaluation: (B, D+E) CLIP's own class token and its projection."""
+        if not isinstance(features, CLIPFeatures) or features.proj is None:
+            raise TypeError("PromptHead needs CLIP's joint space: use build_clip_vit_backbone with MODEL.BACKBONE.OUTPUT tokens")
+        if not self.training:
+            return torch.cat([features.cls, features.proj], dim=1).float()
+        if self.text_encoder is None:
+            raise ValueError("PromptHead trains with the text tower: set MODEL.CLIP.TEXT_TOWER True")
+        image, text = features.proj.detach(), self.text(targets)
+        contrast = losses.supervised_contrastive_loss
+        return {"losses": {"loss_supcon": self.scale * (contrast(image, text, targets) + contrast(text, image, targets))}}

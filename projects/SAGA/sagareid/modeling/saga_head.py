@@ -1,0 +1,299 @@
+"""The SAGA head: patch tokens rebuilt from anchors and pooled by how strongly an anchor claims each of them.
+
+B images, N patches of one token layer, P token layers, D token width, E joint width, K text anchors, M domain anchors,
+Q classifiers, C identities.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Optional, Sequence
+
+import torch
+from fastreid.config import configurable
+from fastreid.modeling.heads import REID_HEADS_REGISTRY
+from torch import Tensor, nn
+
+from ..structures import CLIPFeatures, as_features
+from . import anchors as A
+from . import clip_models, losses
+from .heads import batch_norm_neck, frozen_text_encoder, head_outputs, identity_classifier
+from .text import TextEncoder
+
+__all__ = ["Refined", "SAGAHead"]
+
+
+@dataclass
+class Refined:
+    """What the head computes of an image.
+
+    Attributes:
+        feature: (B, F) pooled feature, before the neck.
+        tokens: (B, N, D) refined patches of each token layer.
+        attention: (B, N, K_p+M_p) attention of the last refinement layer of each token layer, mean over heads.
+        weights: (B, N) pooling weights of each token layer; those of an image sum to 1.
+        text_anchors: (K, D).
+        domain_anchors: (B, M, D), or None.
+    """
+
+    feature: Tensor
+    tokens: list[Tensor]
+    attention: list[Tensor]
+    weights: list[Tensor]
+    text_anchors: Tensor
+    domain_anchors: Optional[Tensor]
+
+
+@REID_HEADS_REGISTRY.register()
+class SAGAHead(nn.Module):
+    """Semantic refinement by anchors, anchor pooling, BNNeck and Q identity classifiers.
+
+    With two token layers ("two-path"), the first is refined by the first half of the text anchors, the second by the
+    other half and the domain anchors; the pooled features add up.
+
+    It takes CLIPFeatures or any (B, D, h, w) map, so it also runs behind FastReID's own backbones.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        feat_dim: int,
+        num_classes: int,
+        text_anchors: nn.Module,
+        text_encoder: Optional[TextEncoder],
+        domain_anchors: Optional[nn.Module],
+        num_anchors: int,
+        num_layers: int,
+        refine_layers: int,
+        num_heads: int,
+        dropout: float,
+        init_block: int,
+        embedding_dim: int,
+        num_classifiers: int,
+        classifier_dropout: float,
+        pool: str,
+        neck_feat: str,
+        clip_parts: Optional[tuple[int, int]],
+        parts: int,
+        loss_weights: dict[str, dict],
+    ):
+        """
+        Args:
+            feat_dim: D. num_anchors: K. num_layers: P, 1 or 2.
+            text_anchors: TextAnchors or FreeAnchors.
+            text_encoder: None for FreeAnchors, and for models that only evaluate with stored anchors.
+            init_block: 1-based image block that refinement starts from; 0 for the deepest token layer.
+            embedding_dim: F; 0 for D without a projection.
+            pool: "anchor" or "mean".
+            clip_parts: (D, E) where the backbone gives class token and projection: they join the evaluation feature.
+            parts: anchors kept in the evaluation part "parts"; 0 for none.
+            loss_weights: by loss name, of the terms that this head computes itself.
+        """
+        super().__init__()
+        if pool not in ("anchor", "mean"):
+            raise ValueError(f"MODEL.SAGA.POOL is {pool!r}; expected anchor or mean")
+        if num_layers not in (1, 2):
+            raise ValueError(f"SAGAHead reads one token layer or two, not {num_layers}: set MODEL.CLIP.TOKEN_LAYERS")
+        if num_layers == 2 and num_anchors % 2:
+            raise ValueError(f"MODEL.SAGA.NUM_ANCHORS {num_anchors} must be even: two token layers share them by halves")
+        self.feat_dim, self.num_anchors, self.num_layers = feat_dim, num_anchors, num_layers
+        self.pool, self.neck_feat, self.clip_parts, self.parts = pool, neck_feat, clip_parts, parts
+        self.init_block, self.loss_weights = init_block, loss_weights
+        self.text_anchors, self.text_encoder, self.domain_anchors = text_anchors, text_encoder, domain_anchors
+        self.refine = nn.ModuleList(
+            A.SemanticRefinement(embed_dim=feat_dim, num_heads=num_heads, num_layers=refine_layers, dropout=dropout)
+            for _ in range(num_layers)
+        )
+        self.anchor_pool = A.AnchorPool()
+        self.proj = nn.Linear(feat_dim, embedding_dim) if embedding_dim not in (0, feat_dim) else nn.Identity()
+        self.embedding_dim = embedding_dim or feat_dim
+        self.bottleneck = batch_norm_neck(self.embedding_dim)
+        self.classifiers = nn.ModuleList(
+            identity_classifier(self.embedding_dim, num_classes) for _ in range(num_classifiers)
+        )
+        self.classifier_dropout = nn.Dropout(classifier_dropout)
+        self._anchors_of: Optional[tuple] = None
+        self.register_state_dict_pre_hook(lambda module, prefix, keep_vars: module.refresh_anchors())
+
+    @classmethod
+    def from_config(cls, cfg):
+        saga, loss = cfg.MODEL.SAGA, cfg.MODEL.LOSSES
+        feat_dim, K, M = cfg.MODEL.BACKBONE.FEAT_DIM, saga.NUM_ANCHORS, saga.NUM_DOMAIN_ANCHORS
+        dims = clip_models.clip_dims(cfg.MODEL.CLIP.NAME)
+        on_clip = cfg.MODEL.BACKBONE.NAME == "build_clip_vit_backbone" and cfg.MODEL.BACKBONE.OUTPUT == "tokens"
+
+        encoder = None
+        if saga.FREE_ANCHORS:
+            text_anchors = A.FreeAnchors(num_anchors=K, embed_dim=feat_dim)
+        else:
+            encoder, template, state = frozen_text_encoder(cfg)
+            text_anchors = A.TextAnchors(
+                template_embedding=template,
+                num_anchors=K,
+                phrase_slots=saga.PHRASE_CONTEXT,
+                text_dim=dims.embed_dim,
+                embed_dim=feat_dim,
+            )
+            if encoder is not None:
+                phrases = clip_models.anchor_phrase_embeddings(state) if state else [torch.randn(8, dims.text_width) * 0.02]
+                text_anchors.initialize(phrases)
+
+        domain = None
+        if M:
+            common = {"num_anchors": M, "embed_dim": feat_dim}
+            kinds = {
+                "content": lambda: A.ContentDomainAnchors(**common),
+                "camera": lambda: A.CameraDomainAnchors(**common, num_cameras=len(cfg.MODEL.CLIP.CAMERAS)),
+                "clip": lambda: A.ClipDomainAnchors(**common, clip_dim=dims.embed_dim),
+            }
+            domain = kinds[saga.DOMAIN_ANCHORS]()
+
+        weights = {
+            "AnchorDiversityLoss": {"scale": loss.ANCHOR_DIVERSITY.SCALE},
+            "ClassifierDiversityLoss": {"scale": loss.CLASSIFIER_DIVERSITY.SCALE},
+            "AnchorConsistencyLoss": {"scale": loss.ANCHOR_CONSISTENCY.SCALE, "margin": loss.ANCHOR_CONSISTENCY.MARGIN},
+            "DecorrelationLoss": {"scale": loss.DECORRELATION.SCALE},
+        }
+        return {
+            "feat_dim": feat_dim,
+            "num_classes": cfg.MODEL.HEADS.NUM_CLASSES,
+            "text_anchors": text_anchors,
+            "text_encoder": encoder,
+            "domain_anchors": domain,
+            "num_anchors": K,
+            "num_layers": len(cfg.MODEL.CLIP.TOKEN_LAYERS) if on_clip else 1,
+            "refine_layers": saga.REFINE_LAYERS,
+            "num_heads": saga.NUM_HEADS,
+            "dropout": saga.DROPOUT,
+            "init_block": saga.INIT_BLOCK,
+            "embedding_dim": saga.EMBEDDING_DIM,
+            "num_classifiers": saga.NUM_CLASSIFIERS,
+            "classifier_dropout": saga.CLASSIFIER_DROPOUT,
+            "pool": saga.POOL,
+            "neck_feat": cfg.MODEL.HEADS.NECK_FEAT,
+            "clip_parts": (feat_dim, dims.embed_dim) if on_clip else None,
+            "parts": cfg.TEST.PARTS,
+            "loss_weights": {name: w for name, w in weights.items() if name in loss.NAME},
+        }
+
+    @property
+    def feature_layout(self) -> dict[str, int]:
+        layout = {"refined": self.embedding_dim}
+        if self.clip_parts:
+            layout |= {"cls": self.clip_parts[0], "proj": self.clip_parts[1]}
+        if self.parts:
+            layout["parts"] = self.num_anchors * self.embedding_dim
+        return layout
+
+    @torch.no_grad()
+    def initialize(self, backbone: nn.Module, source: dict[str, Tensor]) -> None:
+        """Start what has no weights yet from the image tower: each refinement layer from one of its blocks.
+
+        Anchors without phrase slots start from the mean identity prompt where the run that this one starts from has it.
+
+        Args:
+            backbone: the image tower after its weights are in; one without CLIP blocks leaves the random start.
+            source: state dict of the checkpoint that this run starts from; empty for none.
+        """
+        if hasattr(backbone, "block"):
+            for refine in self.refine:
+                refine.initialize(backbone.block(self.init_block or backbone.token_layers[-1]))
+        context = source.get("heads.prompt_context")
+        if isinstance(self.text_anchors, A.TextAnchors) and not self.text_anchors.context_phrase.shape[1]:
+            if context is not None:
+                self.text_anchors.initialize_from_prompts(context[None])
+
+    # ---- anchors ---------------------------------------------------------------------------------------------------
+
+    def refresh_anchors(self) -> None:
+        """Store the anchors of the present weights; does nothing where they are stored already or need no text tower."""
+        if self.text_encoder is None:
+            return
+        of = tuple((id(p), p._version) for m in (self.text_anchors, self.text_encoder) for p in m.parameters())
+        if of != self._anchors_of:
+            self.text_anchors.refresh(self.text_encoder)
+            self._anchors_of = of
+
+    def _text_anchors(self) -> Tensor:
+        """(K, D): computed with gradient in training, stored in evaluation."""
+        if isinstance(self.text_anchors, A.FreeAnchors):
+            return self.text_anchors.anchors
+        if self.training:
+            if self.text_encoder is None:
+                raise ValueError("SAGAHead trains its text anchors with the text tower: set MODEL.CLIP.TEXT_TOWER True")
+            return self.text_anchors.compute(self.text_encoder)
+        self.refresh_anchors()
+        return self.text_anchors.anchors
+
+    # ---- forward ---------------------------------------------------------------------------------------------------
+
+    def refine_and_pool(self, features: CLIPFeatures) -> Refined:
+        """The method itself, from patch tokens to the pooled feature."""
+        if features.num_layers != self.num_layers:
+            raise ValueError(f"SAGAHead was built for {self.num_layers} token layer(s), the features hold {features.num_layers}")
+        text = self._text_anchors()
+        paths = features.patches.chunk(self.num_layers, dim=1)
+        domain = None
+        if self.domain_anchors is not None:
+            domain = self.domain_anchors(paths[-1], camids=features.camids, proj=features.proj, text_anchors=text)
+        tokens, attention, weights, pooled = [], [], [], 0
+        for p, (patches, own_text, refine) in enumerate(zip(paths, text.chunk(self.num_layers), self.refine)):
+            anchors = own_text
+            if domain is not None and p == self.num_layers - 1:
+                anchors = torch.cat([own_text.expand(len(domain), -1, -1), domain], dim=1)
+            refined, attended = refine(patches, anchors)
+            feature, weight = self.anchor_pool(refined, attended)
+            if self.pool == "mean":
+                feature, weight = refined.mean(1), torch.full_like(weight, 1 / weight.shape[1])
+            pooled = pooled + feature
+            tokens.append(refined), attention.append(attended), weights.append(weight)
+        return Refined(self.proj(pooled), tokens, attention, weights, text, domain)
+
+    def part_features(self, refined: Refined) -> tuple[Tensor, Tensor]:
+        """(B, K, F) unit-length feature and (B, K) mass of each text anchor; one token layer only."""
+        if self.num_layers != 1:
+            raise ValueError("per-anchor features are not defined for two token layers (AnchorConsistencyLoss, TEST.PARTS)")
+        parts, mass = A.anchor_features(refined.tokens[0], refined.attention[0][:, :, : self.num_anchors])
+        return nn.functional.normalize(self.proj(parts), dim=2), mass
+
+    def forward(self, features, targets: Optional[Tensor] = None):
+        """
+        Args:
+            features: CLIPFeatures or a (B, D, h, w) map.
+
+        Returns:
+            Training: `head_outputs` with (Q, B, C) logits. Evaluation: (B, F_all) raw concatenation of the pooled feature,
+            before or after the neck by NECK_FEAT, and what `feature_layout` names beside it.
+        """
+        features = as_features(features).float()
+        refined = self.refine_and_pool(features)
+        feature = refined.feature
+        normed = self.bottleneck(feature)
+        if self.training:
+            logits = torch.stack([classifier(self.classifier_dropout(normed)) for classifier in self.classifiers])
+            return head_outputs(logits, feature, self._losses(refined, features, targets))
+        out = [feature if self.neck_feat == "before" else normed]
+        if self.clip_parts:
+            out += [features.cls, features.proj]
+        if self.parts:
+            parts, mass = self.part_features(refined)
+            weakest = mass.topk(min(self.parts, self.num_anchors), dim=1).values[:, -1:]
+            out.append((parts * (mass >= weakest)[:, :, None]).flatten(1))
+        return torch.cat(out, dim=1)
+
+    def _losses(self, refined: Refined, features: CLIPFeatures, targets: Tensor) -> dict[str, Tensor]:
+        def classifier_diversity():
+            return losses.classifier_diversity_loss([c.weight for c in self.classifiers])
+
+        def anchor_consistency():
+            margin = self.loss_weights["AnchorConsistencyLoss"]["margin"]
+            return losses.anchor_consistency_loss(*self.part_features(refined), targets, margin)
+
+        terms = {
+            "AnchorDiversityLoss": ("anchor_div", lambda: losses.anchor_diversity_loss(refined.text_anchors)),
+            "ClassifierDiversityLoss": ("classifier_div", classifier_diversity),
+            "AnchorConsistencyLoss": ("anchor_cons", anchor_consistency),
+            "DecorrelationLoss": ("decorr", lambda: losses.decorrelation_loss(refined.feature, features.cls)),
+        }
+        return {f"loss_{terms[name][0]}": weight["scale"] * terms[name][1]() for name, weight in self.loss_weights.items()}
