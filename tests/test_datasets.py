@@ -1,0 +1,266 @@
+"""The occluded data sets, on folder trees made with their authors' layouts and file names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from fastreid.data.datasets import DATASET_REGISTRY
+from PIL import Image
+
+from sagareid import compat
+from sagareid.config import get_cfg
+from sagareid.data.mmmp import SETTINGS
+
+
+def make(root: Path, *names: str) -> Path:
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 16)).save(path)
+    return root
+
+
+def build(name: str, root: Path, **options):
+    return DATASET_REGISTRY.get(name)(root=str(root), **options)
+
+
+def ids(items):
+    return [item[1:] for item in items]
+
+
+DUKE = (
+    "bounding_box_train/0010_c1_f0046985.jpg",
+    "bounding_box_train/0009_c8_f0046985.jpg",
+    "bounding_box_train/0100_c2_f0046985.jpg",
+    "query/0005_c2_f0046985.jpg",
+    "bounding_box_test/0005_c5_f0051341.jpg",
+    "bounding_box_test/0006_c2_f0046985.jpg",
+)
+MARKET = (
+    "occluded_train/0002_c1s1_000451_03.jpg",
+    "occluded_train/0000_c2s1_000451_03.jpg",
+    "occluded_query/0003_c1s1_000451_00.jpg",
+    "occluded_query/-1_c1s1_000451_00.jpg",
+    "bounding_box_test/0003_c6s3_000451_03.jpg",
+    "bounding_box_test/0000_c2s1_000451_03.jpg",
+    "bounding_box_test/-1_c2s1_000451_03.jpg",
+)
+
+
+# ---- Occluded-Duke -------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    "folder", ["Occluded_Duke", "Occluded-DukeMTMC", "dukemtmcreid/Occluded_Duke", "run_1_c2/Occluded_Duke"]
+)
+def test_occluded_duke(tmp_path, folder):
+    """Also below a folder whose own name looks like a person and a camera."""
+    root = tmp_path / "run_1_c2" if folder.startswith("run") else tmp_path
+    make(tmp_path / folder, *DUKE)
+    data = build("OccludedDuke", root)
+    assert ids(data.query) == [(5, 1)]
+    assert ids(data.gallery) == [(5, 4), (6, 1)]
+    assert ids(data.train) == [
+        ("occluded_duke_0009", "occluded_duke_07"),
+        ("occluded_duke_0010", "occluded_duke_00"),
+        ("occluded_duke_0100", "occluded_duke_01"),
+    ]
+    labels = [pid for _, pid, _ in data.train]
+    assert sorted(labels) == labels  # the host labels by string order: numeric order, thanks to the padding
+
+
+def test_root_may_be_the_data_set_itself(tmp_path):
+    assert build("OccludedDuke", make(tmp_path / "Occluded_Duke", *DUKE)).query
+    with pytest.raises(RuntimeError, match="no 'query' folder"):  # any other data set's folders are not taken for it
+        build("OccludedDuke", make(tmp_path / "other", *DUKE))
+
+
+def test_through_the_hosts_loaders(tmp_path, monkeypatch):
+    make(tmp_path / "Occluded_Duke", *DUKE)
+    monkeypatch.setenv("FASTREID_DATASETS", str(tmp_path))
+    cfg = get_cfg()
+    cfg.DATASETS.NAMES, cfg.DATASETS.TESTS = ("OccludedDuke",), ("OccludedDuke",)
+    cfg.MODEL.DEVICE, cfg.DATALOADER.NUM_WORKERS = "cpu", 0
+    cfg.DATALOADER.SAMPLER_TRAIN, cfg.SOLVER.IMS_PER_BATCH = "TrainingSampler", 3
+    loader, num_query = compat.build_test_loader(cfg, "OccludedDuke")
+    batch = next(iter(loader))
+    assert num_query == 1 and batch["targets"].tolist() == [5, 5, 6] and batch["camids"].tolist() == [1, 4, 1]
+    train = next(iter(compat.build_train_loader(cfg)))
+    assert train["images"].shape == (3, 3, 256, 128) and sorted(train["targets"].tolist()) == [0, 1, 2]
+
+
+def test_missing_data_says_what_to_do(tmp_path):
+    with pytest.raises(RuntimeError) as error:
+        build("OccludedDuke", tmp_path)
+    assert str(error.value) == (
+        f"OccludedDuke: no 'query' folder under {tmp_path}/Occluded_Duke. Expected bounding_box_train/, query/, "
+        "bounding_box_test/. Set FASTREID_DATASETS, or run configs/SAGA/quickstart.yml, which needs no download."
+    )
+
+
+@pytest.mark.parametrize("missing", ["bounding_box_train", "query", "bounding_box_test"])
+def test_missing_split(tmp_path, missing):
+    make(tmp_path / "Occluded_Duke", *(name for name in DUKE if not name.startswith(missing)))
+    with pytest.raises(RuntimeError, match=f"OccludedDuke: no '{missing}' folder under .*Occluded_Duke"):
+        build("OccludedDuke", tmp_path)
+
+
+@pytest.mark.parametrize("empty", ["bounding_box_train", "query", "bounding_box_test"])
+def test_empty_split(tmp_path, empty):
+    make(tmp_path / "Occluded_Duke", *(name for name in DUKE if not name.startswith(empty)))
+    (tmp_path / "Occluded_Duke" / empty).mkdir()
+    (tmp_path / "Occluded_Duke" / empty / "Thumbs.db").touch()
+    with pytest.raises(RuntimeError, match=f"no images in .*{empty}"):
+        data = build("OccludedDuke", tmp_path)
+        data.query, data.gallery
+
+
+@pytest.mark.parametrize(
+    "name", ["person.jpg", "0005_c9_f0046985.jpg", "0005_c12_f1.jpg", "x0005_c2_f1.jpg", "._0005_c2_f1.jpg"]
+)
+def test_wrong_name_is_an_error_not_a_gap(tmp_path, name):
+    make(tmp_path / "Occluded_Duke", *DUKE, f"query/{name}")
+    with pytest.raises(RuntimeError, match=r"1 file\(s\) in .*query are wrongly named: .*0005_c2_f0046985.jpg") as error:
+        build("OccludedDuke", tmp_path).query
+    assert name in str(error.value)
+
+
+def test_many_wrong_names_show_the_first(tmp_path):
+    make(tmp_path / "Occluded_Duke", *DUKE, *(f"query/bad{i}.jpg" for i in range(9)))
+    with pytest.raises(RuntimeError, match=r"9 file\(s\).*bad0.jpg, bad1.jpg, bad2.jpg, \.\.\."):
+        build("OccludedDuke", tmp_path).query
+
+
+# ---- Occluded-Market -----------------------------------------------------------------------------------------------
+def test_occluded_market_keeps_distractors(tmp_path):
+    make(tmp_path / "run_1_c2" / "Occluded_Market", *MARKET)
+    data = build("OccludedMarket", tmp_path / "run_1_c2")
+    assert ids(data.train) == [("occluded_market_0002", "occluded_market_00")]
+    assert ids(data.query) == [(3, 0)]
+    assert ids(data.gallery) == [(0, 1), (3, 5)]
+    published = build("OccludedMarketNoDistractors", tmp_path / "run_1_c2")
+    assert ids(published.gallery) == [(3, 5)] and ids(published.query) == ids(data.query)
+
+
+# ---- people paired by name -----------------------------------------------------------------------------------------
+def test_occluded_reid_shares_people_by_folder_name(tmp_path):
+    """The published code numbers each folder by itself: here it would call person 003 of the gallery person 1."""
+    make(
+        tmp_path / "Occluded_REID",
+        "occluded_body_images/001/001_01.tif",
+        "occluded_body_images/003/003_01.tif",
+        "whole_body_images/001/001_06.tif",
+        "whole_body_images/002/002_06.tif",
+        "whole_body_images/003/003_06.tif",
+    )
+    data = build("OccludedREID", tmp_path)
+    assert ids(data.query) == [(0, 0), (2, 0)]
+    assert ids(data.gallery) == [(0, 1), (1, 1), (2, 1)]
+    assert data.train == []
+
+
+@pytest.mark.parametrize(
+    ("name", "folder", "query", "gallery"),
+    [
+        ("PartialREID", "Partial_REID", "partial_body_images/{:03d}_001.jpg", "whole_body_images/{:03d}_001.jpg"),
+        ("PartialREID", "Partial-REID_Dataset", "partial_body_images/{:03d}_001.jpg", "whole_body_images/{}_001.jpg"),
+        ("PartialiLIDS", "PartialiLIDS", "Probe/{:03d}.jpg", "Gallery/{:03d}.jpg"),
+        ("PartialiLIDS", "Partial_iLIDS", "query/{:03d}_1.jpg", "gallery/{:03d}_2.jpg"),
+    ],
+)
+def test_partial_sets_share_people_by_number(tmp_path, name, folder, query, gallery):
+    root = tmp_path / "run_1_c2"
+    make(root / folder, *(query.format(i) for i in (2, 10)), *(gallery.format(i) for i in (1, 2, 10)))
+    data = build(name, root)
+    assert ids(data.query) == [(1, 0), (2, 0)] and sorted(ids(data.gallery)) == [(0, 1), (1, 1), (2, 1)]
+
+
+@pytest.mark.parametrize("name", ["OccludedREID", "PartialREID", "PartialiLIDS"])
+def test_evaluation_only_sets_say_so_when_trained_on(tmp_path, name):
+    cls = DATASET_REGISTRY.get(name)
+    splits = {"OccludedREID": "occluded_body_images whole_body_images", "PartialiLIDS": "Probe Gallery"}
+    for split in splits.get(name, "partial_body_images whole_body_images").split():
+        make(tmp_path / cls.folders[0], f"{split}/001.jpg")
+    with pytest.raises(RuntimeError, match=f"{name} has no training images.*DATASETS.TESTS"):
+        build(name, tmp_path).show_train()
+    with pytest.raises(RuntimeError, match=f"{name}: no '.*' folder under .*FASTREID_DATASETS"):
+        build(name, tmp_path / "nowhere")
+
+
+def test_images_beside_person_folders(tmp_path):
+    make(tmp_path / "Occluded_REID", "occluded_body_images/001/1.tif", "whole_body_images/001/1.tif")
+    make(tmp_path / "Occluded_REID", "occluded_body_images/2.tif")
+    with pytest.raises(RuntimeError, match="2.tif. Expected images in one sub-folder per person"):
+        build("OccludedREID", tmp_path)
+
+
+def test_p_duke(tmp_path):
+    make(
+        tmp_path / "P-DukeMTMC-reid",
+        "train/occluded_body_images/0007/0007_c2_f0001.jpg",
+        "train/whole_body_images/0007/0007_c3_f0001.jpg",
+        "train/whole_body_images/0020/0020_c3_f0001.jpg",
+        "test/occluded_body_images/0005/0005_c2_f0001.jpg",
+        "test/whole_body_images/0005/0005_c2_f0002.jpg",
+        "test/whole_body_images/0001/0001_c2_f0002.jpg",
+    )
+    data = build("PDukeMTMC", tmp_path)
+    assert ids(data.train) == [
+        ("p_dukemtmc_0000", "p_dukemtmc_00"),
+        ("p_dukemtmc_0000", "p_dukemtmc_01"),
+        ("p_dukemtmc_0001", "p_dukemtmc_01"),
+    ]
+    assert ids(data.query) == [(1, 0)] and ids(data.gallery) == [(0, 1), (1, 1)]
+
+
+# ---- MMMP ----------------------------------------------------------------------------------------------------------
+@pytest.fixture
+def mmmp(tmp_path):
+    """Three people in every camera, 3 images each; person 4 in camera 1 alone, once. Long file names, on purpose."""
+    for camera in range(1, 15):
+        for person in (1, 2, 3):
+            make(tmp_path / "MMMP" / f"{camera:02d}" / f"{person:04d}", *(f"{i:04d}_long_name.jpg" for i in range(3)))
+    make(tmp_path / "MMMP" / "01" / "0004", "0001.jpg")
+    for setting in SETTINGS:
+        folder = tmp_path / "MMMP" / setting
+        folder.mkdir()
+        for split, people in (("train", "1"), ("val", "2"), ("test", "3,4")):
+            (folder / f"{split}_id.txt").write_text(people + "\nignored\n")
+    return tmp_path
+
+
+def test_mmmp_between_platforms(mmmp):
+    data = build("MMMP_cctv_rgb_uav_ir", mmmp)
+    assert set(ids(data.query)) == {(3, camera) for camera in range(6)} | {(4, 0)}
+    assert set(ids(data.gallery)) == {(3, 13)}  # cameras 01 and 11, 03 and 13 stay apart
+    assert {item[1] for item in data.train} == {"mmmp_0001", "mmmp_0002"}
+    assert {item[2] for item in data.train} == {f"mmmp_{camera:02d}" for camera in (*range(6), 13)}
+
+
+def test_mmmp_within_a_group_is_drawn_alike_every_time(mmmp):
+    first, second = build("MMMP_cctv", mmmp), build("MMMP_cctv", mmmp)
+    assert first.query == second.query and first.gallery == second.gallery
+    assert len(first.query) == 12 and len(first.gallery) == 24  # 12 cameras, 1 and 2 of 3 images
+    assert not {path for path, *_ in first.query} & {path for path, *_ in first.gallery}
+    assert 4 not in {pid for _, pid, _ in first.query + first.gallery}  # one image: no counterpart
+
+
+def test_mmmp_errors(mmmp):
+    with pytest.raises(ValueError, match="unknown setting 'exp_x'; expected one of exp_cctv_rgb_cctv_ir"):
+        build("MMMP", mmmp, setting="exp_x")
+    with pytest.raises(RuntimeError, match="MMMP: no '01' folder under .*FASTREID_DATASETS"):
+        build("MMMP", mmmp / "nowhere")
+    (mmmp / "MMMP" / "exp_uav" / "val_id.txt").write_text("1;2")
+    with pytest.raises(RuntimeError, match="val_id.txt.*comma separated"):
+        build("MMMP_uav", mmmp)
+    (mmmp / "MMMP" / "exp_uav" / "val_id.txt").unlink()
+    with pytest.raises(RuntimeError, match="no 'val_id.txt'"):
+        build("MMMP_uav", mmmp)
+
+
+def test_mmmp_reads_lists_from_elsewhere(mmmp, tmp_path):
+    folder = tmp_path / "lists" / "exp_uav"
+    folder.mkdir(parents=True)
+    for split, people in (("train", "3"), ("val", ""), ("test", "1")):
+        (folder / f"{split}_id.txt").write_text(people)
+    data = build("MMMP_uav", mmmp, split_root=str(tmp_path / "lists"))
+    assert {item[1] for item in data.query} == {1}
