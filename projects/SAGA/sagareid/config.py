@@ -6,6 +6,8 @@ PRETRAIN_PATH}``, ``MODEL.LOSSES.{CE,TRI}``, ``SOLVER.*``, ``TEST.{FLIP,AQE,RERA
 
 from __future__ import annotations
 
+import difflib
+
 from fastreid.config import CfgNode as CN
 from fastreid.config import get_cfg as _host_cfg
 
@@ -23,7 +25,8 @@ def add_saga_config(cfg: CN) -> None:
     cfg.STAGES = []
 
     # ---- what a run starts from and what it trains --------------------------------------------------------------
-    # Glob patterns of parameters that train; everything else is frozen. Empty: as the model was built.
+    # Glob patterns of parameters that train; the others are frozen. What a head builds frozen (a text tower, the neck's
+    # bias) stays so. Empty: as the model was built.
     cfg.MODEL.TRAINABLE = []
     # Glob patterns of weights that start afresh although MODEL.WEIGHTS is given (new heads; what a stage resets).
     cfg.MODEL.NEW_WEIGHTS = []
@@ -32,7 +35,7 @@ def add_saga_config(cfg: CN) -> None:
 
     # ---- CLIP image tower (meta key of build_clip_vit_backbone) ----------------------------------------------------
     cfg.MODEL.CLIP = CN()
-    # open_clip model name, or a name of the plug-in's own assets/clip/*.json. METHOD: ViT-B/16 with OpenAI's QuickGELU.
+    # open_clip model name, or a name of the plug-in's own assets/clip/*.json. The method: ViT-B/16, QuickGELU.
     cfg.MODEL.CLIP.NAME = "ViT-B-16-quickgelu"
     # Blocks (1-based, clamped to the depth) whose patch tokens the heads read. Two layers: two-path refinement.
     cfg.MODEL.CLIP.TOKEN_LAYERS = [9]
@@ -98,17 +101,18 @@ def add_saga_config(cfg: CN) -> None:
     cfg.MODEL.LOSSES.SUPCON = CN({"SCALE": 1.0})
     cfg.MODEL.LOSSES.I2T = CN({"SCALE": 1.0, "EPSILON": 0.1})
     cfg.MODEL.LOSSES.ANCHOR_DIVERSITY = CN({"SCALE": 0.05})
+    # Counts with two classifiers or more.
     cfg.MODEL.LOSSES.CLASSIFIER_DIVERSITY = CN({"SCALE": 0.5})
     cfg.MODEL.LOSSES.ANCHOR_CONSISTENCY = CN({"SCALE": 1.0, "MARGIN": 0.3})
     cfg.MODEL.LOSSES.DECORRELATION = CN({"SCALE": 1.0})
 
     # ---- data -----------------------------------------------------------------------------------------------------
-    # Normalised-space noise as random-erasing fill (METHOD.md 6), one value per pixel. False: the host's INPUT.REA.VALUE.
+    # Random erasing fills with normal noise in normalised space, one value per pixel. False: the host's INPUT.REA.VALUE.
     cfg.INPUT.REA.PIXEL_NOISE = False
-    # Share of the image that random erasing covers.
+    # Share of the image that such a box covers.
     cfg.INPUT.REA.AREA = [0.02, 0.33333333]
-    # Pad after the flip (METHOD.md 6) is the host's order here too. Evaluation resizes with this filter.
-    cfg.INPUT.INTERPOLATION_TEST = "bilinear"  # bilinear or bicubic
+    # Filter of the resize at test time: bicubic as FastReID (and training), or bilinear as the published code.
+    cfg.INPUT.INTERPOLATION_TEST = "bicubic"
     # Worker processes of the test loader. -1: as DATALOADER.NUM_WORKERS.
     cfg.DATALOADER.NUM_WORKERS_TEST = -1
 
@@ -151,8 +155,111 @@ def add_saga_config(cfg: CN) -> None:
     cfg.TEST.SELECT_BEST = False
 
 
+# The loss terms that exist: FastReID's, then ours.
+LOSSES = (
+    "CrossEntropyLoss",
+    "TripletLoss",
+    "CircleLoss",
+    "Cosface",
+    "SupConLoss",
+    "I2TLoss",
+    "AnchorDiversityLoss",
+    "ClassifierDiversityLoss",
+    "AnchorConsistencyLoss",
+    "DecorrelationLoss",
+)
+SCHEDULES = ("MultiStepLR", "CosineAnnealingLR", "WarmupCosineLR")
+
+
+def reads_cameras(cfg: CN) -> bool:
+    """Whether the model embeds camera ids."""
+    return cfg.MODEL.CLIP.SIE_CAMERA or cfg.MODEL.SAGA.DOMAIN_ANCHORS == "camera"
+
+
 def check_config(cfg: CN) -> None:
-    """placeholder"""
+    """Refuse what cannot work, before anything is built or written.
+
+    Raises:
+        ValueError: every problem found, one a line, each with what is valid or what to do.
+    """
+    import torch
+    from fastreid.data.datasets import DATASET_REGISTRY
+    from fastreid.modeling.backbones import BACKBONE_REGISTRY
+    from fastreid.modeling.heads import REID_HEADS_REGISTRY
+    from fastreid.modeling.meta_arch import META_ARCH_REGISTRY
+
+    problems: list[str] = []
+
+    def one_of(key: str, value, valid) -> None:
+        if value not in valid:
+            close = difflib.get_close_matches(str(value), [str(v) for v in valid], n=1)
+            hint = f" Did you mean {close[0]}?" if close else ""
+            problems.append(f"{key} is {value!r}; valid: {', '.join(map(str, sorted(valid)))}.{hint}")
+
+    def needs(condition: bool, message: str) -> None:
+        if not condition:
+            problems.append(message)
+
+    model, saga, loss = cfg.MODEL, cfg.MODEL.SAGA, tuple(cfg.MODEL.LOSSES.NAME)
+    one_of("MODEL.META_ARCHITECTURE", model.META_ARCHITECTURE, META_ARCH_REGISTRY._obj_map)
+    one_of("MODEL.BACKBONE.NAME", model.BACKBONE.NAME, BACKBONE_REGISTRY._obj_map)
+    one_of("MODEL.HEADS.NAME", model.HEADS.NAME, REID_HEADS_REGISTRY._obj_map)
+    for key in ("NAMES", "TESTS"):
+        for name in cfg.DATASETS[key]:
+            one_of(f"DATASETS.{key}", name, DATASET_REGISTRY._obj_map)
+    for name in loss:
+        one_of("MODEL.LOSSES.NAME", name, LOSSES)
+    one_of("SOLVER.SCHED", cfg.SOLVER.SCHED, SCHEDULES)
+    one_of("SOLVER.AMP.DTYPE", cfg.SOLVER.AMP.DTYPE, ("bfloat16", "float16"))
+    one_of("CACHE.DTYPE", cfg.CACHE.DTYPE, ("float16", "bfloat16", "float32"))
+    one_of("INPUT.INTERPOLATION_TEST", cfg.INPUT.INTERPOLATION_TEST, ("bilinear", "bicubic"))
+    one_of("MODEL.SAGA.DOMAIN_ANCHORS", saga.DOMAIN_ANCHORS, ("content", "camera", "clip"))
+    one_of("MODEL.SAGA.POOL", saga.POOL, ("anchor", "mean"))
+    needs(hasattr(torch.optim, cfg.SOLVER.OPT), f"SOLVER.OPT is {cfg.SOLVER.OPT!r}; expected the name of a torch.optim class, such as AdamW")
+
+    device = model.DEVICE.split(":")[0]
+    needs(
+        device != "cuda" or torch.cuda.is_available(),
+        f"MODEL.DEVICE is {model.DEVICE}, but PyTorch sees no GPU here: add MODEL.DEVICE cpu, or install a CUDA build",
+    )
+    needs(
+        not (cfg.SOLVER.AMP.ENABLED and cfg.SOLVER.AMP.DTYPE == "float16" and device == "cpu"),
+        "SOLVER.AMP.DTYPE float16 needs a GPU; use bfloat16 on the CPU",
+    )
+    needs(cfg.TEST.EVAL_PERIOD >= 1, f"TEST.EVAL_PERIOD is {cfg.TEST.EVAL_PERIOD}; it counts epochs, 1 or more (the last is always evaluated)")
+    needs(cfg.SOLVER.CHECKPOINT_PERIOD >= 1, f"SOLVER.CHECKPOINT_PERIOD is {cfg.SOLVER.CHECKPOINT_PERIOD}; it counts epochs, 1 or more")
+    needs(
+        cfg.SOLVER.SCHED != "WarmupCosineLR" or cfg.SOLVER.WARMUP_ITERS == 0,
+        "SOLVER.SCHED WarmupCosineLR warms up by SOLVER.WARMUP_EPOCHS; set SOLVER.WARMUP_ITERS 0",
+    )
+    needs(not cfg.INPUT.AFFINE.ENABLED, "INPUT.AFFINE does not run: FastReID 1.4.0 passes torchvision an argument that is gone")
+    if "Sampler" in cfg.DATALOADER.SAMPLER_TRAIN and "Identity" in cfg.DATALOADER.SAMPLER_TRAIN:
+        needs(
+            cfg.SOLVER.IMS_PER_BATCH % cfg.DATALOADER.NUM_INSTANCE == 0,
+            f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} is no multiple of DATALOADER.NUM_INSTANCE {cfg.DATALOADER.NUM_INSTANCE}",
+        )
+
+    tokens = model.BACKBONE.NAME == "build_clip_vit_backbone" and model.BACKBONE.OUTPUT == "tokens"
+    if model.HEADS.NAME in ("CLSHead", "PromptHead"):
+        needs(tokens, f"{model.HEADS.NAME} reads CLIP's class token: MODEL.BACKBONE.NAME build_clip_vit_backbone with OUTPUT tokens")
+    if model.HEADS.NAME == "SAGAHead":
+        two_path = tokens and len(set(model.CLIP.TOKEN_LAYERS)) == 2
+        needs(len(model.CLIP.TOKEN_LAYERS) <= 2, f"MODEL.CLIP.TOKEN_LAYERS {model.CLIP.TOKEN_LAYERS}: SAGAHead reads one or two")
+        needs(not two_path or saga.NUM_ANCHORS % 2 == 0, "two token layers share the text anchors by halves: an even MODEL.SAGA.NUM_ANCHORS")
+        needs(
+            not two_path or ("AnchorConsistencyLoss" not in loss and not cfg.TEST.PARTS),
+            "per-anchor features are not defined for two token layers: drop AnchorConsistencyLoss and TEST.PARTS",
+        )
+        if not tokens:
+            needs(saga.DOMAIN_ANCHORS != "clip" or not saga.NUM_DOMAIN_ANCHORS, "MODEL.SAGA.DOMAIN_ANCHORS clip reads CLIP's projection: use the CLIP backbone with OUTPUT tokens")
+            needs("DecorrelationLoss" not in loss, "DecorrelationLoss compares with the class token: use the CLIP backbone with OUTPUT tokens")
+        needs(0 <= saga.PHRASE_CONTEXT <= 16, f"MODEL.SAGA.PHRASE_CONTEXT is {saga.PHRASE_CONTEXT}; an anchor has 16 context slots")
+    needs(
+        not reads_cameras(cfg) or model.META_ARCHITECTURE == "SAGABaseline",
+        "camera embeddings reach the model through MODEL.META_ARCHITECTURE SAGABaseline",
+    )
+    if problems:
+        raise ValueError("this configuration cannot work:\n  " + "\n  ".join(problems))
 
 
 def get_cfg() -> CN:

@@ -10,7 +10,7 @@ from fastreid.config import configurable
 from fastreid.modeling.losses import log_accuracy
 from fastreid.modeling.meta_arch import META_ARCH_REGISTRY
 from fastreid.modeling.meta_arch.baseline import Baseline
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..structures import CLIPFeatures
 from . import losses as L
@@ -31,6 +31,7 @@ class SAGABaseline(Baseline):
     @configurable
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
+        self.modules_in_eval: list[nn.Module] = []
         self.initialize_heads({})
         release_clip_weights()
 
@@ -38,6 +39,13 @@ class SAGABaseline(Baseline):
         """Let the head start what it has no weights for from the backbone; `source` is a starting checkpoint's state."""
         if hasattr(self.heads, "initialize"):
             self.heads.initialize(self.backbone, source)
+
+    def train(self, mode: bool = True):
+        """As usual, but `modules_in_eval` (MODEL.EVAL_MODE) stay in evaluation mode."""
+        super().train(mode)
+        for module in self.modules_in_eval:
+            module.eval()
+        return self
 
     @property
     def feature_layout(self) -> Optional[dict[str, int]]:

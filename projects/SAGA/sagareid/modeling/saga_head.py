@@ -174,7 +174,11 @@ class SAGAHead(nn.Module):
             "neck_feat": cfg.MODEL.HEADS.NECK_FEAT,
             "clip_parts": (feat_dim, dims.embed_dim) if on_clip else None,
             "parts": cfg.TEST.PARTS,
-            "loss_weights": {name: w for name, w in weights.items() if name in loss.NAME},
+            "loss_weights": {
+                name: w
+                for name, w in weights.items()
+                if name in loss.NAME and (name != "ClassifierDiversityLoss" or saga.NUM_CLASSIFIERS > 1)
+            },
         }
 
     @property

@@ -1,0 +1,228 @@
+"""Loaders whose every sample is a function of the seed and its place in the run, for any number of workers.
+
+A FastReID loader draws augmentations from whatever state the random generators are in, so a resumed run, or one with
+another number of workers, sees other images. Here each sample of batch b carries its own seed.
+"""
+
+from __future__ import annotations
+
+import random
+import zlib
+from contextlib import contextmanager
+from typing import Any, Iterator, NamedTuple, Optional, Sequence
+
+import numpy as np
+import torch
+from fastreid.data.common import CommDataset
+from fastreid.data.datasets import DATASET_REGISTRY
+from fastreid.utils import comm
+from torch.utils.data import DataLoader, Dataset
+
+from .. import compat
+from .transforms import build_transforms
+
+__all__ = [
+    "ReIDDataset",
+    "SampleKey",
+    "TrainLoader",
+    "UnreadableImage",
+    "build_test_loader",
+    "build_train_loader",
+    "sample_seed",
+    "seeded",
+    "training_set",
+]
+
+
+class UnreadableImage(RuntimeError):
+    """An image of the data set cannot be read; the message names it."""
+
+
+class ReIDDataset(CommDataset):
+    """FastReID's data set with one more field, `cameras`: the index of the camera among the training cameras.
+
+    `camids` keep FastReID's meaning, which differs between training (rank of the name) and testing (the number in the
+    file name); a model that embeds cameras needs one that does not.
+    """
+
+    def __init__(self, items: Sequence[tuple], transform, *, relabel: bool, cameras: Sequence[str], dataset_name: str = ""):
+        """
+        Args:
+            items: (path, pid, camid).
+            cameras: names of the training cameras; empty: this set's own.
+            dataset_name: of a test set, to name its cameras as the training set does.
+        """
+        super().__init__(list(items), transform, relabel=relabel)
+        self.cameras = list(cameras) or natural_order(self.cams)
+        self._camera_index = {name: i for i, name in enumerate(self.cameras)}
+        self._dataset_name = dataset_name
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        path, _, camid = self.img_items[index][:3]
+        try:
+            sample = super().__getitem__(index)
+        except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for a file that is no whole image
+            raise UnreadableImage(
+                f"cannot read {path} ({type(error).__name__}: {error}). Replace or remove the file; "
+                "`python tools/check_dataset.py NAME` lists every such file of a data set"
+            ) from error
+        name = camid if isinstance(camid, str) else f"{self._dataset_name}_{camid}"
+        sample["cameras"] = self._camera_index.get(name, -1)
+        return sample
+
+
+def natural_order(names: Sequence[Any]) -> list[str]:
+    """Camera names by data set, then by number: market1501_2 before market1501_10."""
+
+    def key(name: str) -> tuple[str, int, str]:
+        head, _, tail = name.rpartition("_")
+        return (head, int(tail), "") if tail.isdigit() else (name, -1, tail)
+
+    return sorted((str(n) for n in names), key=key)
+
+
+# ---- seeds ------------------------------------------------------------------------------------------------------------
+
+
+class SampleKey(NamedTuple):
+    """Which image, and the seed of everything random that happens to it."""
+
+    index: int
+    seed: int
+
+
+def sample_seed(*parts: int) -> int:
+    """A 32-bit seed from integers, well mixed: neighbouring batches share nothing."""
+    return zlib.crc32(np.asarray(parts, dtype=np.int64).tobytes())
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed torch (CPU), numpy and Python inside the scope; put their states back after it."""
+    states = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    torch.manual_seed(seed), np.random.seed(seed), random.seed(seed)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(states[0]), np.random.set_state(states[1]), random.setstate(states[2])
+
+
+class SeededSamples(Dataset):
+    """A data set read by `SampleKey`; everything else is the data set's own."""
+
+    def __init__(self, dataset: Dataset):
+        self._dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getattr__(self, name: str):
+        if name.startswith("__") or name == "_dataset":  # copies and pickles ask before it exists
+            raise AttributeError(name)
+        return getattr(self._dataset, name)
+
+    def __getitem__(self, key: SampleKey):
+        with seeded(key.seed):
+            return self._dataset[key.index]
+
+
+class SeededBatches:
+    """FastReID's infinite batches from batch `start` on, each index with its seed.
+
+    FastReID's samplers draw from numpy's global state; here they have one of their own, so what else draws from it does
+    not change the order of the images.
+    """
+
+    def __init__(self, batches, seed: int):
+        self._batches, self._seed = batches, seed
+        self.start = 0
+
+    def __iter__(self) -> Iterator[list[SampleKey]]:
+        own = np.random.RandomState(self._seed % 2**32).get_state()
+        batches, number = iter(self._batches), 0
+        rank = comm.get_rank()
+        while True:
+            outside = np.random.get_state()
+            np.random.set_state(own)
+            try:
+                indices = next(batches)
+            except StopIteration:
+                return
+            finally:
+                own = np.random.get_state()
+                np.random.set_state(outside)
+            if number >= self.start:
+                yield [SampleKey(i, sample_seed(self._seed, number, rank, slot)) for slot, i in enumerate(indices)]
+            number += 1
+
+
+class TrainLoader(DataLoader):
+    """A DataLoader that starts its workers at the first batch, so that `start` and a feature cache can be set before."""
+
+    def start_at(self, batch: int) -> None:
+        """Skip the batches before `batch`: those that an interrupted run has seen."""
+        self.batch_sampler.start = batch
+
+    def __iter__(self):
+        yield from super().__iter__()
+
+
+# ---- builders ---------------------------------------------------------------------------------------------------------
+
+
+def training_set(cfg, transform=None) -> ReIDDataset:
+    """All training images of DATASETS.NAMES; with the training transform unless another is given."""
+    items = []
+    with compat.current_dataset_root() as root:
+        for name in cfg.DATASETS.NAMES:
+            data = DATASET_REGISTRY.get(name)(root=root, combineall=cfg.DATASETS.COMBINEALL)
+            if comm.is_main_process():
+                data.show_train()
+            items.extend(data.train)
+    if not items:
+        raise ValueError(f"no training image in {', '.join(cfg.DATASETS.NAMES)}: these data sets only test")
+    transform = transform or build_transforms(cfg, is_train=True)
+    return ReIDDataset(items, transform, relabel=True, cameras=cfg.MODEL.CLIP.CAMERAS)
+
+
+def build_train_loader(cfg, dataset: Optional[Dataset] = None) -> TrainLoader:
+    """Infinite loader of the training set with FastReID's sampler, collator and keys.
+
+    Args:
+        dataset: in place of the images of DATASETS.NAMES: anything with their `img_items` that is read by SampleKey.
+    """
+    dataset = dataset or SeededSamples(training_set(cfg))
+    with seeded(cfg.SEED):  # FastReID's samplers draw their seed when they are made
+        host = compat.build_train_loader(cfg, train_set=dataset)
+    batched = hasattr(type(dataset), "__getitems__")
+    return TrainLoader(
+        dataset,
+        batch_sampler=SeededBatches(host.batch_sampler, cfg.SEED),
+        num_workers=host.num_workers,
+        collate_fn=_as_it_is if batched else host.collate_fn,
+        pin_memory=host.pin_memory,
+        generator=torch.Generator(),  # starting workers draws nothing from the run's random state, so resuming may too
+    )
+
+
+def _as_it_is(batch):
+    return batch
+
+
+def build_test_loader(cfg, dataset_name: str) -> tuple[DataLoader, int]:
+    """Loader of a test set, queries first, and the number of queries."""
+    with compat.current_dataset_root() as root:
+        data = DATASET_REGISTRY.get(dataset_name)(root=root)
+    if comm.is_main_process():
+        data.show_test()
+    for split in ("query", "gallery"):
+        if not getattr(data, split):
+            raise ValueError(f"{dataset_name}: its {split} split is empty, so there is nothing to evaluate")
+    test_set = ReIDDataset(
+        data.query + data.gallery,
+        build_transforms(cfg, is_train=False),
+        relabel=False,
+        cameras=cfg.MODEL.CLIP.CAMERAS or ["none"],
+        dataset_name=getattr(data, "dataset_name", dataset_name),
+    )
+    return compat.build_test_loader(cfg, test_set=test_set, num_query=len(data.query))

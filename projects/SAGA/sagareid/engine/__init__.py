@@ -1,0 +1,1 @@
+"""Training stages on FastReID's trainer."""

@@ -1,0 +1,177 @@
+"""Checkpoints that are whole or absent, and hand-over that loads every weight or says which it did not.
+
+A file holds FastReID's keys ("model", "optimizer", schedulers, "epoch") and ours: "config" (YAML text of the run) and
+"rng" (random states). It is read with weights_only.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import tempfile
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, Mapping, Optional, Sequence
+
+import numpy as np
+import torch
+from fastreid.utils.checkpoint import Checkpointer
+from torch import Tensor, nn
+
+__all__ = ["RunCheckpointer", "hand_over", "load_state", "random_state", "restore_random_state", "write_atomically"]
+
+logger = logging.getLogger(__name__)
+
+
+def write_atomically(path: str | Path, write) -> None:
+    """Call `write(temporary_path)` in the folder of `path`, then rename: the file is old, new, or absent, never partial."""
+    path = Path(path)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(descriptor)
+    try:
+        write(temporary)
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def random_state() -> dict[str, Any]:
+    """States of torch, numpy and Python, in types that weights_only loading accepts."""
+    kind, keys, position, has_gauss, gauss = np.random.get_state()
+    version, internal, gauss_next = random.getstate()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), int(position), int(has_gauss), float(gauss)],
+        "python": [version, list(internal), gauss_next],
+    }
+
+
+def restore_random_state(state: Mapping[str, Any]) -> None:
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
+    kind, keys, position, has_gauss, gauss = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, gauss))
+    version, internal, gauss_next = state["python"]
+    random.setstate((version, tuple(internal), gauss_next))
+
+
+def load_state(path: str | Path) -> dict[str, Any]:
+    """A checkpoint file as it was saved: {"model": ..., ...}. A bare state dict is taken as the model.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: damaged, or a pickle that needs code.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint at {path}; set MODEL.WEIGHTS to a .pth file of a run")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(
+            f"{path} cannot be read as a checkpoint ({type(error).__name__}: {str(error).splitlines()[0]}). It is damaged, or "
+            "it needs Python code to load; published files go through tools/convert_checkpoint.py first"
+        ) from error
+    return checkpoint if "model" in checkpoint else {"model": checkpoint}
+
+
+def hand_over(model: nn.Module, source: Mapping[str, Tensor], new_weights: Sequence[str], origin: str) -> set[str]:
+    """Load every weight that `model` expects from `source`, except those declared new.
+
+    Args:
+        new_weights: glob patterns of weights that keep their fresh start even where the source has them.
+        origin: what the source is, for messages.
+
+    Returns:
+        The names that kept their fresh start.
+
+    Raises:
+        ValueError: an expected weight is missing or has another shape; the message names them and the remedy.
+    """
+    expected = model.state_dict()
+    fresh = {n for n in expected if any(fnmatchcase(n, p) for p in new_weights)}
+    wanted = [n for n in expected if n not in fresh]
+    missing = [n for n in wanted if n not in source]
+    misshapen = [
+        f"{n} {tuple(source[n].shape)}, expected {tuple(expected[n].shape)}"
+        for n in wanted
+        if n in source and source[n].shape != expected[n].shape
+    ]
+    if missing or misshapen:
+        parts = []
+        if missing:
+            parts.append(f"{len(missing)} missing: {_some(missing)}")
+        if misshapen:
+            parts.append(f"{len(misshapen)} of another shape: {_some(misshapen)}")
+        raise ValueError(
+            f"{origin} does not fit the model; {'; '.join(parts)}. If these are meant to start afresh, add their glob "
+            "patterns to MODEL.NEW_WEIGHTS; otherwise the checkpoint or the configuration is the wrong one"
+        )
+    model.load_state_dict({n: source[n] for n in wanted}, strict=False)
+    unused = sorted({".".join(n.split(".")[:2]) for n in source if n not in expected or n in fresh})
+    logger.info("%s: %d weights loaded, %d start afresh, not used: %s", origin, len(wanted), len(fresh), _some(unused) or "-")
+    return fresh
+
+
+def _some(names: Sequence[str], limit: int = 8) -> str:
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
+
+
+class RunCheckpointer(Checkpointer):
+    """FastReID's checkpointer with atomic files, random states, and no weight skipped in silence."""
+
+    def __init__(self, model: nn.Module, save_dir: str, *, config: str, save_to_disk: bool = True, **checkpointables):
+        """config: YAML text of the run, stored in every file."""
+        super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
+        self._config = config
+
+    def save(self, name: str, **kwargs) -> None:
+        """Write `<name>.pth` and point `last_checkpoint` at it."""
+        if not self.save_dir or not self.save_to_disk:
+            return
+        data = {"model": self.model.state_dict(), "config": self._config, "rng": random_state(), **kwargs}
+        for key, obj in self.checkpointables.items():
+            data[key] = obj.state_dict()
+        path = Path(self.save_dir, f"{name}.pth")
+        write_atomically(path, lambda temporary: torch.save(data, temporary))
+        self.tag_last_checkpoint(path.name)
+        logger.info("Saved checkpoint %s", path)
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        write_atomically(
+            Path(self.save_dir, "last_checkpoint"), lambda temporary: Path(temporary).write_text(last_filename_basename)
+        )
+
+    def resume_from(self, path: str) -> dict[str, Any]:
+        """Load model, optimizer and schedules of an interrupted run, all of them strictly. Returns the whole file."""
+        checkpoint = load_state(path)
+        hand_over(self.model, checkpoint["model"], (), str(path))
+        for key, obj in self.checkpointables.items():
+            if key not in checkpoint:
+                raise ValueError(f"{path} holds no {key}, so training cannot go on from it; start anew with MODEL.WEIGHTS")
+            obj.load_state_dict(checkpoint[key])
+        return checkpoint
+
+    def start_from(self, path: str, new_weights: Sequence[str]) -> Optional[set[str]]:
+        """Load the weights a run starts from. Returns the names that start afresh; None where `path` is empty."""
+        if not path:
+            return None
+        source = load_state(path)["model"]
+        fresh = hand_over(self.model, source, new_weights, str(path))
+        if fresh and hasattr(self.model, "initialize_heads"):
+            self._initialize_fresh(source, fresh)
+        return fresh
+
+    def _initialize_fresh(self, source: Mapping[str, Tensor], fresh: set[str]) -> None:
+        """Let the head start afresh from the backbone just loaded, then put back what was handed over."""
+        kept = {n: v.clone() for n, v in self.model.state_dict().items() if n not in fresh}
+        self.model.initialize_heads(dict(source))
+        self.model.load_state_dict(kept, strict=False)

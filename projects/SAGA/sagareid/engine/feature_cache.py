@@ -1,0 +1,224 @@
+"""Outputs of a frozen image tower, kept on disk for stages that train on top of it.
+
+V views, n images, P*N patch tokens, D token width, E joint width. A cache is a folder named by the hash of everything
+that changes its content: tower weights, image list, transforms, token layers, number format, seed. It is written in
+blocks; a byte per block says that the block is whole, so an interrupted build goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+import sys
+from pathlib import Path
+from typing import Any, Mapping, Sequence
+
+import torch
+from fastreid.utils import comm
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from ..data.loading import ReIDDataset, SampleKey, SeededSamples, sample_seed
+from .checkpoint import write_atomically
+
+__all__ = ["CachedFeatures", "FeatureCache", "build_feature_cache"]
+
+logger = logging.getLogger(__name__)
+
+BLOCK = 128  # images; also the extraction batch
+
+
+class FeatureCache:
+    """Memory-mapped fields of every image and view.
+
+    Attributes:
+        fields: name -> (V, n, ...) tensor over the file; reading touches only the rows asked for.
+        done: (V, blocks) uint8, 1 for a block that is whole.
+    """
+
+    def __init__(self, folder: Path, shapes: Mapping[str, Sequence[int]], dtype: torch.dtype, views: int, images: int):
+        self.folder, self.views, self.images = folder, views, images
+        self.shapes, self.dtype = {k: tuple(v) for k, v in shapes.items()}, dtype
+        self.blocks = -(-images // BLOCK)
+        self.fields = {k: self._map(f"{k}.bin", (views, images, *s), dtype) for k, s in self.shapes.items()}
+        self.done = self._map("done.bin", (views, self.blocks), torch.uint8)
+
+    def _map(self, name: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        size = torch.Size(shape).numel()
+        return torch.from_file(str(self.folder / name), shared=True, size=size, dtype=dtype).view(*shape)
+
+    @property
+    def complete(self) -> bool:
+        return bool(self.done.all())
+
+    @staticmethod
+    def nbytes(shapes: Mapping[str, Sequence[int]], dtype: torch.dtype, views: int, images: int) -> int:
+        return sum(torch.Size(s).numel() for s in shapes.values()) * views * images * dtype.itemsize
+
+
+class CachedFeatures(Dataset):
+    """The training set as cached features; read by `SampleKey`, whose seed picks the view. A batch is one gather."""
+
+    def __init__(self, dataset: ReIDDataset):
+        self._dataset = dataset
+        self.cache: FeatureCache | None = None
+        camera = {name: i for i, name in enumerate(dataset.cameras)}
+        self._labels = {
+            "targets": torch.tensor([dataset.pid_dict[pid] for _, pid, _ in dataset.img_items]),
+            "camids": torch.tensor([dataset.cam_dict[cam] for _, _, cam in dataset.img_items]),
+            "cameras": torch.tensor([camera.get(cam, -1) for _, _, cam in dataset.img_items]),
+        }
+
+    def attach(self, cache: FeatureCache) -> None:
+        self.cache = cache
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    @property
+    def img_items(self):
+        return self._dataset.img_items
+
+    @property
+    def num_classes(self) -> int:
+        return self._dataset.num_classes
+
+    @property
+    def cameras(self) -> list[str]:
+        return self._dataset.cameras
+
+    def __getitems__(self, keys: Sequence[SampleKey]) -> dict[str, Any]:
+        """A whole batch: the fields of the cache, (B, ...), and the labels of FastReID's batches."""
+        index = torch.tensor([k.index for k in keys])
+        view = torch.tensor([k.seed % self.cache.views for k in keys])
+        batch = {name: field[view, index] for name, field in self.cache.fields.items()}
+        batch |= {name: labels[index] for name, labels in self._labels.items()}
+        batch["img_paths"] = [self.img_items[k.index][0] for k in keys]
+        return batch
+
+
+def _digest(model: nn.Module, dataset: ReIDDataset, settings: Mapping[str, Any]) -> str:
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for name, tensor in sorted(model.backbone.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data if tensor.dim() else str(tensor).encode())
+    for buffer in (model.pixel_mean, model.pixel_std):
+        digest.update(buffer.detach().cpu().numpy().tobytes())
+    for path, pid, camid in dataset.img_items:
+        stat = Path(path).stat()
+        digest.update(f"{path}|{pid}|{camid}|{stat.st_size}|{stat.st_mtime_ns}".encode())
+    return digest.hexdigest()[:16]
+
+
+def build_feature_cache(cfg, model: nn.Module, dataset: ReIDDataset) -> FeatureCache:
+    """Open the cache of a frozen tower and a training set, building what is missing of it. Called on every process.
+
+    Args:
+        model: a SAGABaseline whose backbone is frozen; left in the mode it was in.
+        dataset: with the transform whose outputs are to be cached.
+
+    Raises:
+        ValueError: a backbone that trains, or a field that it does not give.
+        OSError: not enough free disk; the message has both sizes.
+    """
+    if not model.backbone_frozen:
+        raise ValueError("CACHE.ENABLED needs a frozen backbone: take it out of MODEL.TRAINABLE, or set CACHE.ENABLED False")
+    dtype = getattr(torch, cfg.CACHE.DTYPE)
+    amp = cfg.SOLVER.AMP.DTYPE if cfg.SOLVER.AMP.ENABLED else ""
+    settings = {
+        "transform": repr(dataset.transform) if not cfg.CACHE.AUGMENT else [repr(dataset.transform), dict(cfg.INPUT)],
+        "size": list(cfg.INPUT.SIZE_TRAIN),
+        "layers": list(model.backbone.token_layers),
+        "fields": sorted(cfg.CACHE.FIELDS),
+        "views": cfg.CACHE.NUM_VIEWS,
+        "augment": cfg.CACHE.AUGMENT,
+        "dtype": cfg.CACHE.DTYPE,
+        "autocast": amp,
+        "seed": cfg.SEED,
+    }
+    folder = Path(cfg.CACHE.DIR or Path(cfg.OUTPUT_DIR, "feature_cache"), _digest(model, dataset, settings))
+    shapes = _field_shapes(cfg, model)
+    views, images = cfg.CACHE.NUM_VIEWS, len(dataset)
+    if comm.is_main_process():
+        folder.mkdir(parents=True, exist_ok=True)
+        _announce(folder, FeatureCache.nbytes(shapes, dtype, views, images))
+        write_atomically(folder / "settings.json", lambda t: Path(t).write_text(json.dumps(settings, indent=1)))
+        FeatureCache(folder, shapes, dtype, views, images)  # the files, before the other processes map them
+    comm.synchronize()
+    cache = FeatureCache(folder, shapes, dtype, views, images)
+    if not cache.complete:
+        _fill(cfg, model, dataset, cache, getattr(torch, amp) if amp else None)
+        comm.synchronize()
+    if not cache.complete:
+        raise RuntimeError(f"the feature cache in {folder} is not whole although every process has built its share")
+    return cache
+
+
+def _field_shapes(cfg, model: nn.Module) -> dict[str, tuple[int, ...]]:
+    height, width = cfg.INPUT.SIZE_TRAIN
+    with torch.no_grad():
+        features = model.extract({"images": torch.zeros(1, 3, height, width)})
+    unknown = [f for f in cfg.CACHE.FIELDS if getattr(features, f, None) is None]
+    if unknown:
+        raise ValueError(f"CACHE.FIELDS names {', '.join(unknown)}, which {cfg.MODEL.BACKBONE.NAME} does not give")
+    return {f: tuple(getattr(features, f).shape[1:]) for f in cfg.CACHE.FIELDS}
+
+
+def _announce(folder: Path, need: int) -> None:
+    present = sum(f.stat().st_size for f in folder.glob("*.bin"))
+    free = shutil.disk_usage(folder).free
+    logger.info("feature cache %s: %.2f GB (%.2f GB there already, %.1f GB of disk free)", folder, need / 1e9, present / 1e9, free / 1e9)
+    if need - present > free:
+        raise OSError(
+            f"the feature cache needs {need / 1e9:.1f} GB and {folder} has {free / 1e9:.1f} GB free. Set CACHE.DIR to a larger "
+            "disk, lower CACHE.NUM_VIEWS, or train without it: CACHE.ENABLED False"
+        )
+
+
+class _ViewedSamples(SeededSamples):
+    """Every image once per view, in order; the seed of a sample is a function of view and image alone."""
+
+    def __init__(self, dataset: ReIDDataset, seed: int, todo: Sequence[tuple[int, int]]):
+        super().__init__(dataset)
+        self._seed, self._keys = seed, todo
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def __getitem__(self, position: int) -> dict[str, Any]:
+        view, index = self._keys[position]
+        sample = super().__getitem__(SampleKey(index, sample_seed(self._seed, view, index)))
+        return {"images": sample["images"], "cameras": sample["cameras"]}
+
+
+def _fill(cfg, model: nn.Module, dataset: ReIDDataset, cache: FeatureCache, autocast: torch.dtype | None) -> None:
+    todo = [(v, b) for v in range(cache.views) for b in range(cache.blocks) if not cache.done[v, b]]
+    todo = todo[comm.get_rank() :: comm.get_world_size()]
+    rows = [list(range(b * BLOCK, min((b + 1) * BLOCK, cache.images))) for _, b in todo]
+    keys = [(v, i) for (v, _), block in zip(todo, rows) for i in block]
+    batches = torch.tensor([len(block) for block in rows]).cumsum(0).tolist()
+    spans = [range(start, stop) for start, stop in zip([0, *batches], batches)]
+    loader = DataLoader(
+        _ViewedSamples(dataset, cfg.SEED, keys),
+        batch_sampler=spans,
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        generator=torch.Generator(),  # building the cache draws nothing from the run's random state
+    )
+    training = model.training
+    model.eval()
+    bar = tqdm(total=len(keys), unit="img", desc="caching features", disable=not (comm.is_main_process() and sys.stderr.isatty()))
+    try:
+        for (view, block), indices, batch in zip(todo, rows, loader):
+            with torch.inference_mode(), torch.autocast(model.device.type, dtype=autocast, enabled=autocast is not None):
+                features = model.extract(batch)
+            for name, field in cache.fields.items():
+                field[view, indices[0] : indices[-1] + 1] = getattr(features, name).to(device="cpu", dtype=cache.dtype)
+            cache.done[view, block] = 1
+            bar.update(len(indices))
+    finally:
+        bar.close()
+        model.train(training)
+    logger.info("feature cache: %d images extracted", len(keys))

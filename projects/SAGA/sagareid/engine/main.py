@@ -1,0 +1,68 @@
+"""The command line of tools/train_net.py."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Optional, Sequence
+
+from fastreid.engine import default_argument_parser, launch
+from fastreid.utils import comm
+
+from . import stages
+from .checkpoint import write_atomically
+
+__all__ = ["main"]
+
+
+def argument_parser():
+    """FastReID's parser, and --stage."""
+    parser = default_argument_parser()
+    parser.add_argument("--stage", default=None, metavar="NAME", help="run only this stage of the config")
+    parser.add_argument("--traceback", action="store_true", help="show the whole traceback of an error")
+    return parser
+
+
+def main(argv: Optional[Sequence[str]] = None) -> None:
+    """Parse, plan, launch; an error ends in one message and exit code 1, Ctrl-C in 130."""
+    args = argument_parser().parse_args(argv)
+    try:
+        if not args.config_file:
+            raise ValueError("name a config with --config-file, such as configs/SAGA/quickstart.yml")
+        stages.plan(args.config_file, args.opts, args.stage)  # every mistake shows before processes start
+        launch(
+            _work,
+            args.num_gpus,
+            num_machines=args.num_machines,
+            machine_rank=args.machine_rank,
+            dist_url=args.dist_url,
+            args=(args,),
+        )
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command with --resume goes on from the last whole epoch", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        if args.traceback or os.environ.get("SAGAREID_TRACEBACK"):
+            traceback.print_exc()
+        print(f"error: {error}" if not isinstance(error, KeyError) else f"error: missing {error}", file=sys.stderr)
+        if not args.traceback:
+            print("(--traceback shows where)", file=sys.stderr)
+        sys.exit(1)
+
+
+def _work(args) -> None:
+    runs = stages.plan(args.config_file, args.opts, args.stage)
+    if args.eval_only:
+        results = [stages.evaluate(runs[-1], args)]
+    else:
+        results = stages.run_all(runs, args)
+    if not comm.is_main_process():
+        return
+    folder = runs[-1].folder.parent if runs[-1].name else runs[-1].folder
+    folder.mkdir(parents=True, exist_ok=True)
+    name = "evaluation.json" if args.eval_only else "results.json"
+    write_atomically(folder / name, lambda t: Path(t).write_text(json.dumps(results, indent=1)))
+    print(f"\n{stages.table(results)}\n\n{folder / name}")

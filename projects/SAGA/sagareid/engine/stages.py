@@ -1,0 +1,292 @@
+"""Training stages: ordinary runs in a row, each in its own folder, each starting from the one before."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import logging
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Optional, Sequence
+
+import torch
+import yaml
+from fastreid.engine import default_setup
+from fastreid.utils import comm
+from fastreid.utils import logger as host_logger
+from fastreid.utils.env import seed_all_rng
+from tabulate import tabulate
+
+from ..config import check_config, get_cfg
+from .checkpoint import hand_over, load_state, write_atomically
+from .hooks import CheckpointHook
+from .trainer import SAGATrainer
+
+__all__ = ["Run", "evaluate", "plan", "run_all"]
+
+logger = logging.getLogger(__name__)
+
+RESULT = "result.json"
+# What may differ between a run and its resumption: where and how it runs, not what it computes.
+_MACHINE_KEYS = ("OUTPUT_DIR", "MODEL.DEVICE", "MODEL.WEIGHTS", "DATALOADER.NUM_WORKERS", "DATALOADER.NUM_WORKERS_TEST", "CACHE.DIR")
+
+
+@dataclass
+class Run:
+    """One stage.
+
+    Attributes:
+        name: empty for a config without stages.
+        cfg: its whole config, frozen.
+        asked_weights: MODEL.WEIGHTS as given on the command line; empty where it is not.
+    """
+
+    name: str
+    cfg: Any
+    asked_weights: str = ""
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.cfg.OUTPUT_DIR)
+
+    @property
+    def final(self) -> Path:
+        return self.folder / f"{CheckpointHook.FINAL}.pth"
+
+    def result(self) -> Optional[dict]:
+        """What `run_all` wrote when the stage ended; None before."""
+        file = self.folder / RESULT
+        return json.loads(file.read_text()) if file.is_file() and self.final.is_file() else None
+
+
+# ---- planning ---------------------------------------------------------------------------------------------------------
+
+
+def _merge(cfg, file: str | Path, opts: Sequence[str], only_opts: bool = False) -> None:
+    """Merge a file and KEY VALUE pairs into a config, with errors that name the nearest key."""
+    if not Path(file).is_file():
+        raise FileNotFoundError(f"no config file at {file}; the ones that ship are under configs/")
+    try:
+        if not only_opts:
+            cfg.merge_from_file(str(file))
+        cfg.merge_from_list(list(opts))
+    except (KeyError, AssertionError) as error:
+        text = str(error).strip("'\"")
+        key = text.rpartition(": ")[2].strip()
+        known = _keys(cfg)
+        close = difflib.get_close_matches(key, known, n=3, cutoff=0.5)
+        raise ValueError(f"{file}: {text}. " + (f"Nearest keys: {', '.join(close)}" if close else "")) from error
+    except yaml.YAMLError as error:
+        raise ValueError(f"{file} is no YAML: {' '.join(str(error).split())}") from error
+
+
+def _keys(cfg, prefix: str = "") -> list[str]:
+    out = []
+    for key, value in cfg.items():
+        out += _keys(value, f"{prefix}{key}.") if isinstance(value, dict) else [prefix + key]
+    return out
+
+
+def plan(config_file: str | Path, opts: Sequence[str] = (), stage: Optional[str] = None) -> list[Run]:
+    """The runs of a config, in order: the config, then the stage's file and OPTS, then `opts`.
+
+    Args:
+        stage: only this one of STAGES.
+
+    Raises:
+        FileNotFoundError: a config that is not there.
+        ValueError: a key or a stage that does not exist, a value that cannot work.
+    """
+    opts = list(opts)
+    asked = next((v for k, v in zip(opts[::2], opts[1::2]) if k == "MODEL.WEIGHTS"), "")
+    whole = get_cfg()
+    _merge(whole, config_file, opts)
+    if not whole.STAGES:
+        if stage:
+            raise ValueError(f"{config_file} has no STAGES, so there is no stage {stage!r}; run it without --stage")
+        whole.freeze()
+        check_config(whole)
+        return [Run("", whole, asked)]
+    names = [entry.get("NAME") for entry in whole.STAGES]
+    if stage and stage not in names:
+        raise ValueError(f"no stage {stage!r} in {config_file}; its stages: {', '.join(map(str, names))}")
+    runs: list[Run] = []
+    for entry in whole.STAGES:
+        if not {"NAME", "FILE"} <= set(entry) <= {"NAME", "FILE", "OPTS"}:
+            raise ValueError(f"STAGES: {dict(entry)} must have NAME and FILE, and may have OPTS")
+        cfg = get_cfg()
+        _merge(cfg, config_file, ())
+        _merge(cfg, Path(config_file).parent / entry["FILE"], [str(o) for o in entry.get("OPTS", ())])
+        _merge(cfg, config_file, opts, only_opts=True)
+        cfg.STAGES = []
+        cfg.CACHE.DIR = cfg.CACHE.DIR or str(Path(whole.OUTPUT_DIR, "feature_cache"))
+        cfg.OUTPUT_DIR = str(Path(whole.OUTPUT_DIR, entry["NAME"]))
+        if runs and not (asked and stage == entry["NAME"]):
+            cfg.MODEL.WEIGHTS = str(runs[-1].final)
+        cfg.freeze()
+        check_config(cfg)
+        runs.append(Run(entry["NAME"], cfg, asked))
+    return [r for r in runs if not stage or r.name == stage]
+
+
+def _set(cfg, key: str, value: Any) -> None:
+    cfg.defrost()
+    cfg.merge_from_list([key, value])
+    cfg.freeze()
+
+
+# ---- running ----------------------------------------------------------------------------------------------------------
+
+
+def _setup(run: Run, args) -> None:
+    """FastReID's set-up with one log per run and a known seed."""
+    _close_logs()
+    cfg = run.cfg
+    if cfg.SEED < 0:
+        _set(cfg, "SEED", int(torch.randint(2**31, ()).item() if comm.get_world_size() == 1 else comm.shared_random_seed()))
+    run.folder.mkdir(parents=True, exist_ok=True)
+    host_logger.setup_logger(str(run.folder), distributed_rank=comm.get_rank(), name="sagareid")
+    default_setup(cfg, args)
+    seed_all_rng(cfg.SEED + comm.get_rank())
+    logger.info("seed %d", cfg.SEED)
+
+
+def _close_logs() -> None:
+    """Detach FastReID's log handlers: it adds a set for every folder and never takes one away."""
+    for name in ("fastreid", "sagareid"):
+        log = logging.getLogger(name)
+        for handler in list(log.handlers):
+            log.removeHandler(handler)
+    host_logger.setup_logger.cache_clear()
+
+
+def _differences(run: Run) -> list[str]:
+    """Keys in which the config differs from the one that the folder was trained with."""
+    saved = get_cfg()
+    saved.merge_from_file(str(run.folder / "config.yaml"))
+    counted = ("MODEL.HEADS.NUM_CLASSES", "MODEL.CLIP.CAMERAS", "SEED")  # filled in by the run
+    out = []
+    for key in _keys(run.cfg):
+        if key in _MACHINE_KEYS:
+            continue
+        now, then = (_get(c, key) for c in (run.cfg, saved))
+        if list(now) != list(then) if isinstance(now, (list, tuple)) and isinstance(then, (list, tuple)) else now != then:
+            if not (key in counted and now in (0, [], -1)):
+                out.append(f"{key}: {then} -> {now}")
+    return out
+
+
+def _get(cfg, key: str) -> Any:
+    for part in key.split("."):
+        cfg = cfg[part]
+    return cfg
+
+
+def _set_aside(folder: Path) -> None:
+    """Move a folder with checkpoints out of the way of a fresh run: nothing trained is overwritten."""
+    if not any(folder.glob("*.pth")):
+        return
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    aside = folder.with_name(f"{folder.name}.before-{stamp}")
+    if (folder / "config.yaml").is_file() and any(p.is_dir() for p in folder.iterdir()):
+        aside.mkdir()  # a run without stages whose folder holds other runs: only its own files move
+        for file in folder.iterdir():
+            if file.is_file():
+                shutil.move(str(file), aside / file.name)
+    else:
+        folder.rename(aside)
+    print(f"{folder} held an earlier run; it is now {aside}. Use --resume to go on with a run instead.")
+
+
+def run_all(runs: Sequence[Run], args) -> list[dict]:
+    """Train the runs in order and return their results: {"stage", "metrics", "seconds"}.
+
+    With `args.resume`, finished runs are skipped and the unfinished one goes on where its last checkpoint stands.
+
+    Raises:
+        ValueError: resuming with a configuration other than the one that the run began with.
+    """
+    results = []
+    for run in runs:
+        if args.resume and (run.folder / "config.yaml").is_file() and any(run.folder.glob("*.pth")):
+            changed = _differences(run)
+            if changed:
+                raise ValueError(
+                    f"{run.folder} was trained with another configuration; {'; '.join(changed[:6])}. Give the changed run its "
+                    "own OUTPUT_DIR, or leave --resume out to begin anew (the old run is kept aside)"
+                )
+        done = run.result() if args.resume else None
+        if done is None:
+            if not args.resume and comm.is_main_process():
+                _set_aside(run.folder)
+            comm.synchronize()
+            done = _train(run, args)
+        results.append(done)
+    return results
+
+
+def _train(run: Run, args) -> dict:
+    begun = time.time()
+    before = _seconds_so_far(run) if args.resume else 0.0
+    _setup(run, args)
+    trainer = SAGATrainer(run.cfg)
+    trainer.resume_or_load(resume=args.resume)
+    try:
+        metrics = trainer.train()
+    finally:
+        seconds = before + time.time() - begun
+        if comm.is_main_process():
+            write_atomically(run.folder / "seconds.json", lambda t: Path(t).write_text(json.dumps(seconds)))
+    result = {"stage": run.name, "metrics": metrics or {}, "seconds": seconds, "checkpoint": str(run.final)}
+    if comm.is_main_process():
+        write_atomically(run.folder / RESULT, lambda t: Path(t).write_text(json.dumps(result, indent=1)))
+    return result
+
+
+def _seconds_so_far(run: Run) -> float:
+    file = run.folder / "seconds.json"
+    return json.loads(file.read_text()) if file.is_file() else 0.0
+
+
+def evaluate(run: Run, args) -> dict:
+    """Evaluate MODEL.WEIGHTS, or the run's own final checkpoint: no CLIP weights and no text tower are needed.
+
+    Raises:
+        FileNotFoundError: no checkpoint. ValueError: one that does not fit.
+    """
+    own = run.final if run.name or run.final.is_file() else run.cfg.MODEL.WEIGHTS or run.final
+    weights = Path(run.asked_weights or own)
+    checkpoint = load_state(weights)
+    cfg = run.cfg
+    cfg.defrost()
+    cfg.MODEL.BACKBONE.PRETRAIN = False
+    cfg.MODEL.CLIP.TEXT_TOWER = False
+    if "config" in checkpoint:
+        trained = get_cfg()
+        trained.merge_from_other_cfg(trained.load_cfg(checkpoint["config"]))
+        cfg.MODEL.CLIP.CAMERAS = trained.MODEL.CLIP.CAMERAS
+        cfg.MODEL.HEADS.NUM_CLASSES = trained.MODEL.HEADS.NUM_CLASSES
+    cfg.freeze()
+    _setup(run, args)
+    model = SAGATrainer.build_model(cfg)
+    hand_over(model, checkpoint["model"], (), str(weights))
+    return {"stage": run.name, "metrics": SAGATrainer.test(cfg, model), "checkpoint": str(weights)}
+
+
+# ---- reporting --------------------------------------------------------------------------------------------------------
+
+
+def table(results: Sequence[dict]) -> str:
+    """One line a stage: Rank-1, mAP, mINP in percent, and minutes."""
+    rows = []
+    for r in results:
+        sets = r["metrics"] if any(isinstance(v, dict) for v in r["metrics"].values()) else {"": r["metrics"]}
+        for dataset, m in sets.items():
+            minutes = f"{r['seconds'] / 60:.1f}" if "seconds" in r else ""
+            rows.append([r["stage"] or "run", dataset, *(m.get(k, float("nan")) for k in ("Rank-1", "mAP", "mINP")), minutes])
+    headers = ["stage", "data set", "Rank-1", "mAP", "mINP", "minutes"]
+    if not any(row[1] for row in rows):
+        rows, headers = [[r[0], *r[2:]] for r in rows], [headers[0], *headers[2:]]
+    return tabulate(rows, headers=headers, tablefmt="github", floatfmt=".1f")

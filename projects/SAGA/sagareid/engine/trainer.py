@@ -1,0 +1,207 @@
+"""FastReID's trainer with the bridges, the seeds and the strictness that the stages need."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any, Optional
+
+import torch
+from fastreid.engine import hooks
+from fastreid.engine.defaults import DefaultTrainer
+from fastreid.engine.train_loop import SimpleTrainer
+from fastreid.evaluation import inference_on_dataset
+from fastreid.evaluation.testing import print_csv_format
+from fastreid.modeling.meta_arch import build_model
+from fastreid.utils import comm
+from torch import nn
+
+from .. import compat
+from ..config import check_config, reads_cameras
+from ..data import loading
+from ..data.transforms import build_transforms
+from ..evaluation.evaluator import SAGAEvaluator
+from . import solver
+from .checkpoint import RunCheckpointer, restore_random_state
+from .feature_cache import CachedFeatures, build_feature_cache
+from .hooks import CheckpointHook, EvaluationHook, ProgressHook
+
+__all__ = ["AutocastTrainer", "SAGATrainer"]
+
+logger = logging.getLogger(__name__)
+
+
+class AutocastTrainer(SimpleTrainer):
+    """One step under autocast: bfloat16 on CPU or GPU; float16 on a GPU with a gradient scaler."""
+
+    def __init__(self, model, data_loader, optimizer, param_wrapper, dtype: torch.dtype):
+        super().__init__(model, data_loader, optimizer, param_wrapper)
+        self.dtype = dtype
+        self.device_type = next(model.parameters()).device.type
+        self.grad_scaler = torch.amp.GradScaler(self.device_type, enabled=dtype is torch.float16)
+
+    def run_step(self) -> None:
+        start = time.perf_counter()
+        data = next(self._data_loader_iter)
+        data_time = time.perf_counter() - start
+        with torch.autocast(self.device_type, dtype=self.dtype):
+            loss_dict = self.model(data)
+        self.optimizer.zero_grad()
+        self.grad_scaler.scale(sum(loss_dict.values())).backward()
+        self._write_metrics(loss_dict, data_time)
+        self.grad_scaler.step(self.optimizer)
+        self.grad_scaler.update()
+
+
+class SAGATrainer(DefaultTrainer):
+    """`DefaultTrainer` by its documented overrides: it trains any FastReID config, ours and the host's."""
+
+    def __init__(self, cfg):
+        check_config(cfg)
+        autocast = cfg.SOLVER.AMP.ENABLED
+        plain = cfg.clone()
+        plain.defrost()
+        if reads_cameras(cfg) and not cfg.MODEL.CLIP.CAMERAS:
+            plain.MODEL.CLIP.CAMERAS = loading.training_set(cfg).cameras
+        plain.SOLVER.AMP.ENABLED = False  # FastReID's own mixed precision is CUDA and float16 only
+        with compat.quiet_host():
+            super().__init__(plain)
+        self.cfg.defrost()
+        self.cfg.SOLVER.AMP.ENABLED = autocast
+        self.cfg.freeze()
+        if comm.is_main_process():  # again, with what was counted: identities and cameras
+            Path(self.cfg.OUTPUT_DIR, "config.yaml").write_text(self.cfg.dump())
+        if autocast:
+            dtype = getattr(torch, cfg.SOLVER.AMP.DTYPE)
+            self._trainer = AutocastTrainer(self.model, self.data_loader, self.optimizer, self._trainer.param_wrapper, dtype)
+        extra = {"grad_scaler": self.grad_scaler} if autocast else {}
+        self.checkpointer = RunCheckpointer(
+            self.model,
+            self.cfg.OUTPUT_DIR,
+            config=self.cfg.dump(),
+            save_to_disk=comm.is_main_process(),
+            optimizer=self.optimizer,
+            **self.scheduler,
+            **extra,
+        )
+        self._random_state: Optional[dict] = None
+
+    # ---- build overrides -------------------------------------------------------------------------------------------
+
+    @classmethod
+    def build_train_loader(cls, cfg):
+        if not cfg.CACHE.ENABLED:
+            return loading.build_train_loader(cfg)
+        transform = build_transforms(cfg, is_train=cfg.CACHE.AUGMENT)
+        return loading.build_train_loader(cfg, CachedFeatures(loading.training_set(cfg, transform)))
+
+    @classmethod
+    def build_test_loader(cls, cfg, dataset_name):
+        return loading.build_test_loader(cfg, dataset_name)
+
+    @classmethod
+    def build_model(cls, cfg):
+        model = build_model(cfg)
+        solver.freeze_except(model, cfg.MODEL.TRAINABLE)
+        if cfg.MODEL.EVAL_MODE:
+            modules = dict(model.named_modules())
+            names = solver.match_names([n for n in modules if n], cfg.MODEL.EVAL_MODE, "MODEL.EVAL_MODE")
+            model.modules_in_eval = [modules[n] for n in sorted(names)]
+        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        logger.info("%s: %.2f M parameters, %.2f M train", type(model).__name__, _millions(model), trained / 1e6)
+        return model
+
+    @classmethod
+    def build_optimizer(cls, cfg, model):
+        return solver.build_optimizer(cfg, model)
+
+    @classmethod
+    def build_lr_scheduler(cls, cfg, optimizer, iters_per_epoch):
+        if iters_per_epoch < 1:
+            raise ValueError(
+                f"the training set has fewer images than one batch of SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH}; lower it"
+            )
+        return solver.build_lr_scheduler(cfg, optimizer, iters_per_epoch)
+
+    @classmethod
+    def build_evaluator(cls, cfg, dataset_name, output_dir=None, layout=None):
+        loader, num_query = cls.build_test_loader(cfg, dataset_name)
+        return loader, SAGAEvaluator(cfg, num_query, output_dir, layout=layout)
+
+    @classmethod
+    def test(cls, cfg, model) -> OrderedDict:
+        """Evaluate on every set of DATASETS.TESTS.
+
+        Returns:
+            Metrics by name, in percent; by data set and name where there are several sets.
+        """
+        results = OrderedDict()
+        bare = model.module if hasattr(model, "module") else model
+        for name in cfg.DATASETS.TESTS:
+            loader, evaluator = cls.build_evaluator(cfg, name, layout=getattr(bare, "feature_layout", None))
+            with compat.quiet_host():
+                results[name] = inference_on_dataset(model, loader, evaluator, flip_test=cfg.TEST.FLIP.ENABLED)
+            if comm.is_main_process():
+                print_csv_format(OrderedDict(results[name], dataset=name))
+        return next(iter(results.values())) if len(results) == 1 else results
+
+    def build_hooks(self):
+        cfg = self.cfg
+
+        def evaluate():
+            self._last_eval_results = self.test(self.cfg, self.model)
+            return self._last_eval_results
+
+        ret = [hooks.IterationTimer(), hooks.LRScheduler(self.optimizer, self.scheduler)]
+        if cfg.TEST.PRECISE_BN.ENABLED and hooks.get_bn_modules(self.model):
+            ret.append(hooks.PreciseBN(self.model, self.build_train_loader(cfg), cfg.TEST.PRECISE_BN.NUM_ITER))
+        if len(cfg.MODEL.FREEZE_LAYERS) and cfg.SOLVER.FREEZE_ITERS > 0:
+            ret.append(hooks.LayerFreeze(self.model, cfg.MODEL.FREEZE_LAYERS, cfg.SOLVER.FREEZE_ITERS))
+        ret.append(EvaluationHook(cfg.TEST.EVAL_PERIOD, evaluate))
+        if comm.is_main_process():
+            ret += [
+                CheckpointHook(cfg.SOLVER.CHECKPOINT_PERIOD, cfg.TEST.SELECT_BEST),
+                hooks.PeriodicWriter(self.build_writers(), 200),
+                ProgressHook(),
+            ]
+        return ret
+
+    # ---- running ---------------------------------------------------------------------------------------------------
+
+    @property
+    def result_metric(self) -> str:
+        """Name in the event storage of the metric that stands for the result: (mAP + Rank-1) / 2."""
+        return "metric" if len(self.cfg.DATASETS.TESTS) == 1 else f"{self.cfg.DATASETS.TESTS[0]}/metric"
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """Go on from `last_checkpoint` of OUTPUT_DIR with every state, or start from MODEL.WEIGHTS, strictly."""
+        if not (resume and self.checkpointer.has_checkpoint()):
+            self.checkpointer.start_from(self.cfg.MODEL.WEIGHTS, self.cfg.MODEL.NEW_WEIGHTS)
+            return
+        checkpoint = self.checkpointer.resume_from(self.checkpointer.get_checkpoint_file())
+        self.start_epoch = checkpoint["epoch"] + 1
+        self.data_loader.start_at(self.start_epoch * self.iters_per_epoch)
+        self._random_state = checkpoint["rng"]
+        for hook in self._hooks:
+            if isinstance(hook, CheckpointHook):
+                hook.best = checkpoint["best"]
+        logger.info("going on at epoch %d of %d", self.start_epoch, self.max_epoch)
+
+    def train(self) -> dict[str, Any]:
+        """Train to the end; returns the last evaluation's metrics (on the main process)."""
+        if self.cfg.CACHE.ENABLED:
+            bare = self.model.module if hasattr(self.model, "module") else self.model
+            dataset = self.data_loader.dataset
+            dataset.attach(build_feature_cache(self.cfg, bare, dataset._dataset))
+        if self._random_state is not None:  # last, so that nothing built since draws from it
+            restore_random_state(self._random_state)
+        if self.start_epoch >= self.max_epoch:
+            self._last_eval_results = self.test(self.cfg, self.model)
+            return self._last_eval_results
+        return super().train()
+
+
+def _millions(model: nn.Module) -> float:
+    return sum(p.numel() for p in model.parameters()) / 1e6
