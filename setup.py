@@ -67,6 +67,7 @@ setup(
         "opencv-python-headless>=4.9",
         "gdown>=4.7",
         "scikit-learn>=1.4",
+        "scipy>=1.11",
         "tensorboard>=2.14",
         "tabulate>=0.9",
         "termcolor>=2.4",

@@ -119,7 +119,7 @@ def test_empty_split(tmp_path, empty):
 )
 def test_wrong_name_is_an_error_not_a_gap(tmp_path, name):
     make(tmp_path / "Occluded_Duke", *DUKE, f"query/{name}")
-    with pytest.raises(RuntimeError, match=r"1 file\(s\) in .*query are wrongly named: .*0005_c2_f0046985.jpg") as error:
+    with pytest.raises(RuntimeError, match=r"1 file\(s\) in .*query are wrongly named: .*0005_c2_f00469") as error:
         build("OccludedDuke", tmp_path).query
     assert name in str(error.value)
 

@@ -29,12 +29,12 @@ _ABSENT = object()
 
 
 def install() -> None:
-    """Make FastReID importable and its ranking fast. Called first by ``sagareid/__init__.py``; repeating is harmless."""
+    """Make FastReID importable and its ranking fast. Called first by ``sagareid/__init__.py``; may be repeated."""
     provide_cython_ranking()
     import_host()
 
 
-# ---- imports ----------------------------------------------------------------------------------------------------------
+# ---- imports -------------------------------------------------------------------------------------------------------
 @contextmanager
 def legacy_names() -> Iterator[None]:
     """Lend ``torch._six`` and ``collections.Mapping`` to the code inside, then put back what was there.
@@ -86,9 +86,9 @@ def quiet_host() -> Iterator[None]:
         yield
 
 
-# ---- ranking ------------------------------------------------------------------------------------------------------------
+# ---- ranking -------------------------------------------------------------------------------------------------------
 def provide_cython_ranking() -> None:
-    """Let ``fastreid.evaluation.rank_cylib.{rank_cy,roc_cy}`` import from a build of ours, made on first use if need be.
+    """Let ``fastreid.evaluation.rank_cylib.{rank_cy,roc_cy}`` import from a build of ours, made on first use.
 
     Why: evaluation/reid_evaluation.py:126 otherwise runs ``make`` inside site-packages with PATH's ``python3`` and ends
     the process when that fails (evaluation/rank_cylib/__init__.py:20), in the middle of a training run.
@@ -159,7 +159,7 @@ class _RankingLoader(importlib.abc.Loader):
             module.evaluate_roc_cy = evaluate_roc_cy
 
 
-# ---- training -----------------------------------------------------------------------------------------------------------
+# ---- training ------------------------------------------------------------------------------------------------------
 def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> tuple[torch.optim.Optimizer, list[dict[str, Any]]]:
     """The host's optimizer over the model's own parameters: ``(optimizer, parameter groups)``, as its trainer wants.
 
@@ -173,7 +173,7 @@ def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> tuple[torch.optim.O
     return optimizer, groups
 
 
-# ---- loading ------------------------------------------------------------------------------------------------------------
+# ---- loading -------------------------------------------------------------------------------------------------------
 @contextmanager
 def current_dataset_root() -> Iterator[str]:
     """Make the host's loaders read ``FASTREID_DATASETS`` as it is now; yields that folder.
@@ -197,8 +197,8 @@ def build_train_loader(cfg: CfgNode, *, loader_options: dict[str, Any] | None = 
         loader_options: further arguments of ``torch.utils.data.DataLoader`` (generator, worker_init_fn ...).
         kwargs: the host's own: train_set, transforms, sampler, and options of the data set's class.
 
-    Why: the host's DataLoaderX makes a CUDA stream whatever MODEL.DEVICE says (data/data_utils.py:151), and an exception
-    in its prefetch thread blocks the run for ever (:126-137).
+    Why: the host's DataLoaderX makes a CUDA stream whatever MODEL.DEVICE says (data/data_utils.py:151), and an
+    exception in its prefetch thread blocks the run for ever (:126-137).
     Goes when: DataLoaderX respects the device and hands exceptions on.
     """
     from fastreid.data import build

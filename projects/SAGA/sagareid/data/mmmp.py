@@ -100,7 +100,9 @@ class MMMP(ImageDataset):
     def _ids(self, split: str) -> set[int]:
         path = self.list_dir / f"{split}_id.txt"
         if not path.is_file():
-            raise RuntimeError(f"MMMP: no '{path.name}' under {self.list_dir}. Expected train, val and test lists. {REMEDY}")
+            raise RuntimeError(
+                f"MMMP: no '{path.name}' under {self.list_dir}. Expected train, val and test lists. {REMEDY}"
+            )
         line = path.read_text(encoding="utf-8-sig").partition("\n")[0]
         try:
             return {int(word) for word in line.split(",") if word.strip()}

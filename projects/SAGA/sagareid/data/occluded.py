@@ -33,7 +33,7 @@ Item = tuple[str, int, int]
 TrainItem = tuple[str, str, str]
 
 
-# ---- shared by the data sets ------------------------------------------------------------------------------------------
+# ---- shared by the data sets ---------------------------------------------------------------------------------------
 def find_splits(
     dataset: str, root: str | os.PathLike, folders: Sequence[str], splits: Sequence[Sequence[str]]
 ) -> list[Path]:
@@ -117,7 +117,7 @@ class EvaluationOnly(ImageDataset):
         )
 
 
-# ---- whole data sets ----------------------------------------------------------------------------------------------------
+# ---- whole data sets -----------------------------------------------------------------------------------------------
 @DATASET_REGISTRY.register()
 class OccludedDuke(ImageDataset):
     """Occluded-DukeMTMC: every query is occluded, the gallery holds whole and occluded people.
@@ -204,13 +204,13 @@ class OccludedMarket(ImageDataset):
 
 @DATASET_REGISTRY.register()
 class OccludedMarketNoDistractors(OccludedMarket):
-    """OccludedMarket without the gallery's distractors: the published code's protocol, for comparison with its figures."""
+    """OccludedMarket without the gallery's distractors: the published code's protocol, to compare with its figures."""
 
     def __init__(self, root: str = "datasets", **kwargs):
         super().__init__(root, remove_distractors=True, **kwargs)
 
 
-# ---- people paired by name: a hidden view as query, a whole one as gallery ----------------------------------------------
+# ---- people paired by name: a hidden view as query, a whole one as gallery -----------------------------------------
 def read_pair(dataset: str, query: Path, gallery: Path) -> tuple[list[Item], list[Item]]:
     """Query (camera 0) and gallery (camera 1) of two folders whose people correspond by name.
 

@@ -150,7 +150,10 @@ class SAGAEvaluator(ReidEvaluator):
     def _evaluate(self, features: Tensor, pids: np.ndarray, camids: np.ndarray, layout: Mapping[str, int]):
         bad = int((~torch.isfinite(features).all(1)).sum())
         if bad:
-            raise ValueError(f"{bad} of {len(features)} features are not finite; the model has diverged or is half-typed")
+            raise ValueError(
+                f"{bad} of {len(features)} features are not finite, so they cannot be ranked. The model has diverged "
+                "(lower SOLVER.BASE_LR) or overflows in float16 (set SOLVER.AMP.DTYPE bfloat16)"
+            )
         q = self._num_query
         transductive = [name for name in ("NFC", "AQE", "RERANK") if self.cfg.TEST[name].ENABLED]
         results, table = OrderedDict(), []
