@@ -118,7 +118,9 @@ def _mean_squared_off_diagonal(matrix: Tensor) -> Tensor:
     n = matrix.shape[0]
     if n < 2:
         return matrix.sum() * 0.0
-    return (matrix.pow(2).sum() - matrix.diagonal().pow(2).sum()) / (n * (n - 1))
+    # masked, not sum minus diagonal: off-diagonal terms of 1e-4 would drown in the rounding of a diagonal of ones
+    itself = torch.eye(n, dtype=torch.bool, device=matrix.device)
+    return matrix.masked_fill(itself, 0.0).pow(2).sum() / (n * (n - 1))
 
 
 @_float32
