@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from fastreid.config import CfgNode
 from fastreid.evaluation import ReidEvaluator
 from fastreid.utils import comm
@@ -124,7 +125,7 @@ class SAGAEvaluator(ReidEvaluator):
         super().process(inputs, outputs)
 
     def evaluate(self):
-        predictions = self._predictions
+        predictions, self._predictions = self._predictions, []
         if comm.get_world_size() > 1:
             comm.synchronize()
             gathered = comm.gather(predictions, dst=0)
@@ -134,7 +135,7 @@ class SAGAEvaluator(ReidEvaluator):
         if not predictions:
             raise ValueError("no image was evaluated; the test set is empty")
         features, pids, camids = (torch.cat([p[key] for p in predictions]) for key in ("feats", "pids", "camids"))
-        self._predictions = []  # they would hold the features a second time
+        del predictions  # they hold the features a second time
         layout = self._layout or {"feature": features.shape[1]}
         return self._evaluate(features, pids.numpy(), camids.numpy(), layout)
 
@@ -148,7 +149,7 @@ class SAGAEvaluator(ReidEvaluator):
         return [result, *(name for name in wanted if name != result)]
 
     def _evaluate(self, features: Tensor, pids: np.ndarray, camids: np.ndarray, layout: Mapping[str, int]):
-        bad = int((~torch.isfinite(features).all(1)).sum())
+        bad = int((~torch.isfinite(features.sum(1))).sum())  # the sum of a row, not a mask as large as the features
         if bad:
             raise ValueError(
                 f"{bad} of {len(features)} features are not finite, so they cannot be ranked. The model has diverged "
@@ -162,7 +163,7 @@ class SAGAEvaluator(ReidEvaluator):
             if self.cfg.TEST.AQE.ENABLED:
                 aqe = self.cfg.TEST.AQE
                 x = postprocess.expand_queries(x, aqe.QE_TIME, aqe.QE_K, aqe.ALPHA)
-            distances = self._distances(x)
+            distances = self._distances(x, own=name != "feature" or self.cfg.TEST.AQE.ENABLED)
             ranking = rank_in_blocks(distances, pids[:q], pids[q:], camids[:q], camids[q:], description=name)
             figures = OrderedDict((f"Rank-{k}", float(ranking.cmc[k - 1]) * 100) for k in RANKS)
             figures["mAP"] = float(np.mean(ranking.ap)) * 100
@@ -225,12 +226,13 @@ class SAGAEvaluator(ReidEvaluator):
         q = self._num_query
         return torch.cat([postprocess.nfc(x[:q], nfc.K1, nfc.K2), postprocess.nfc(x[q:], nfc.K1, nfc.K2)])
 
-    def _distances(self, x: Tensor) -> Distances:
+    def _distances(self, x: Tensor, *, own: bool = False) -> Distances:
+        """Distances of the queries to the gallery by TEST.METRIC. ``own``: x is nobody else's and may be overwritten."""
         if self.cfg.TEST.METRIC not in ("cosine", "euclidean"):
             raise ValueError(f"TEST.METRIC is {self.cfg.TEST.METRIC!r}; expected cosine or euclidean")
         cosine = self.cfg.TEST.METRIC == "cosine"
         if cosine:
-            x = postprocess.l2(x)
+            x = F.normalize(x, dim=1, eps=1e-12, out=x if own else None)
         query, gallery = x[: self._num_query], x[self._num_query :]
         if self.cfg.TEST.RERANK.ENABLED:
             options = self.cfg.TEST.RERANK

@@ -58,7 +58,12 @@ def fuse(parts: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
         raise ValueError(
             f"fusion weights {dict(weights)} for {list(parts)}: expected none below 0 and one above; set TEST.FUSION"
         )
-    return torch.cat([l2(part) * weights[name] ** 0.5 for name, part in parts.items() if weights[name] > 0], dim=1)
+    used = {name: part for name, part in parts.items() if weights[name] > 0}
+    first = next(iter(used.values()))
+    fused = first.new_empty(len(first), sum(part.shape[1] for part in used.values()))
+    for name, part, out in zip(used, used.values(), fused.split([part.shape[1] for part in used.values()], dim=1)):
+        out.copy_(l2(part)).mul_(weights[name] ** 0.5)
+    return fused
 
 
 def orthogonal(refined: Tensor, cls: Tensor, beta: float) -> Tensor:
