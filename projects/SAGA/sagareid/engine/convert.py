@@ -77,6 +77,7 @@ class Conversion:
         model: state dict of SAGABaseline.
         published: what our model does not hold (module docstring); empty for a checkpoint of ours.
         notes: what a user should know, one sentence each.
+        made_for: ((H, W), stride) after `resize`.
     """
 
     layout: str
@@ -84,6 +85,7 @@ class Conversion:
     model: dict[str, Tensor]
     published: dict = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    made_for: Optional[tuple[tuple[int, int], int]] = None
 
 
 # ---- layouts ---------------------------------------------------------------------------------------------------------
@@ -544,7 +546,7 @@ def to_published(
         parts = [f"missing {_some(missing)}" if missing else "", f"left over {_some(left_over)}" if left_over else ""]
         raise ConversionError(f"the model does not fit layout {layout}: " + "; ".join(filter(None, parts)))
 
-    state, filled, shapes = OrderedDict(), [], _Fill(model, structure)
+    state, filled, stand_in = OrderedDict(), [], None
     for key, ours in plan.pairs.items():
         if ours in model:
             value = model[ours]
@@ -559,7 +561,8 @@ def to_published(
         elif key in kept:
             state[key] = kept[key]
         elif key not in plan.optional:
-            state[key] = shapes(key)
+            stand_in = stand_in or _StandIn(model, structure)
+            state[key] = stand_in(key)
             filled.append(key)
     for copy, original in plan.copies.items():
         state[copy] = state[original]
@@ -576,7 +579,7 @@ def to_published(
     return state, notes
 
 
-class _Fill:
+class _StandIn:
     """Stand-ins for published tensors that no checkpoint of ours holds, in the shape that the published code wants."""
 
     def __init__(self, model: Mapping[str, Tensor], structure: _Structure):
@@ -623,16 +626,14 @@ class _Fill:
         self.shapes = {f"clipreid_model.{k}": v for k, v in self.shapes.items()} | self.shapes
         if structure.layout == "saga3":
             self.shapes["text_proj.weight"] = (embed, model["heads.bottleneck.weight"].shape[0])
-            if structure.camera_embedding:
-                self.shapes["clipreid_model.cv_embed"] = tuple(model["backbone.camera_embedding"].shape)
-                self.camera = model["backbone.camera_embedding"]
+        self.camera = model.get("backbone.camera_embedding")
 
     def __call__(self, key: str) -> Tensor:
         if key.endswith("tokenized_prompts"):
             ids = template_token_ids()
             return torch.tensor([ids + [0] * (_CONTEXT_LENGTH - len(ids))])
         if key == "clipreid_model.cv_embed":
-            return self.camera.clone()
+            return self.camera
         shape = self.shapes[key]
         if key.endswith("num_batches_tracked"):
             return torch.zeros(shape, dtype=torch.int64)
@@ -648,6 +649,8 @@ _POSITION = "backbone.visual.positional_embedding"
 
 def _source(result: Conversion) -> Optional[tuple[tuple[int, int], int]]:
     """((H, W), stride) that the position embedding was most likely made for, from its rows; None if nothing fits."""
+    if result.made_for:
+        return result.made_for
     rows = result.model[_POSITION].shape[0] - 1
     patch = result.model["backbone.visual.conv1.weight"].shape[-1]
     sizes = [(14 * patch, 14 * patch), (16 * patch, 16 * patch)] if result.layout == "clip" else [(256, 128)]
@@ -680,9 +683,9 @@ def resize(
     embedding = result.model[_POSITION]
     patch = result.model["backbone.visual.conv1.weight"].shape[-1]
     rows = embedding.shape[0] - 1
-    guess = _source(result)
     if from_size is None or from_stride is None:
-        if guess is None and (from_size is None or from_stride is None):
+        guess = _source(result)
+        if guess is None:
             raise ConversionError(
                 f"the position embedding has {rows} patches, which fits no usual input size and stride: state both with "
                 "--from-size H W --from-stride S"
@@ -707,6 +710,7 @@ def resize(
             f"{source[0] * source[1]}. State what it was made for with --from-size H W --from-stride S"
         )
     result.model[_POSITION] = clip_models.resize_position_embedding(embedding, source, target).clone()
+    result.made_for = (size, stride)
     result.notes.append(f"position embedding resized {named}")
 
 
@@ -726,13 +730,15 @@ def read_checkpoint(path: str | Path, *, head: Optional[str] = None) -> Conversi
         published = dict(beside.get("published") or {}) if "model" in beside else {}
         own = "prompts" if published.get("layout") == "clip" else _our_head(state)
         return Conversion("ours", own, dict(state), published)
-    return from_published(state, head=head, carried=_carried(path))
+    return from_published(state, head=head, carried=_carried(path, state))
 
 
-def _carried(path: str | Path) -> Optional[Mapping]:
+def _carried(path: str | Path, state: Mapping[str, Tensor]) -> Optional[Mapping]:
+    if not any(k.startswith(("image_encoder.", "backbone.")) for k in state):
+        return None  # a CLIP file, which may be a TorchScript archive
     try:
         return getattr(torch.load(path, map_location="cpu", weights_only=True, mmap=True), "sagareid", None)
-    except Exception:  # TorchScript, safetensors, old zip-less files: nothing of ours rides there, and they were read above
+    except Exception:  # safetensors, or a file without zip: nothing of ours rides there, and its tensors were read above
         return None
 
 
