@@ -41,3 +41,30 @@ def session_tmp(tmp_path_factory) -> Path:
 def no_dataset_root(monkeypatch):
     """A developer's own FASTREID_DATASETS never decides what a test sees."""
     monkeypatch.delenv("FASTREID_DATASETS", raising=False)
+
+
+@pytest.fixture(scope="session")
+def tiny_root(session_tmp) -> Path:
+    """A data root with a drawn SyntheticPedestrians of 12 training and 8 test identities."""
+    from sagareid.data import synthetic
+
+    spec = synthetic.Spec(train_ids=12, test_ids=8, validation_ids=4, gallery_distractors=40, cutouts=4)
+    root = session_tmp / "datasets"
+    synthetic.draw_dataset(root, spec, workers=1)
+    return root
+
+
+@pytest.fixture
+def train_net(tiny_root, monkeypatch):
+    """Run tools/train_net.py's main in this process on the tiny data root; returns its exit code."""
+    from sagareid.engine.main import main
+
+    def run(*argv: object, root: Path = tiny_root) -> int:
+        monkeypatch.setenv("FASTREID_DATASETS", str(root))
+        try:
+            main([str(a) for a in argv])
+        except SystemExit as end:
+            return end.code
+        return 0
+
+    return run

@@ -219,10 +219,6 @@ def check_config(cfg: CN) -> None:
 
     device = model.DEVICE.split(":")[0]
     needs(
-        device != "cuda" or torch.cuda.is_available(),
-        f"MODEL.DEVICE is {model.DEVICE}, but PyTorch sees no GPU here: add MODEL.DEVICE cpu, or install a CUDA build",
-    )
-    needs(
         not (cfg.SOLVER.AMP.ENABLED and cfg.SOLVER.AMP.DTYPE == "float16" and device == "cpu"),
         "SOLVER.AMP.DTYPE float16 needs a GPU; use bfloat16 on the CPU",
     )

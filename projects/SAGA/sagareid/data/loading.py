@@ -22,6 +22,7 @@ from .. import compat
 from .transforms import build_transforms
 
 __all__ = [
+    "DeviceLoader",
     "ReIDDataset",
     "SampleKey",
     "TrainLoader",
@@ -156,15 +157,27 @@ class SeededBatches:
             number += 1
 
 
-class TrainLoader(DataLoader):
-    """A DataLoader that starts its workers at the first batch, so that `start` and a feature cache can be set before."""
+class DeviceLoader(DataLoader):
+    """A DataLoader whose batches arrive on the model's device, as FastReID's do; its own meta-architectures rely on it."""
+
+    def __init__(self, *args, device: str, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.device = torch.device(device)
+
+    def __iter__(self):
+        # a generator: workers start at the first batch, so that `start_at` and a feature cache can be set before
+        for batch in super().__iter__():
+            yield {
+                k: v.to(self.device, non_blocking=True) if isinstance(v, torch.Tensor) else v for k, v in batch.items()
+            }
+
+
+class TrainLoader(DeviceLoader):
+    """Infinite batches of the training set, from any batch on."""
 
     def start_at(self, batch: int) -> None:
         """Skip the batches before `batch`: those that an interrupted run has seen."""
         self.batch_sampler.start = batch
-
-    def __iter__(self):
-        yield from super().__iter__()
 
 
 # ---- builders ---------------------------------------------------------------------------------------------------------
@@ -201,6 +214,7 @@ def build_train_loader(cfg, dataset: Optional[Dataset] = None) -> TrainLoader:
         num_workers=host.num_workers,
         collate_fn=_as_it_is if batched else host.collate_fn,
         pin_memory=host.pin_memory,
+        device=cfg.MODEL.DEVICE,
         generator=torch.Generator(),  # starting workers draws nothing from the run's random state, so resuming may too
     )
 
@@ -225,4 +239,13 @@ def build_test_loader(cfg, dataset_name: str) -> tuple[DataLoader, int]:
         cameras=cfg.MODEL.CLIP.CAMERAS or ["none"],
         dataset_name=getattr(data, "dataset_name", dataset_name),
     )
-    return compat.build_test_loader(cfg, test_set=test_set, num_query=len(data.query))
+    host, num_query = compat.build_test_loader(cfg, test_set=test_set, num_query=len(data.query))
+    loader = DeviceLoader(
+        test_set,
+        batch_sampler=host.batch_sampler,
+        num_workers=host.num_workers,
+        collate_fn=host.collate_fn,
+        pin_memory=host.pin_memory,
+        device=cfg.MODEL.DEVICE,
+    )
+    return loader, num_query

@@ -145,6 +145,10 @@ class RunCheckpointer(Checkpointer):
         self.tag_last_checkpoint(path.name)
         logger.info("Saved checkpoint %s", path)
 
+    def remove(self, name: str) -> None:
+        """Delete `<name>.pth` where there is one."""
+        Path(self.save_dir, f"{name}.pth").unlink(missing_ok=True)
+
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         write_atomically(
             Path(self.save_dir, "last_checkpoint"), lambda temporary: Path(temporary).write_text(last_filename_basename)

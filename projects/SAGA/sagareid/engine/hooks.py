@@ -23,6 +23,8 @@ class EvaluationHook(hooks.EvalHook):
     def after_epoch(self) -> None:
         done = self.trainer.epoch + 1
         if done % self._period == 0 or done == self.trainer.max_epoch:
+            # the writers drop what comes under an iteration that they have written already
+            self.trainer.storage.iter = self.trainer.iter
             self._do_eval()
 
     def after_train(self) -> None:
@@ -53,6 +55,7 @@ class CheckpointHook(HookBase):
         state = {"epoch": trainer.epoch, "best": self.best}
         if done == trainer.max_epoch:
             trainer.checkpointer.save(self.FINAL, **state)
+            trainer.checkpointer.remove(self.LAST)
             return
         if done % self.period == 0:
             trainer.checkpointer.save(f"model_{trainer.epoch:04d}", **state)

@@ -21,7 +21,7 @@ __all__ = ["main"]
 def argument_parser():
     """FastReID's parser, and --stage."""
     parser = default_argument_parser()
-    parser.add_argument("--stage", default=None, metavar="NAME", help="run only this stage of the config")
+    parser.add_argument("--stage", default=None, metavar="NAME", help="run only this stage of the config, or several: A,B")
     parser.add_argument("--traceback", action="store_true", help="show the whole traceback of an error")
     return parser
 
@@ -32,7 +32,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     try:
         if not args.config_file:
             raise ValueError("name a config with --config-file, such as configs/SAGA/quickstart.yml")
-        stages.plan(args.config_file, args.opts, args.stage)  # every mistake shows before processes start
+        stages.check_machine(stages.plan(args.config_file, args.opts, args.stage))  # before any process starts
         launch(
             _work,
             args.num_gpus,

@@ -13,18 +13,21 @@ from typing import Any, Optional, Sequence
 
 import torch
 import yaml
+from fastreid.data.datasets import DATASET_REGISTRY
 from fastreid.engine import default_setup
 from fastreid.utils import comm
 from fastreid.utils import logger as host_logger
 from fastreid.utils.env import seed_all_rng
 from tabulate import tabulate
 
+from .. import compat
 from ..config import check_config, get_cfg
-from .checkpoint import hand_over, load_state, write_atomically
+from .checkpoint import write_atomically
 from .hooks import CheckpointHook
+from .inference import load_model
 from .trainer import SAGATrainer
 
-__all__ = ["Run", "evaluate", "plan", "run_all"]
+__all__ = ["Run", "check_machine", "evaluate", "plan", "run_all"]
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +96,7 @@ def plan(config_file: str | Path, opts: Sequence[str] = (), stage: Optional[str]
     """The runs of a config, in order: the config, then the stage's file and OPTS, then `opts`.
 
     Args:
-        stage: only this one of STAGES.
+        stage: only these of STAGES, separated by commas. The first starts from MODEL.WEIGHTS of `opts` where given.
 
     Raises:
         FileNotFoundError: a config that is not there.
@@ -110,8 +113,10 @@ def plan(config_file: str | Path, opts: Sequence[str] = (), stage: Optional[str]
         check_config(whole)
         return [Run("", whole, asked)]
     names = [entry.get("NAME") for entry in whole.STAGES]
-    if stage and stage not in names:
-        raise ValueError(f"no stage {stage!r} in {config_file}; its stages: {', '.join(map(str, names))}")
+    chosen = stage.split(",") if stage else names
+    unknown = [name for name in chosen if name not in names]
+    if unknown:
+        raise ValueError(f"no stage {unknown[0]!r} in {config_file}; its stages: {', '.join(map(str, names))}")
     runs: list[Run] = []
     for entry in whole.STAGES:
         if not {"NAME", "FILE"} <= set(entry) <= {"NAME", "FILE", "OPTS"}:
@@ -123,12 +128,34 @@ def plan(config_file: str | Path, opts: Sequence[str] = (), stage: Optional[str]
         cfg.STAGES = []
         cfg.CACHE.DIR = cfg.CACHE.DIR or str(Path(whole.OUTPUT_DIR, "feature_cache"))
         cfg.OUTPUT_DIR = str(Path(whole.OUTPUT_DIR, entry["NAME"]))
-        if runs and not (asked and stage == entry["NAME"]):
+        if runs and not (asked and entry["NAME"] == chosen[0]):
             cfg.MODEL.WEIGHTS = str(runs[-1].final)
         cfg.freeze()
         check_config(cfg)
         runs.append(Run(entry["NAME"], cfg, asked))
-    return [r for r in runs if not stage or r.name == stage]
+    return [r for r in runs if r.name in chosen]
+
+
+def check_machine(runs: Sequence[Run]) -> None:
+    """See that the data and the device of every run are here. Draws the synthetic data set where it is not.
+
+    Raises:
+        ValueError: every problem found, one a line.
+    """
+    problems = []
+    with compat.current_dataset_root() as root:
+        for name in dict.fromkeys(n for r in runs for n in (*r.cfg.DATASETS.NAMES, *r.cfg.DATASETS.TESTS)):
+            try:
+                DATASET_REGISTRY.get(name)(root=root)
+            except (OSError, RuntimeError, ValueError) as error:
+                problems.append(str(error) if name in str(error) else f"{name}: {error}. Set FASTREID_DATASETS")
+    for device in dict.fromkeys(r.cfg.MODEL.DEVICE for r in runs):
+        if device.startswith("cuda") and not torch.cuda.is_available():
+            problems.append(
+                f"MODEL.DEVICE is {device}, but PyTorch sees no GPU here: add MODEL.DEVICE cpu, or install a CUDA build of it"
+            )
+    if problems:
+        raise ValueError("\n  ".join(["this machine cannot run it:", *problems]) if len(problems) > 1 else problems[0])
 
 
 def _set(cfg, key: str, value: Any) -> None:
@@ -258,20 +285,8 @@ def evaluate(run: Run, args) -> dict:
     """
     own = run.final if run.name or run.final.is_file() else run.cfg.MODEL.WEIGHTS or run.final
     weights = Path(run.asked_weights or own)
-    checkpoint = load_state(weights)
-    cfg = run.cfg
-    cfg.defrost()
-    cfg.MODEL.BACKBONE.PRETRAIN = False
-    cfg.MODEL.CLIP.TEXT_TOWER = False
-    if "config" in checkpoint:
-        trained = get_cfg()
-        trained.merge_from_other_cfg(trained.load_cfg(checkpoint["config"]))
-        cfg.MODEL.CLIP.CAMERAS = trained.MODEL.CLIP.CAMERAS
-        cfg.MODEL.HEADS.NUM_CLASSES = trained.MODEL.HEADS.NUM_CLASSES
-    cfg.freeze()
     _setup(run, args)
-    model = SAGATrainer.build_model(cfg)
-    hand_over(model, checkpoint["model"], (), str(weights))
+    cfg, model = load_model(weights, run.cfg)
     return {"stage": run.name, "metrics": SAGATrainer.test(cfg, model), "checkpoint": str(weights)}
 
 

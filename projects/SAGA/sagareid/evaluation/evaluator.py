@@ -159,7 +159,7 @@ class SAGAEvaluator(ReidEvaluator):
         transductive = [name for name in ("NFC", "AQE", "RERANK") if self.cfg.TEST[name].ENABLED]
         results, table = OrderedDict(), []
         for name in self._rows(layout):
-            x = self._row_features(name, features, layout)
+            x = self.row_features(name, features, layout)
             if self.cfg.TEST.AQE.ENABLED:
                 aqe = self.cfg.TEST.AQE
                 x = postprocess.expand_queries(x, aqe.QE_TIME, aqe.QE_K, aqe.ALPHA)
@@ -193,7 +193,7 @@ class SAGAEvaluator(ReidEvaluator):
         self._results = results
         return OrderedDict(results)
 
-    def _row_features(self, name: str, features: Tensor, layout: Mapping[str, int]) -> Tensor:
+    def row_features(self, name: str, features: Tensor, layout: Mapping[str, int]) -> Tensor:
         """(n, D) features of a row, on MODEL.DEVICE where that is a GPU."""
         device = self.cfg.MODEL.DEVICE if torch.cuda.is_available() else "cpu"
         ends = list(itertools.accumulate(layout.values()))

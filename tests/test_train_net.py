@@ -1,0 +1,331 @@
+"""tools/train_net.py end to end on drawn people: what trains, what stays, seeds, resuming, hand-over, messages."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from sagareid.engine import hooks, stages
+from sagareid.engine.checkpoint import hand_over, load_state
+from sagareid.engine.main import main
+from sagareid.engine.trainer import AutocastTrainer, SAGATrainer
+
+STAGES = ("prompts", "backbone", "anchors_warmup", "anchors")
+# the quick start's config, made small: epochs, batch, no worker process
+SMALL = ["SOLVER.MAX_EPOCH", 2, "SOLVER.IMS_PER_BATCH", 16, "DATALOADER.NUM_WORKERS", 0, "CACHE.NUM_VIEWS", 2, "MODEL.BACKBONE.PRETRAIN", False]
+QUICKSTART = ["--config-file", "configs/SAGA/quickstart.yml"]
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_root, tmp_path_factory, repo):
+    """The folder of a run of all stages."""
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FASTREID_DATASETS", str(tiny_root))
+        patch.chdir(repo)
+        main([*QUICKSTART, *map(str, SMALL), "OUTPUT_DIR", str(folder)])
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def in_repo(monkeypatch, repo):
+    monkeypatch.chdir(repo)
+
+
+def weights(folder, stage: str) -> dict[str, torch.Tensor]:
+    return load_state(folder / stage / "model_final.pth")["model"]
+
+
+def same(a: dict, b: dict) -> list[str]:
+    """Names that differ between two state dicts of the same keys."""
+    assert a.keys() == b.keys()
+    return [k for k in a if not torch.equal(a[k], b[k])]
+
+
+# ---- what trains ------------------------------------------------------------------------------------------------------
+
+DECLARED = {
+    "prompts": ("heads.prompts.context_identity",),
+    "backbone": ("backbone.visual.", "heads.classifier.weight", "heads.bottleneck.weight"),
+    "anchors_warmup": (
+        "heads.text_anchors.context_learned",
+        "heads.text_anchors.proj.weight",
+        "heads.domain_anchors.",
+        "heads.refine.",
+        "heads.bottleneck.weight",
+        "heads.classifiers.",
+    ),
+}
+DECLARED["anchors"] = DECLARED["anchors_warmup"]
+# buffers that follow from the weights or count batches
+DERIVED = ("running_mean", "running_var", "num_batches_tracked", "text_features", "prompt_context", "text_anchors.anchors")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_changes_what_it_declares_and_nothing_else(stage, trained, tiny_root, monkeypatch):
+    """Fails for every stage if the optimizer bridge goes: FastReID's own optimizer then changes nothing at all."""
+    monkeypatch.setenv("FASTREID_DATASETS", str(tiny_root))
+    run = next(r for r in stages.plan(QUICKSTART[1], [*map(str, SMALL), "OUTPUT_DIR", str(trained)]) if r.name == stage)
+    stages._setup(run, _arguments())
+    trainer = SAGATrainer(run.cfg)
+    trainer.resume_or_load(resume=False)
+    before = {k: v.clone() for k, v in trainer.model.state_dict().items()}
+    stages._close_logs()
+    changed = {k for k in same(before, weights(trained, stage)) if not k.endswith(DERIVED)}
+    declared = {k for k in before if k.startswith(DECLARED[stage]) and not k.endswith(DERIVED)}
+    assert changed == declared
+
+
+def _arguments(**kwargs):
+    from sagareid.engine.main import argument_parser
+
+    args = argument_parser().parse_args([])
+    for key, value in kwargs.items():
+        setattr(args, key, value)
+    return args
+
+
+def test_files_of_a_run(trained):
+    """FastReID's conventions, for each stage; every loss term of it in metrics.json."""
+    terms = {
+        "prompts": {"loss_supcon"},
+        "backbone": {"loss_cls", "loss_triplet", "loss_i2t"},
+        "anchors": {"loss_cls", "loss_triplet", "loss_anchor_div"},
+    }
+    for stage in STAGES:
+        files = {f.name for f in (trained / stage).iterdir()}
+        assert {"config.yaml", "log.txt", "metrics.json", "model_final.pth", "last_checkpoint", "result.json"} <= files
+        assert any(f.startswith("events.out.tfevents") for f in files)
+        assert not any(f.startswith(".") for f in files), "a temporary file was left behind"
+        logged = [json.loads(line) for line in (trained / stage / "metrics.json").read_text().splitlines()]
+        assert terms.get(stage, set()) <= set().union(*logged)
+        assert any("Rank-1" in line for line in logged), "the last evaluation is in metrics.json"
+    results = json.loads((trained / "results.json").read_text())
+    assert [r["stage"] for r in results] == list(STAGES)
+    assert all(0 <= r["metrics"][k] <= 100 for r in results for k in ("Rank-1", "mAP", "mINP"))
+
+
+def test_a_final_checkpoint_describes_itself(trained):
+    checkpoint = load_state(trained / "anchors" / "model_final.pth")
+    assert "NUM_CLASSES: 12" in checkpoint["config"]
+    assert bool(checkpoint["model"]["heads.text_anchors.anchors"].any()), "the anchors of the weights are stored"
+
+
+# ---- seeds and resuming -----------------------------------------------------------------------------------------------
+
+
+def test_same_seed_same_weights_whatever_the_workers(trained, train_net, tmp_path):
+    assert train_net(*QUICKSTART, *SMALL, "OUTPUT_DIR", tmp_path, "DATALOADER.NUM_WORKERS", 1) == 0
+    for stage in STAGES:
+        assert same(weights(trained, stage), weights(tmp_path, stage)) == []
+        ours, theirs = (json.loads((f / stage / "result.json").read_text())["metrics"] for f in (trained, tmp_path))
+        assert ours == theirs
+
+
+def test_another_seed_another_model(trained, train_net, tmp_path):
+    assert train_net(*QUICKSTART, *SMALL, "OUTPUT_DIR", tmp_path, "SEED", 1, "--stage", "prompts") == 1  # options come last
+    assert train_net(*QUICKSTART, "--stage", "prompts", *SMALL, "OUTPUT_DIR", tmp_path, "SEED", 1) == 0
+    assert same(weights(trained, "prompts"), weights(tmp_path, "prompts"))
+
+
+@pytest.mark.parametrize("stage, step", [("prompts", 1), ("backbone", 4), ("anchors_warmup", 0), ("anchors", 5)])
+def test_interrupted_anywhere_and_resumed_is_the_same_run(stage, step, trained, train_net, tmp_path, monkeypatch):
+    calls = {"n": 0}
+    original = AutocastTrainer.run_step
+
+    def interrupted(self):
+        if stage in self.model_folder:
+            if calls["n"] == step:
+                raise KeyboardInterrupt
+            calls["n"] += 1
+        original(self)
+
+    begin = SAGATrainer.run_step
+
+    def remember(self):
+        self._trainer.model_folder = self.cfg.OUTPUT_DIR.rpartition("/")[2].split()
+        begin(self)
+
+    monkeypatch.setattr(SAGATrainer, "run_step", remember)
+    monkeypatch.setattr(AutocastTrainer, "run_step", interrupted)
+    run = [*QUICKSTART, *SMALL, "OUTPUT_DIR", tmp_path]
+    assert train_net(*run) == 130
+    monkeypatch.setattr(AutocastTrainer, "run_step", original)
+    assert train_net(*run[:2], "--resume", *run[2:]) == 0
+    assert same(weights(trained, "anchors"), weights(tmp_path, "anchors")) == []
+    ours, theirs = (json.loads((f / "anchors" / "result.json").read_text())["metrics"] for f in (trained, tmp_path))
+    assert ours == theirs
+
+
+def test_killed_process_resumes(trained, tiny_root, tmp_path, repo):
+    """The real command, SIGKILL in the middle of the second stage, --resume."""
+    command = [sys.executable, "tools/train_net.py", *QUICKSTART, *map(str, SMALL), "OUTPUT_DIR", str(tmp_path)]
+    environment = {"FASTREID_DATASETS": str(tiny_root), "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
+    process = subprocess.Popen(command, cwd=repo, env=environment, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "backbone" / "last.pth").exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "backbone" / "model_final.pth").exists()
+    command.insert(2, "--resume")
+    done = subprocess.run(command, cwd=repo, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "| anchors " in done.stdout
+    assert same(weights(trained, "anchors"), weights(tmp_path, "anchors")) == []
+
+
+def test_resume_skips_what_is_done_and_refuses_another_configuration(trained, train_net, capfd):
+    before = {s: (trained / s / "model_final.pth").stat().st_mtime_ns for s in STAGES}
+    run = [*QUICKSTART, "--resume", *SMALL, "OUTPUT_DIR", trained]
+    assert train_net(*run) == 0
+    assert before == {s: (trained / s / "model_final.pth").stat().st_mtime_ns for s in STAGES}
+    assert train_net(*run, "MODEL.SAGA.NUM_ANCHORS", 12) == 1
+    assert "MODEL.SAGA.NUM_ANCHORS: 24 -> 12" in capfd.readouterr().err
+
+
+def test_a_fresh_run_sets_an_earlier_one_aside(train_net, tmp_path):
+    run = [*QUICKSTART, "--stage", "prompts", *SMALL, "OUTPUT_DIR", tmp_path]
+    assert train_net(*run) == 0
+    first = weights(tmp_path, "prompts")
+    assert train_net(*run) == 0
+    aside = [p for p in tmp_path.iterdir() if p.name.startswith("prompts.before-")]
+    assert len(aside) == 1
+    assert same(first, load_state(aside[0] / "model_final.pth")["model"]) == []
+
+
+# ---- evaluation -------------------------------------------------------------------------------------------------------
+
+
+def test_eval_only_needs_neither_clip_nor_text(trained, train_net, monkeypatch, tmp_path):
+    def no_weights(*args):
+        raise AssertionError("evaluation read CLIP weights")
+
+    monkeypatch.setattr("sagareid.modeling.clip_models.read_clip_weights", no_weights)
+    monkeypatch.setattr("sagareid.modeling.clip_models.build_text_encoder", no_weights)
+    expected = json.loads((trained / "anchors" / "result.json").read_text())["metrics"]
+    assert train_net(*QUICKSTART, "--eval-only", *SMALL, "OUTPUT_DIR", trained) == 0
+    [found] = json.loads((trained / "evaluation.json").read_text())
+    assert found["metrics"] == pytest.approx(expected, abs=1e-3)
+    # from the folder of the stage alone, and from an explicit checkpoint of another stage
+    assert train_net("--config-file", trained / "anchors" / "config.yaml", "--eval-only", "OUTPUT_DIR", tmp_path,
+                     "MODEL.WEIGHTS", trained / "anchors" / "model_final.pth") == 0
+    [found] = json.loads((tmp_path / "evaluation.json").read_text())
+    assert found["metrics"] == pytest.approx(expected, abs=1e-3)
+
+
+def test_rows_of_one_pass(trained):
+    metrics = json.loads((trained / "anchors" / "result.json").read_text())["metrics"]
+    assert {f"{row}/mAP" for row in ("refined", "cls", "proj", "concat", "orth")} <= set(metrics)
+
+
+# ---- the published recipe on Occluded-Duke's layout ---------------------------------------------------------------------
+
+
+def test_occ_duke_recipe_end_to_end(train_net, tiny_root, tmp_path):
+    """Real folder and file names; only the model's size, the epochs and the machine are overridden."""
+    source = tiny_root / "synthetic_pedestrians"
+    for split in ("bounding_box_train", "query", "bounding_box_test"):
+        folder = tmp_path / "Occluded_Duke" / split
+        folder.mkdir(parents=True)
+        for i, image in enumerate(sorted((source / split).glob("*.jpg"))):
+            pid, cam = image.name.split("_")[:2]
+            (folder / f"{pid}_c{cam[1]}_f{i:07d}.jpg").write_bytes(image.read_bytes())
+    small = [
+        "MODEL.DEVICE", "cpu", "MODEL.CLIP.NAME", "ViT-XS-8-pedestrians", "MODEL.BACKBONE.PRETRAIN_PATH", "",
+        "MODEL.BACKBONE.FEAT_DIM", 128, "MODEL.BACKBONE.STRIDE_SIZE", "(6,6)", "INPUT.SIZE_TRAIN", "[48,24]",
+        "INPUT.SIZE_TEST", "[48,24]", "SOLVER.MAX_EPOCH", 1, "DATALOADER.NUM_WORKERS", 0, "OUTPUT_DIR", tmp_path / "out",
+    ]  # fmt: skip
+    assert train_net("--config-file", "configs/SAGA/occ_duke.yml", *small, root=tmp_path) == 0
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert [r["stage"] for r in results] == list(STAGES)
+
+
+# ---- messages ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["MODEL.HEADS.NAM", "SAGAHead"], "Nearest keys: MODEL.HEADS.NAME"),
+        (["MODEL.HEADS.NAME", "SAGAHaed"], "Did you mean SAGAHead?"),
+        (["MODEL.META_ARCHITECTURE", "Baselin"], "valid: "),
+        (["MODEL.CLIP.NAME", "ViT-B-61"], "open_clip does not know"),
+        (["MODEL.BACKBONE.PRETRAIN_PATH", "/nowhere.pt"], "MODEL.BACKBONE.PRETRAIN False"),
+        (["MODEL.BACKBONE.FEAT_DIM", "64"], "ViT-XS-8-pedestrians gives 128"),
+        (["INPUT.SIZE_TEST", "[64,32]"], "differs from SIZE_TRAIN"),
+        (["DATASETS.TESTS", "['Nowhere']"], "valid: "),
+        (["MODEL.TRAINABLE", "['heads.nothing*']"], "matches none"),
+        (["MODEL.DEVICE", "cuda"], "add MODEL.DEVICE cpu"),
+        (["SOLVER.IMS_PER_BATCH", "10000"], "lower it"),
+    ],
+)
+def test_wrong_configuration_is_one_readable_message(options, message, train_net, tmp_path, capfd):
+    if options[0] == "MODEL.DEVICE" and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    if options[0] == "MODEL.HEADS.NAME":
+        stage = ["--config-file", "configs/SAGA/Base-SAGA.yml", "MODEL.DEVICE", "cpu", "STAGES", "[]"]
+    else:
+        stage = [*QUICKSTART, "--stage", "prompts"]
+    code = train_net(*stage, *SMALL, "OUTPUT_DIR", tmp_path, *options)
+    error = capfd.readouterr().err
+    assert code == 1 and message in error and "Traceback" not in error
+
+
+def test_missing_data_is_named_with_the_remedy(train_net, tmp_path, capfd):
+    assert train_net("--config-file", "configs/SAGA/occ_duke.yml", root=tmp_path) == 1
+    error = capfd.readouterr().err
+    assert "OccludedDuke: no 'query' folder" in error and "FASTREID_DATASETS" in error and "quickstart.yml" in error
+
+
+def test_unreadable_image_stops_with_its_path(train_net, tiny_root, tmp_path, capfd):
+    import shutil
+
+    shutil.copytree(tiny_root / "synthetic_pedestrians", tmp_path / "synthetic_pedestrians")
+    victim = sorted((tmp_path / "synthetic_pedestrians" / "bounding_box_train").glob("*.jpg"))[5]
+    victim.write_bytes(victim.read_bytes()[:100])
+    assert train_net(*QUICKSTART, "--stage", "prompts", *SMALL, "OUTPUT_DIR", tmp_path / "out", root=tmp_path) == 1
+    assert str(victim) in capfd.readouterr().err
+
+
+# ---- strict hand-over ---------------------------------------------------------------------------------------------------
+
+
+def test_hand_over_names_what_is_missing():
+    model = torch.nn.Linear(3, 2)
+    with pytest.raises(ValueError, match="1 missing: bias.*MODEL.NEW_WEIGHTS"):
+        hand_over(model, {"weight": torch.zeros(2, 3)}, (), "file")
+    with pytest.raises(ValueError, match=r"weight \(2, 4\), expected \(2, 3\)"):
+        hand_over(model, {"weight": torch.zeros(2, 4), "bias": torch.zeros(2)}, (), "file")
+    assert hand_over(model, {"weight": torch.ones(2, 3)}, ["bia*"], "file") == {"bias"}
+    assert bool((model.weight == 1).all())
+
+
+def test_interrupted_write_leaves_the_old_checkpoint(tmp_path):
+    from sagareid.engine.checkpoint import write_atomically
+
+    file = tmp_path / "model.pth"
+    file.write_bytes(b"old")
+
+    def broken(temporary):
+        with open(temporary, "wb") as out:
+            out.write(b"half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError):
+        write_atomically(file, broken)
+    assert file.read_bytes() == b"old" and list(tmp_path.iterdir()) == [file]
+
+
+def test_best_by_test_metric_is_opt_in_and_says_so(train_net, tmp_path, capfd):
+    run = [*QUICKSTART, "--stage", "prompts", *SMALL, "OUTPUT_DIR", tmp_path, "TEST.SELECT_BEST", "True"]
+    assert train_net(*run) == 0
+    assert (tmp_path / "prompts" / f"{hooks.CheckpointHook.BEST}.pth").is_file()
+    assert "selected on test data" in capfd.readouterr().out
