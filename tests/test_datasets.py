@@ -10,6 +10,7 @@ from PIL import Image
 
 from sagareid import compat
 from sagareid.config import get_cfg
+from sagareid.data.loading import ReIDDataset
 from sagareid.data.mmmp import SETTINGS
 
 
@@ -60,9 +61,9 @@ def test_occluded_duke(tmp_path, folder):
     assert ids(data.query) == [(5, 1)]
     assert ids(data.gallery) == [(5, 4), (6, 1)]
     assert ids(data.train) == [
-        ("occluded_duke_0009", "occluded_duke_07"),
-        ("occluded_duke_0010", "occluded_duke_00"),
-        ("occluded_duke_0100", "occluded_duke_01"),
+        ("occluded_duke_0009", "occluded_duke_7"),
+        ("occluded_duke_0010", "occluded_duke_0"),
+        ("occluded_duke_0100", "occluded_duke_1"),
     ]
     labels = [pid for _, pid, _ in data.train]
     assert sorted(labels) == labels  # the host labels by string order: numeric order, thanks to the padding
@@ -130,11 +131,23 @@ def test_many_wrong_names_show_the_first(tmp_path):
         build("OccludedDuke", tmp_path).query
 
 
+def test_cameras_of_test_images_are_found_among_the_training_cameras(tmp_path):
+    """What a camera embedding reads: the same index for the same camera in training and in testing."""
+    make(tmp_path / "Occluded_Duke", *DUKE)
+    data = build("OccludedDuke", tmp_path)
+    train = ReIDDataset(data.train, None, relabel=True, cameras=())
+    test = ReIDDataset(
+        data.query + data.gallery, None, relabel=False, cameras=train.cameras, dataset_name=data.dataset_name
+    )
+    assert [train[i]["cameras"] for i in range(3)] == [2, 0, 1]  # cameras 8, 1 and 2 of the file names
+    assert [test[i]["cameras"] for i in range(3)] == [1, -1, 1]  # 2; 5, which training has not seen; 2
+
+
 # ---- Occluded-Market -----------------------------------------------------------------------------------------------
 def test_occluded_market_keeps_distractors(tmp_path):
     make(tmp_path / "run_1_c2" / "Occluded_Market", *MARKET)
     data = build("OccludedMarket", tmp_path / "run_1_c2")
-    assert ids(data.train) == [("occluded_market_0002", "occluded_market_00")]
+    assert ids(data.train) == [("occluded_market_0002", "occluded_market_0")]
     assert ids(data.query) == [(3, 0)]
     assert ids(data.gallery) == [(0, 1), (3, 5)]
     published = build("OccludedMarketNoDistractors", tmp_path / "run_1_c2")
@@ -205,9 +218,9 @@ def test_p_duke(tmp_path):
     )
     data = build("PDukeMTMC", tmp_path)
     assert ids(data.train) == [
-        ("p_dukemtmc_0000", "p_dukemtmc_00"),
-        ("p_dukemtmc_0000", "p_dukemtmc_01"),
-        ("p_dukemtmc_0001", "p_dukemtmc_01"),
+        ("p_dukemtmc_0000", "p_dukemtmc_0"),
+        ("p_dukemtmc_0000", "p_dukemtmc_1"),
+        ("p_dukemtmc_0001", "p_dukemtmc_1"),
     ]
     assert ids(data.query) == [(1, 0)] and ids(data.gallery) == [(0, 1), (1, 1)]
 
@@ -233,7 +246,7 @@ def test_mmmp_between_platforms(mmmp):
     assert set(ids(data.query)) == {(3, camera) for camera in range(6)} | {(4, 0)}
     assert set(ids(data.gallery)) == {(3, 13)}  # cameras 01 and 11, 03 and 13 stay apart
     assert {item[1] for item in data.train} == {"mmmp_0001", "mmmp_0002"}
-    assert {item[2] for item in data.train} == {f"mmmp_{camera:02d}" for camera in (*range(6), 13)}
+    assert {item[2] for item in data.train} == {f"mmmp_{camera}" for camera in (*range(6), 13)}
 
 
 def test_mmmp_within_a_group_is_drawn_alike_every_time(mmmp):

@@ -1,7 +1,8 @@
 """Occluded and partial person data sets in the layouts of their authors, as FastReID data sets.
 
 An item is (path, pid, camid). In query and gallery pid and camid are ints, camid from 0; in training they are
-"<name>_0005" and "<name>_01", the host's form with digits padded, so that its string order of labels is numeric order.
+"<name>_0005" and "<name>_1", the host's form with the person's digits padded, so that its string order of labels is
+numeric order. A camera's name is the data set's and its camid, which is how `loading` finds it again in testing.
 A name is read from the file's base name alone: a folder such as ``run_1_c2/`` above it says nothing.
 Every image file of a split is used; a file whose name cannot be read is an error, not a gap.
 """
@@ -99,8 +100,8 @@ def raise_wrong_names(dataset: str, wrong: list[Path], expected: str) -> None:
 
 
 def as_training(name: str, items: Iterable[Item]) -> list[TrainItem]:
-    """Items with the host's string labels, padded so that they sort as numbers do."""
-    return [(path, f"{name}_{pid:04d}", f"{name}_{camid:02d}") for path, pid, camid in items]
+    """Items with the host's string labels; people padded, so that they sort as numbers do."""
+    return [(path, f"{name}_{pid:04d}", f"{name}_{camid}") for path, pid, camid in items]
 
 
 class EvaluationOnly(ImageDataset):
