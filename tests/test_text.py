@@ -1,0 +1,183 @@
+"""Prompts and the text tower: twenty rows are exact, the prompt modes, and what PromptHead keeps for later stages."""
+
+from __future__ import annotations
+
+import open_clip
+import pytest
+import torch
+from fastreid.modeling.heads import build_heads
+from sagareid.config import get_cfg
+from sagareid.modeling import clip_models, losses
+from sagareid.modeling.text import CONTEXT_SLOTS, PROMPT_LENGTH, PromptLearner, PromptTemplate, template_token_ids
+from sagareid.structures import CLIPFeatures
+
+NAME, WIDTH, C = "ViT-XS-8-pedestrians", 128, 5
+
+
+@pytest.fixture
+def encoder():
+    torch.manual_seed(0)
+    return clip_models.build_text_encoder(NAME).eval()
+
+
+def learner(mode: str = "identity", **kwargs) -> PromptLearner:
+    torch.manual_seed(1)
+    sizes = {"num_classes": C, "num_context": 8, "num_blank": 8} | kwargs
+    return PromptLearner(template_embedding=torch.randn(PROMPT_LENGTH, WIDTH), mode=mode, **sizes)
+
+
+def test_template_is_what_the_tokenizer_makes():
+    ids = open_clip.tokenize(" ".join(["X"] * CONTEXT_SLOTS) + " person.")[0].tolist()
+    assert ids[:PROMPT_LENGTH] == template_token_ids() and not any(ids[PROMPT_LENGTH:])
+
+
+# ---- twenty rows -----------------------------------------------------------------------------------------------------
+
+
+def test_twenty_rows_equal_seventy_seven_in_value_and_gradient(encoder):
+    """Whatever stands after the end of text; gradients to the prompts and to every weight of the tower."""
+    short = torch.randn(3, PROMPT_LENGTH, WIDTH).requires_grad_()
+    tail = torch.randn(3, 77 - PROMPT_LENGTH, WIDTH).requires_grad_()
+    weights = [p for p in encoder.parameters()]
+    direction = torch.randn(3, encoder.output_dim)
+
+    out20, out77 = encoder(short), encoder(torch.cat([short, tail], dim=1))
+    torch.testing.assert_close(out20, out77, rtol=1e-5, atol=1e-5)
+    grads20 = torch.autograd.grad((out20 * direction).sum(), [short, *weights])
+    grads77 = torch.autograd.grad((out77 * direction).sum(), [short, *weights, tail])
+    for a, b in zip(grads20, grads77):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+    assert float(grads77[-1].abs().max()) == 0
+
+
+def test_equals_the_librarys_own_text_tower(encoder):
+    """open_clip on token ids, all 77 of them, with a token table that gives our prompts."""
+    ids = torch.tensor([template_token_ids() + [0] * 57])
+    config = open_clip.get_model_config(NAME)
+    clip = open_clip.CLIP(
+        embed_dim=config["embed_dim"],
+        vision_cfg=open_clip.CLIPVisionCfg(layers=1, width=64, head_width=64, patch_size=32, image_size=32),
+        text_cfg=open_clip.CLIPTextCfg(**config["text_cfg"]),
+        quick_gelu=True,
+    ).eval()
+    own = encoder.state_dict()
+    missing = clip.load_state_dict(own, strict=False).missing_keys
+    assert all(k.startswith(("visual.", "token_embedding.", "logit_scale")) for k in missing)
+    prompts = clip.token_embedding(ids)[:, :PROMPT_LENGTH]
+    with torch.no_grad():
+        torch.testing.assert_close(encoder(prompts), clip.encode_text(ids), rtol=1e-4, atol=1e-5)
+
+
+def test_every_row_up_to_the_end_counts(encoder):
+    prompts = torch.randn(1, PROMPT_LENGTH, WIDTH)
+    with torch.no_grad():
+        for row in range(PROMPT_LENGTH):
+            changed = prompts.clone()
+            changed[:, row] = torch.randn(WIDTH)
+            assert not torch.allclose(encoder(changed), encoder(prompts), atol=1e-4), row
+
+
+# ---- prompts ---------------------------------------------------------------------------------------------------------
+
+
+def test_template_holds_the_ends():
+    rows = torch.randn(PROMPT_LENGTH, WIDTH)
+    context = torch.randn(2, CONTEXT_SLOTS, WIDTH)
+    prompts = PromptTemplate(rows)(context)
+    assert prompts.shape == (2, PROMPT_LENGTH, WIDTH)
+    assert torch.equal(prompts[1], torch.cat([rows[:1], context[1], rows[17:]]))
+
+
+def test_identity_mode_leaves_eight_slots_at_zero():
+    prompts = learner()(torch.tensor([3, 0]))
+    assert torch.equal(prompts[0, 1:9], learner().context_identity[3])
+    assert not prompts[:, 9:17].any()
+
+
+def test_identity_mode_trains_the_identities_of_the_batch_alone():
+    prompts = learner()
+    prompts(torch.tensor([1, 1, 4])).sum().backward()
+    moved = prompts.context_identity.grad.abs().sum((1, 2)) > 0
+    assert moved.tolist() == [False, True, False, False, True]
+    assert prompts.context_modality.grad is None and prompts.context_platform.grad is None
+
+
+def test_modality_mode_without_views_takes_the_mean():
+    prompts = learner("modality")
+    out = prompts(torch.tensor([2]))
+    torch.testing.assert_close(out[0, 9:13], prompts.context_modality.mean(0))
+    torch.testing.assert_close(out[0, 13:17], prompts.context_platform.mean(0))
+
+
+@pytest.mark.parametrize(
+    "view, infrared, aerial", [(0, 0, 0), (5, 0, 0), (6, 1, 0), (11, 1, 0), (12, 0, 1), (13, 1, 1)]
+)
+def test_modality_mode_by_view(view, infrared, aerial):
+    prompts = learner("modality")
+    out = prompts(torch.tensor([2]), torch.tensor([view]))
+    assert torch.equal(out[0, 9:13], prompts.context_modality[infrared])
+    assert torch.equal(out[0, 13:17], prompts.context_platform[aerial])
+
+
+@pytest.mark.parametrize(
+    "kwargs, message",
+    [
+        ({"num_context": 8, "num_blank": 6}, "NUM_CONTEXT 8 .* NUM_BLANK 6 must make 16"),
+        ({"num_context": 9, "num_blank": 7}, "NUM_BLANK must be even"),
+        ({"mode": "1a"}, "MODE is '1a'; expected identity or modality"),
+    ],
+)
+def test_prompt_learner_refuses(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        learner(**kwargs)
+
+
+# ---- PromptHead ------------------------------------------------------------------------------------------------------
+
+
+def prompt_head(text_tower: bool = True):
+    cfg = get_cfg()
+    cfg.MODEL.BACKBONE.NAME = "build_clip_vit_backbone"
+    cfg.MODEL.BACKBONE.PRETRAIN = False
+    cfg.MODEL.BACKBONE.FEAT_DIM = WIDTH
+    cfg.MODEL.CLIP.NAME = NAME
+    cfg.MODEL.CLIP.TEXT_TOWER = text_tower
+    cfg.MODEL.HEADS.NAME = "PromptHead"
+    cfg.MODEL.HEADS.NUM_CLASSES = C
+    torch.manual_seed(2)
+    return build_heads(cfg)
+
+
+def features(count: int) -> CLIPFeatures:
+    return CLIPFeatures(torch.zeros(count, 1, 0), (1, 1), cls=torch.randn(count, WIDTH), proj=torch.randn(count, WIDTH))
+
+
+def test_prompt_head_contrasts_both_ways_with_repeated_identities():
+    head, batch, labels = prompt_head().train(), features(4), torch.tensor([1, 3, 1, 0])
+    loss = head(batch, labels)["losses"]["loss_supcon"]
+    text = head.text_encoder(head.prompts(labels))  # each of the four, the plain way
+    contrast = losses.supervised_contrastive_loss
+    torch.testing.assert_close(loss, contrast(batch.proj, text, labels) + contrast(text, batch.proj, labels))
+    loss.backward()
+    trained = {n for n, p in head.named_parameters() if p.grad is not None}
+    assert trained == {"prompts.context_identity"}
+
+
+def test_prompt_head_stores_what_later_stages_need():
+    head = prompt_head()
+    with torch.no_grad():
+        head.prompts.context_identity.mul_(3)
+    state = head.state_dict()  # reading the state brings the buffers up to date
+    with torch.no_grad():
+        expected = head.text_encoder(head.prompts(torch.arange(C)))
+    torch.testing.assert_close(state["text_features"], expected)
+    torch.testing.assert_close(state["prompt_context"], head.prompts.context_identity.mean(0))
+
+
+def test_prompt_head_evaluates_without_text_tower():
+    head, batch = prompt_head(text_tower=False).eval(), features(3)
+    assert torch.equal(head(batch), torch.cat([batch.cls, batch.proj], dim=1))
+    with pytest.raises(ValueError, match="TEXT_TOWER True"):
+        head.train()(batch, torch.tensor([0, 1, 2]))
+    with pytest.raises(TypeError, match="joint space"):
+        head(torch.zeros(1, 8, 2, 2))
