@@ -1,0 +1,195 @@
+"""Seeded samples, transforms, cameras, and the feature cache."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from sagareid import get_cfg
+from sagareid.data import loading, transforms
+from sagareid.engine import feature_cache
+from sagareid.engine.trainer import SAGATrainer
+
+
+@pytest.fixture
+def cfg(repo, tiny_root, tmp_path, monkeypatch):
+    monkeypatch.setenv("FASTREID_DATASETS", str(tiny_root))
+    cfg = get_cfg()
+    cfg.merge_from_file(str(repo / "configs/SAGA/quickstart.yml"))
+    cfg.merge_from_list([
+        "SOLVER.IMS_PER_BATCH", 16, "DATALOADER.NUM_WORKERS", 0, "OUTPUT_DIR", str(tmp_path), "MODEL.HEADS.NUM_CLASSES", 12,
+        "SOLVER.AMP.ENABLED", False, "MODEL.BACKBONE.PRETRAIN", False, "MODEL.TRAINABLE", ["heads.*"], "CACHE.NUM_VIEWS", 2,
+        "CACHE.ENABLED", True, "CACHE.DTYPE", "float32",
+    ])  # fmt: skip
+    return cfg
+
+
+def take(loader, count: int, start: int = 0) -> list[dict]:
+    loader.start_at(start)
+    return list(itertools.islice(loader, count))
+
+
+def equal(a: list[dict], b: list[dict]) -> bool:
+    return all(x["img_paths"] == y["img_paths"] and torch.equal(x["images"], y["images"]) for x, y in zip(a, b, strict=True))
+
+
+class TestSeededLoader:
+    def test_depends_on_the_seed_alone(self, cfg):
+        first = take(loading.build_train_loader(cfg), 4)
+        np.random.seed(5), torch.manual_seed(5)
+        assert equal(first, take(loading.build_train_loader(cfg), 4))
+        cfg.DATALOADER.NUM_WORKERS = 2
+        assert equal(first, take(loading.build_train_loader(cfg), 4))
+        cfg.SEED = 1
+        assert not equal(first, take(loading.build_train_loader(cfg), 4))
+
+    def test_starts_anywhere(self, cfg):
+        assert equal(take(loading.build_train_loader(cfg), 5)[3:], take(loading.build_train_loader(cfg), 2, start=3))
+
+    def test_draws_nothing_from_the_run(self, cfg):
+        loader = loading.build_train_loader(cfg)
+        before = torch.get_rng_state(), np.random.get_state()[1].copy()
+        take(loader, 2)
+        assert torch.equal(before[0], torch.get_rng_state()) and (before[1] == np.random.get_state()[1]).all()
+
+    def test_identities_come_in_groups(self, cfg):
+        for batch in take(loading.build_train_loader(cfg), 4):
+            assert batch["targets"].bincount().tolist().count(4) == 4
+
+
+def test_cameras_agree_between_training_and_testing(cfg):
+    """FastReID's own ids do not: the rank of the name in training, the number in testing."""
+    train = loading.training_set(cfg)
+    cfg.MODEL.CLIP.CAMERAS = train.cameras
+    by_number = {int(name.rpartition("_")[2]): i for i, name in enumerate(train.cameras)}
+    test_loader, _ = loading.build_test_loader(cfg, "SyntheticPedestrians")
+    batch = next(iter(test_loader))
+    assert batch["cameras"].tolist() == [by_number[c] for c in batch["camids"].tolist()]
+    assert loading.natural_order(["a_10", "a_2", "a_1"]) == ["a_1", "a_2", "a_10"]
+
+
+def test_an_unseen_camera_is_unknown(cfg):
+    cfg.MODEL.CLIP.CAMERAS = loading.training_set(cfg).cameras[:2]
+    loader, _ = loading.build_test_loader(cfg, "SyntheticPedestrians")
+    assert set(torch.cat([b["cameras"] for b in loader]).tolist()) == {-1, 0, 1}
+
+
+class TestTransforms:
+    def test_erasing_is_one_box_of_normal_noise(self):
+        erase = transforms.PixelNoiseErasing(p=1.0, area=(0.02, 1 / 3), mean=[127.5] * 3, std=[127.5] * 3)
+        torch.manual_seed(0)
+        shares, values = [], []
+        for _ in range(200):
+            image = torch.full((3, 64, 32), 300.0)
+            out = erase(image)
+            assert bool((image == 300).all()), "out of place"
+            hit = (out != 300).all(0)
+            rows, columns = torch.where(hit)
+            assert hit.sum() == (rows.max() - rows.min() + 1) * (columns.max() - columns.min() + 1)
+            shares.append(hit.float().mean().item()), values.append((out[:, hit] - 127.5) / 127.5)
+        values = torch.cat([v.flatten() for v in values])
+        assert abs(values.mean()) < 0.02 and abs(values.std() - 1) < 0.02
+        assert min(shares) > 0.01 and max(shares) < 0.36 and np.mean(shares) == pytest.approx(0.17, abs=0.03)
+
+    def test_test_filter(self, cfg):
+        from torchvision.transforms import InterpolationMode
+
+        for name in ("bilinear", "bicubic"):
+            cfg.INPUT.INTERPOLATION_TEST = name
+            assert transforms.build_transforms(cfg, is_train=False).transforms[0].interpolation == InterpolationMode(name)
+
+
+class TestFeatureCache:
+    def build(self, cfg, dataset=None, model=None):
+        dataset = dataset or loading.training_set(cfg, transforms.build_transforms(cfg, is_train=cfg.CACHE.AUGMENT))
+        torch.manual_seed(0)
+        model = model or SAGATrainer.build_model(cfg)
+        return feature_cache.build_feature_cache(cfg, model, dataset), dataset, model
+
+    def test_cached_equals_live(self, cfg):
+        """Without augmentation, every row is what the tower gives for the image; labels are those of the loader."""
+        cfg.CACHE.AUGMENT = False
+        cache, dataset, model = self.build(cfg)
+        cached = feature_cache.CachedFeatures(dataset)
+        cached.attach(cache)
+        keys = [loading.SampleKey(i, s) for i, s in [(3, 0), (100, 1), (7, 2)]]
+        batch = cached.__getitems__(keys)
+        samples = [dataset[k.index] for k in keys]
+        model.eval()
+        with torch.no_grad():
+            live = model.extract({"images": torch.stack([s["images"] for s in samples])})
+        for field in ("patches", "cls", "proj"):
+            torch.testing.assert_close(batch[field], getattr(live, field), rtol=1e-4, atol=1e-4)
+        for label in ("targets", "camids", "cameras"):
+            assert batch[label].tolist() == [s[label] for s in samples]
+
+    def test_views_differ(self, cfg):
+        cache, dataset, model = self.build(cfg)
+        assert cache.fields["cls"].shape[0] == 2 and not torch.equal(cache.fields["cls"][0], cache.fields["cls"][1])
+
+    def test_is_found_again_and_never_stale(self, cfg, tmp_path, monkeypatch):
+        calls = {"n": 0}
+        fill = feature_cache._fill
+
+        def counted(*args):
+            calls["n"] += 1
+            fill(*args)
+
+        monkeypatch.setattr(feature_cache, "_fill", counted)
+        cache, dataset, model = self.build(cfg)
+        assert self.build(cfg, dataset, model)[0].folder == cache.folder and calls["n"] == 1
+        changes = {
+            "weights": lambda: model.backbone.visual.ln_post.bias.data.add_(1),
+            "seed": lambda: cfg.merge_from_list(["SEED", 3]),
+            "augmentation": lambda: cfg.merge_from_list(["INPUT.FLIP.PROB", 0.25]),
+            "views": lambda: cfg.merge_from_list(["CACHE.NUM_VIEWS", 1]),
+            "an image": lambda: dataset.img_items.pop(),
+        }
+        seen = {cache.folder}
+        for name, change in changes.items():
+            change()
+            folder = self.build(cfg, dataset, model)[0].folder
+            assert folder not in seen, f"a change of {name} must give another cache"
+            seen.add(folder)
+
+    def test_an_interrupted_build_goes_on_and_ends_the_same(self, cfg, tmp_path, monkeypatch):
+        monkeypatch.setattr(feature_cache, "BLOCK", 16)
+        whole, dataset, model = self.build(cfg)
+        cfg.CACHE.DIR = str(tmp_path / "other")
+        extract, calls = model.extract, itertools.count()
+
+        def dies(batch):
+            if next(calls) == 5:
+                raise KeyboardInterrupt
+            return extract(batch)
+
+        model.extract = dies
+        with pytest.raises(KeyboardInterrupt):
+            self.build(cfg, dataset, model)
+        model.extract = extract
+        again = self.build(cfg, dataset, model)[0]
+        for name in whole.fields:
+            assert torch.equal(whole.fields[name], again.fields[name])
+
+    def test_size_is_announced_and_a_small_disk_refused(self, cfg, monkeypatch, caplog):
+        from collections import namedtuple
+
+        usage = namedtuple("usage", "total used free")
+        monkeypatch.setattr(feature_cache.shutil, "disk_usage", lambda path: usage(1, 1, 1))
+        with pytest.raises(OSError, match="CACHE.ENABLED False"):
+            self.build(cfg)
+
+    def test_needs_a_frozen_backbone(self, cfg):
+        cfg.MODEL.TRAINABLE = []
+        with pytest.raises(ValueError, match="frozen backbone"):
+            self.build(cfg)
+
+    def test_size_of_the_published_cache(self):
+        """4 views of 210 tokens of 768, projection and class token in fp16: about 1.29 MB an image."""
+        shapes = {"patches": (210, 768), "proj": (512,), "cls": (768,)}
+        per_image = feature_cache.FeatureCache.nbytes(shapes, torch.float16, 4, 1)
+        assert math.isclose(per_image / 1e6, 1.30, abs_tol=0.01)
