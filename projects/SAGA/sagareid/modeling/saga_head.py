@@ -210,12 +210,19 @@ class SAGAHead(nn.Module):
 
     # ---- anchors ---------------------------------------------------------------------------------------------------
 
+    def train(self, mode: bool = True) -> "SAGAHead":
+        """Switch mode. Anchors stored so far count as stale: version counters miss what an optimizer does to `p.data`."""
+        self._anchors_of = None
+        return super().train(mode)
+
     def refresh_anchors(self) -> None:
         """Store the anchors of the present weights; does nothing where they are stored already or need no text tower."""
         if self.text_encoder is None:
             return
-        of = tuple((id(p), p._version) for m in (self.text_anchors, self.text_encoder) for p in m.parameters())
-        if of != self._anchors_of:
+        modules = (self.text_anchors, self.text_encoder)
+        tensors = [t for m in modules for t in (*m.parameters(), *m.buffers()) if t is not self.text_anchors.anchors]
+        of = tuple((id(t), t._version) for t in tensors)
+        if self.training or of != self._anchors_of:
             self.text_anchors.refresh(self.text_encoder)
             self._anchors_of = of
 
