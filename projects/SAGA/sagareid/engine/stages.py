@@ -13,6 +13,7 @@ from typing import Any, Optional, Sequence
 
 import torch
 import yaml
+from fastreid.config.config import BASE_KEY
 from fastreid.data.datasets import DATASET_REGISTRY
 from fastreid.engine import default_setup
 from fastreid.utils import comm
@@ -92,6 +93,16 @@ def _keys(cfg, prefix: str = "") -> list[str]:
     return out
 
 
+def _folder_of_stages(config_file: str | Path) -> Path:
+    """Folder of the file in the chain of _BASE_ that lists the STAGES: their FILEs are relative to it."""
+    config_file = Path(config_file)
+    loaded = yaml.safe_load(config_file.read_text()) or {}
+    base = loaded.get(BASE_KEY)
+    if "STAGES" in loaded or not base:
+        return config_file.parent
+    return _folder_of_stages(config_file.parent / Path(base).expanduser())
+
+
 def plan(config_file: str | Path, opts: Sequence[str] = (), stage: Optional[str] = None) -> list[Run]:
     """The runs of a config, in order: the config, then the stage's file and OPTS, then `opts`.
 
@@ -117,13 +128,14 @@ def plan(config_file: str | Path, opts: Sequence[str] = (), stage: Optional[str]
     unknown = [name for name in chosen if name not in names]
     if unknown:
         raise ValueError(f"no stage {unknown[0]!r} in {config_file}; its stages: {', '.join(map(str, names))}")
+    folder = _folder_of_stages(config_file)
     runs: list[Run] = []
     for entry in whole.STAGES:
         if not {"NAME", "FILE"} <= set(entry) <= {"NAME", "FILE", "OPTS"}:
             raise ValueError(f"STAGES: {dict(entry)} must have NAME and FILE, and may have OPTS")
         cfg = get_cfg()
         _merge(cfg, config_file, ())
-        _merge(cfg, Path(config_file).parent / entry["FILE"], [str(o) for o in entry.get("OPTS", ())])
+        _merge(cfg, folder / entry["FILE"], [str(o) for o in entry.get("OPTS", ())])
         _merge(cfg, config_file, opts, only_opts=True)
         cfg.STAGES = []
         cfg.CACHE.DIR = cfg.CACHE.DIR or str(Path(whole.OUTPUT_DIR, "feature_cache"))

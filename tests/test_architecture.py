@@ -1,0 +1,34 @@
+"""The arrows between packages (pyproject.toml, [tool.importlinter]), and that tools hold no logic."""
+
+from __future__ import annotations
+
+import ast
+
+import pytest
+from importlinter.cli import lint_imports
+
+
+def test_imports_keep_the_arrows(repo, monkeypatch, capsys):
+    monkeypatch.chdir(repo)
+    assert lint_imports(config_filename="pyproject.toml", no_cache=True) == 0, capsys.readouterr().out
+
+
+def test_tools_parse_and_call(repo):
+    """A tool parses arguments and calls the library: no class, and no function beside main and its parser."""
+    for tool in sorted((repo / "tools").glob("*.py")):
+        tree = ast.parse(tool.read_text())
+        functions = [n.name for n in ast.walk(tree) if isinstance(n, (ast.FunctionDef, ast.ClassDef))]
+        assert set(functions) <= {"main", "parse_args", "argument_parser"}, f"{tool.name}: {functions}"
+
+
+def test_nothing_names_the_workplace_or_a_registry_host(repo):
+    import subprocess
+
+    if not (repo / ".git").exists():
+        pytest.skip("not a git checkout")
+    files = subprocess.run(["git", "ls-files"], cwd=repo, capture_output=True, text=True, check=True).stdout.split()
+    words = ["/".join(["", "work", ""]), "py" + "pi.org", "files.python" + "hosted"]
+    for name in files:
+        if name.endswith((".py", ".md", ".yml", ".toml", ".txt", "Makefile", "run")):
+            text = (repo / name).read_text()
+            assert not [w for w in words if w in text], name
