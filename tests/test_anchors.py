@@ -80,9 +80,8 @@ def test_a_short_phrase_is_filled_with_its_mean():
 
 
 def text_anchors(phrase_slots: int = 12, num_anchors: int = K) -> A.TextAnchors:
-    return A.TextAnchors(
-        template_embedding=torch.randn(20, D), num_anchors=num_anchors, phrase_slots=phrase_slots, text_dim=E, embed_dim=D
-    )
+    sizes = {"num_anchors": num_anchors, "phrase_slots": phrase_slots, "text_dim": E, "embed_dim": D}
+    return A.TextAnchors(template_embedding=torch.randn(20, D), **sizes)
 
 
 def test_anchors_take_the_phrases_in_turn():
@@ -170,10 +169,11 @@ def other_weights_with_wrong_anchors(saga: nn.Module) -> None:
     saga.load_state_dict(state | {"text_anchors.anchors": torch.randn(K, D)})
 
 
-@pytest.mark.parametrize(
-    "change",
-    [in_place, phrase_buffer, behind_the_version_counter, an_optimizer_step, other_weights, other_weights_with_wrong_anchors],
-)
+CHANGES = [in_place, phrase_buffer, behind_the_version_counter, an_optimizer_step]
+CHANGES += [other_weights, other_weights_with_wrong_anchors]
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_stored_anchors_follow_the_weights(change):
     saga = head().eval()
     before = used(saga).clone()
@@ -304,7 +304,8 @@ def test_refinement_starts_from_an_image_block():
     block = model.backbone.block(4)
     for refine in model.heads.refine[0].layers:
         assert torch.equal(refine.attn.in_proj_weight, block.attn.in_proj_weight)
-        assert torch.equal(refine.norm_kv.weight, block.ln_1.weight) and torch.equal(refine.norm_q.bias, block.ln_1.bias)
+        assert torch.equal(refine.norm_kv.weight, block.ln_1.weight)
+        assert torch.equal(refine.norm_q.bias, block.ln_1.bias)
         assert torch.equal(refine.norm_ff.weight, block.ln_2.weight)
         assert torch.equal(refine.ff[0].weight, block.mlp.c_fc.weight)
         assert torch.equal(refine.ff[3].bias, block.mlp.c_proj.bias)
@@ -346,7 +347,7 @@ VARIANTS = {
     "camera domain anchors": {"DOMAIN_ANCHORS": "camera"},
     "clip domain anchors": {"DOMAIN_ANCHORS": "clip"},
     "two layers": {"token_layers": (2, 4)},
-    "two layers, free anchors, no domain anchors": {"token_layers": (2, 4), "FREE_ANCHORS": True, "NUM_DOMAIN_ANCHORS": 0},
+    "two layers, bare": {"token_layers": (2, 4), "FREE_ANCHORS": True, "NUM_DOMAIN_ANCHORS": 0},
     "projection": {"EMBEDDING_DIM": 32},
     "several classifiers": {"NUM_CLASSIFIERS": 3, "CLASSIFIER_DROPOUT": 0.2},
     "no phrases": {"PHRASE_CONTEXT": 0},

@@ -1,4 +1,4 @@
-"""The checkpoint converter: exact both ways for every layout, strict about what it is given, readable when it refuses."""
+"""The checkpoint converter: exact both ways for every layout, strict about its input, readable when it refuses."""
 
 from __future__ import annotations
 
@@ -97,7 +97,8 @@ def test_published_to_ours_to_published_through_files(name, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name, head", [(n, "cls") for n in OF_THIS_METHOD] + [(n, "prompts") for n in OF_THIS_METHOD if n.startswith("saga2")]
+    "name, head",
+    [(n, "cls") for n in OF_THIS_METHOD] + [(n, "prompts") for n in OF_THIS_METHOD if n.startswith("saga2")],
 )
 def test_ours_to_published_to_ours_through_files(name, head, tmp_path):
     """As training writes it, without what was kept beside it."""
@@ -193,13 +194,16 @@ def test_text_features_are_those_of_the_whole_prompt(layout, end):
     state = tiny(LAYOUTS[layout])
     encoder = convert._text_encoder(state, "text_encoder.")
     learner = {k.removeprefix("prompt_learner."): v for k, v in state.items() if k.startswith("prompt_learner.")}
-    context = learner["cls_ctx"] if "cls_ctx" in learner else torch.cat([learner["ctx_generic"], torch.zeros(16, 8, 16)], 1)
+    context = learner.get("cls_ctx")
+    if context is None:
+        context = torch.cat([learner["ctx_generic"], torch.zeros(16, 8, 16)], dim=1)
     ends = (learner["token_prefix"].expand(16, -1, -1), learner["token_suffix"].expand(16, -1, -1))
     prompts = torch.cat([ends[0], context, ends[1]], dim=1)
     assert prompts.shape[1] == 77
     with torch.no_grad():
         expected = encoder(prompts, end=end)
-    torch.testing.assert_close(convert.from_published(state).model["heads.text_features"], expected, rtol=1e-4, atol=1e-5)
+    ours = convert.from_published(state).model["heads.text_features"]
+    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_mean_identity_context_goes_on_to_anchors_without_phrases():
@@ -243,8 +247,8 @@ def test_a_clip_reid_checkpoint_starts_the_anchor_stage():
     source = build("CLSHead").state_dict()
     published = {k.replace("backbone.visual.", "image_encoder.").removeprefix("heads."): v for k, v in source.items()}
     published = {k: v for k, v in published.items() if k not in ("text_features", "prompt_context")}
-    published |= {k: torch.randn(s) for k, s in (("prompt_learner.cls_ctx", (16, 4, 128)),)}
-    published |= {"prompt_learner.token_prefix": torch.randn(1, 5, 128), "prompt_learner.token_suffix": torch.randn(1, 68, 128)}
+    learner = {"cls_ctx": (16, 4, 128), "token_prefix": (1, 5, 128), "token_suffix": (1, 68, 128)}
+    published |= {f"prompt_learner.{k}": torch.randn(s) for k, s in learner.items()}
     text = build("PromptHead").heads.text_encoder.state_dict()
     published |= {f"text_encoder.{k}": v for k, v in text.items()}
     converted = convert.from_published(published)
@@ -345,13 +349,18 @@ def edited(name: str, remove=(), add=()) -> dict[str, Tensor]:
         ),
         (
             lambda: edited("saga2", remove=["prompt_learner.ctx_generic"], add=["extra.weight"]),
-            "saga2 (SAGA-ReID, prompt or image stage), but missing 1: prompt_learner.ctx_generic; left over 1: extra.weight",
+            "prompt or image stage), but missing 1: prompt_learner.ctx_generic; left over 1: extra.weight",
         ),
         (
             lambda: edited("saga3", remove=["backbone.transformer.resblocks.4.ln_1.bias"]),
             "missing 1: backbone.transformer.resblocks.4.ln_1.bias",
         ),
-        (lambda: edited("clipreid_s16", add=["image_encoder.layer1.0.bn1.weight"]), "left over 1: image_encoder.layer1.0.bn1"),
+        (lambda: {k: v for k, v in tiny(LAYOUTS["saga3"]).items() if "refine" not in k}, "missing 14: refine.layers.0"),
+        (
+            lambda: edited("saga2") | {"text_encoder.ln_final.weight": torch.zeros(8)},
+            "the keys are those of saga2, but sizes disagree",
+        ),
+        (lambda: edited("clipreid_s16", add=["image_encoder.layer1.0.weight"]), "left over 1: image_encoder.layer1.0"),
         (lambda: {f"layer{i}.weight": torch.zeros(1) for i in range(9)}, "no layout known here"),
         (lambda: {"heads.weight": torch.zeros(1), "backbone.conv1.weight": torch.zeros(1)}, "no layout known here"),
     ],
@@ -412,7 +421,8 @@ def test_command_line(tmp_path, repo, capsys, monkeypatch):
     hostile = write(tmp_path / "hostile.pth", {"a": Hostile()})
     target = write(tmp_path / "kept.pth", {"old": torch.ones(1)})
     done = run(hostile, target)
-    assert done.returncode == 1 and "needs Python code to load" in done.stderr and "this must not run" not in done.stdout
+    assert done.returncode == 1 and "needs Python code to load" in done.stderr
+    assert "this must not run" not in done.stdout
     assert len(done.stderr.strip().splitlines()) == 1 and "Traceback" not in done.stderr
     assert torch.load(target, weights_only=True)["old"] == 1
     done = run(tmp_path / "absent.pth", target)

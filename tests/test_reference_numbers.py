@@ -1,4 +1,4 @@
-"""Every number that the published code gave on formula weights, from our modules, with the weights through the converter.
+"""Every number that the published code gave on formula weights, from our modules, weights through the converter.
 
 One ViT-B/16 with the SAGA head is built for the whole module; its text features and prompts come from the stage before.
 """

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
-"""Convert checkpoints between the published layouts and ours: `python tools/convert_checkpoint.py published.pth ours.pth`.
+"""Convert checkpoints between published layouts and ours: `python tools/convert_checkpoint.py published.pth ours.pth`.
 
-Reads SAGA-ReID (any stage and variant), CLIP-ReID's ViTs, its ViT baseline, CLIP (OpenAI or open_clip) and our own files.
+Reads SAGA-ReID (any stage and variant), CLIP-ReID's ViTs and baseline, CLIP (OpenAI or open_clip) and our own files.
 """
 
 import argparse
@@ -17,8 +17,8 @@ def main() -> int:
     parser.add_argument("--to", choices=("ours", "published"), help="default: the other side of what INPUT is")
     parser.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="adapt to this input size")
     parser.add_argument("--stride", type=int, help="adapt to this patch stride")
-    parser.add_argument("--from-size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="input size INPUT was made for")
-    parser.add_argument("--from-stride", type=int, help="patch stride INPUT was made for")
+    parser.add_argument("--from-size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="what INPUT was made for")
+    parser.add_argument("--from-stride", type=int, help="what INPUT was made for")
     parser.add_argument("--head", choices=("cls", "prompts"), help="head for a file of SAGA-ReID's first two stages")
     args = vars(parser.parse_args())
     source, target = args.pop("input"), args.pop("output")

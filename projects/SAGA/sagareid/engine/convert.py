@@ -12,8 +12,8 @@ Ours: {"model": state dict, "published": {...}}. "published" keeps what the layo
 "layout", "tensors" by published key, "dtypes" of what was not float32, and "filled", the keys that no file ever gave
 (zeros, from a checkpoint of ours). FastReID leaves it alone; a checkpoint that training writes no longer has it.
 
-Published: the plain state dict. What has no place there (buffers computed from other tensors, the kind of head) rides as
-an attribute `sagareid` of the ordered dict, as PyTorch's own `_metadata` does, so the keys stay the published ones.
+Published: the plain state dict. What has no place there (buffers computed from other tensors, the kind of head) rides
+as an attribute `sagareid` of the ordered dict, as PyTorch's own `_metadata` does, so the keys stay the published ones.
 """
 
 from __future__ import annotations
@@ -238,15 +238,16 @@ _BLOCK = r"transformer\.resblocks\.(\d+)\."
 
 
 def _published_structure(layout: str, head: str, state: Mapping[str, Tensor]) -> _Structure:
+    def number(pattern: str) -> int:
+        return max(1, _number(state, pattern))  # at least one, so that a file without any is told what it misses
+
     if layout == "clip":
         prefix = "text." if any(k.startswith("text.") for k in state) else ""
-        return _Structure(
-            layout, head, _number(state, r"visual\." + _BLOCK), _number(state, re.escape(prefix) + _BLOCK), text_prefix=prefix
-        )
+        vision, text = number(r"visual\." + _BLOCK), number(re.escape(prefix) + _BLOCK)
+        return _Structure(layout, head, vision, text, text_prefix=prefix)
     if layout != "saga3":
-        vision = _number(state, r"image_encoder\." + _BLOCK)
-        return _Structure(layout, head, vision, _number(state, r"text_encoder\." + _BLOCK), "cv_embed" in state)
-    paths = _number(state, r"refine\.(\d+)\.") or 1
+        vision, text = number(r"image_encoder\." + _BLOCK), number(r"text_encoder\." + _BLOCK)
+        return _Structure(layout, head, vision, text, "cv_embed" in state)
     domain = ""
     if any(k.startswith("domain_anchor.") for k in state):
         camera = "domain_anchor.cam_embed.weight" in state
@@ -254,12 +255,12 @@ def _published_structure(layout: str, head: str, state: Mapping[str, Tensor]) ->
     return _Structure(
         layout,
         "saga",
-        _number(state, r"backbone\." + _BLOCK),
-        _number(state, r"clipreid_model\.text_encoder\." + _BLOCK),
+        number(r"(?:backbone|clipreid_model\.image_encoder)\." + _BLOCK),
+        number(r"(?:text_anchor|clipreid_model)\.text_encoder\." + _BLOCK),
         camera_embedding="clipreid_model.cv_embed" in state,
-        refine_layers=_number(state, r"refine\.(?:\d+\.)?layers\.(\d+)\."),
-        paths=paths,
-        classifiers=_number(state, r"classifiers\.(\d+)\."),
+        refine_layers=number(r"refine\.(?:\d+\.)?layers\.(\d+)\."),
+        paths=number(r"refine\.(\d+)\."),
+        classifiers=number(r"classifiers\.(\d+)\."),
         free_anchors="text_anchor.anchors" in state,
         domain=domain,
         projection="proj.weight" in state,
@@ -274,7 +275,7 @@ def _our_head(model: Mapping[str, Tensor]) -> str:
     if "heads.bottleneck_proj.weight" in model:
         return "cls"
     raise ConversionError(
-        "a checkpoint of this project, but not of PromptHead, CLSHead or SAGAHead: the published code has no counterpart"
+        "a checkpoint of this project, but not of PromptHead, CLSHead or SAGAHead: the published code has none like it"
     )
 
 
@@ -423,8 +424,8 @@ def from_published(
         carried: what `to_published` attached to the state dict.
 
     Raises:
-        ConversionError: no known layout (naming the nearest, what is missing and what is left over), or copies of one
-            tensor that differ.
+        ConversionError: no known layout (naming the nearest, what is missing and what is left over), copies of one
+            tensor that differ, or sizes that disagree.
     """
     if state and all(k.startswith("module.") for k in state):
         state = {k[len("module."):]: v for k, v in state.items()}
@@ -467,18 +468,22 @@ def from_published(
     )
     if structure.text_prefix:
         result.published["text_prefix"] = structure.text_prefix
-    if structure.layout == "clip":
-        table = state[structure.text_prefix + "token_embedding.weight"]
-        template = clip_models.template_embedding({"token_embedding.weight": table})
-        model["heads.prompts.template.prefix"] = template[:1]
-        model["heads.prompts.template.suffix"] = template[1 + CONTEXT_SLOTS :]
-    _derive(result, state, carried)
+    try:
+        _derive(result, state, carried)
+    except (RuntimeError, IndexError) as error:  # torch's own words for sizes that do not go together
+        reason = " ".join(str(error).split())
+        raise ConversionError(f"the keys are those of {result.layout}, but sizes disagree: {reason[:300]}") from error
     return result
 
 
 def _derive(result: Conversion, state: Mapping[str, Tensor], carried: Mapping) -> None:
     """Buffers that our model keeps and no published file stores: those that rode along if still true, else computed."""
     model, layout = result.model, result.layout
+    if layout == "clip":
+        table = state[result.published.get("text_prefix", "") + "token_embedding.weight"]
+        template = clip_models.template_embedding({"token_embedding.weight": table})
+        model["heads.prompts.template.prefix"] = template[:1]
+        model["heads.prompts.template.suffix"] = template[1 + CONTEXT_SLOTS :]
     if carried and carried.get("digest") == _digest(state):
         model.update(carried["tensors"])
         return
@@ -492,7 +497,7 @@ def _derive(result: Conversion, state: Mapping[str, Tensor], carried: Mapping) -
     if layout == "clip_reid":
         result.notes.append("its prompts have another template: they are kept, not usable as identity prompts here")
     if layout == "saga3" and "clipreid_model.cv_embed" in state:
-        result.notes.append("its camera embedding belongs to the stage before; the published last stage does not apply it")
+        result.notes.append("its camera embedding is the stage before's; the published last stage does not apply it")
 
 
 # ---- ours -> published -----------------------------------------------------------------------------------------------
@@ -530,7 +535,8 @@ def to_published(
         structure = replace(structure, text_layers=layers or 12)
     if head == "saga" and "clipreid_model.cv_embed" in kept:
         structure = replace(structure, camera_embedding=True)
-    if head == "prompts" and layout == "saga2" and model["heads.prompts.context_identity"].shape[1] != CONTEXT_SLOTS // 2:
+    slots = model["heads.prompts.context_identity"].shape[1] if layout == "saga2" and head == "prompts" else 8
+    if slots != 8:
         raise ConversionError("the published prompts have 8 learned slots: MODEL.PROMPT.NUM_CONTEXT 8 is needed")
     plan = _plan(structure)
 
@@ -687,7 +693,7 @@ def resize(
         guess = _source(result)
         if guess is None:
             raise ConversionError(
-                f"the position embedding has {rows} patches, which fits no usual input size and stride: state both with "
+                f"the position embedding has {rows} patches, which fits no usual input size and stride: state both, "
                 "--from-size H W --from-stride S"
             )
         from_size, from_stride = from_size or guess[0], from_stride or guess[1]
@@ -738,7 +744,7 @@ def _carried(path: str | Path, state: Mapping[str, Tensor]) -> Optional[Mapping]
         return None  # a CLIP file, which may be a TorchScript archive
     try:
         return getattr(torch.load(path, map_location="cpu", weights_only=True, mmap=True), "sagareid", None)
-    except Exception:  # safetensors, or a file without zip: nothing of ours rides there, and its tensors were read above
+    except Exception:  # safetensors, or a file without zip: nothing of ours rides there, and its tensors were read
         return None
 
 
