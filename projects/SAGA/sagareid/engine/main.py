@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import sys
@@ -19,9 +20,17 @@ __all__ = ["main"]
 
 
 def argument_parser():
-    """FastReID's parser, and --stage."""
+    """FastReID's parser, with --stage, --import and --traceback."""
     parser = default_argument_parser()
     parser.add_argument("--stage", default=None, metavar="NAME", help="run only this stage of the config, or several: A,B")
+    parser.add_argument(
+        "--import",
+        dest="modules",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="import this Python module first: your own registered heads, backbones, data sets",
+    )
     parser.add_argument("--traceback", action="store_true", help="show the whole traceback of an error")
     return parser
 
@@ -32,6 +41,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     try:
         if not args.config_file:
             raise ValueError("name a config with --config-file, such as configs/SAGA/quickstart.yml")
+        _import_modules(args)
         stages.check_machine(stages.plan(args.config_file, args.opts, args.stage))  # before any process starts
         launch(
             _work,
@@ -53,7 +63,16 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
         sys.exit(1)
 
 
+def _import_modules(args) -> None:
+    """Import the user's modules, found as with `python -m`: in the working folder too."""
+    if args.modules and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    for name in args.modules:
+        importlib.import_module(name)
+
+
 def _work(args) -> None:
+    _import_modules(args)
     runs = stages.plan(args.config_file, args.opts, args.stage)
     if args.eval_only:
         results = [stages.evaluate(runs[-1], args)]
