@@ -102,7 +102,7 @@ def template_ids() -> list[int]:
 
 
 def _phrase_slots(slots: int, anchors: int) -> Tensor:
-    """METHOD 3.1, written out again: (anchors, slots, 512)."""
+    """The phrase rule of text anchors, written out again: (anchors, slots, 512)."""
     out = []
     for k in range(anchors):
         tokens = embed(phrases()[k % len(phrases())])
