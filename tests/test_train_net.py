@@ -10,11 +10,12 @@ import time
 
 import pytest
 import torch
+from test_compat import test_installed_host_matches_its_record as assert_host_is_untouched
 
 from sagareid.engine import hooks, stages
 from sagareid.engine.checkpoint import hand_over, load_state
 from sagareid.engine.main import main
-from sagareid.engine.trainer import AutocastTrainer, SAGATrainer
+from sagareid.engine.trainer import SAGATrainer, StepTrainer
 
 STAGES = ("prompts", "backbone", "anchors_warmup", "anchors")
 # the quick start's config, made small: epochs, batch, no worker process
@@ -111,6 +112,10 @@ def test_files_of_a_run(trained):
     assert all(0 <= r["metrics"][k] <= 100 for r in results for k in ("Rank-1", "mAP", "mINP"))
 
 
+def test_host_is_untouched_after_training_and_evaluation(trained):
+    assert_host_is_untouched()
+
+
 def test_a_final_checkpoint_describes_itself(trained):
     checkpoint = load_state(trained / "anchors" / "model_final.pth")
     assert "NUM_CLASSES: 12" in checkpoint["config"]
@@ -137,7 +142,7 @@ def test_another_seed_another_model(trained, train_net, tmp_path):
 @pytest.mark.parametrize("stage, step", [("prompts", 1), ("backbone", 4), ("anchors_warmup", 0), ("anchors", 5)])
 def test_interrupted_anywhere_and_resumed_is_the_same_run(stage, step, trained, train_net, tmp_path, monkeypatch):
     calls = {"n": 0}
-    original = AutocastTrainer.run_step
+    original = StepTrainer.run_step
 
     def interrupted(self):
         if stage in self.model_folder:
@@ -153,10 +158,10 @@ def test_interrupted_anywhere_and_resumed_is_the_same_run(stage, step, trained, 
         begin(self)
 
     monkeypatch.setattr(SAGATrainer, "run_step", remember)
-    monkeypatch.setattr(AutocastTrainer, "run_step", interrupted)
+    monkeypatch.setattr(StepTrainer, "run_step", interrupted)
     run = [*QUICKSTART, *SMALL, "OUTPUT_DIR", tmp_path]
     assert train_net(*run) == 130
-    monkeypatch.setattr(AutocastTrainer, "run_step", original)
+    monkeypatch.setattr(StepTrainer, "run_step", original)
     assert train_net(*run[:2], "--resume", *run[2:]) == 0
     assert same(weights(trained, "anchors"), weights(tmp_path, "anchors")) == []
     ours, theirs = (json.loads((f / "anchors" / "result.json").read_text())["metrics"] for f in (trained, tmp_path))

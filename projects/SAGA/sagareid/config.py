@@ -143,7 +143,7 @@ def add_saga_config(cfg: CN) -> None:
     # The feature whose figures are the result. auto: fusion where the head has refined, cls and proj; else the concat.
     # Others: refined, cls, proj, concat, orth, fusion, parts, and feature for a head with one unnamed part.
     cfg.TEST.FEATURE = "auto"
-    # Further rows of the same pass, reported beside it. "all": every one that the head can give, parts excepted.
+    # Further rows of the same pass, reported beside it. "all": every one that the head can give.
     cfg.TEST.REPORT = ["all"]
     # fusion = cat[sqrt(w) L2(part)] and orth's share of the class token.
     cfg.TEST.FUSION = CN({"REFINED": 2.0, "CLS": 0.2, "PROJ": 0.05, "BETA": 0.3})

@@ -492,6 +492,10 @@ def _derive(result: Conversion, state: Mapping[str, Tensor], carried: Mapping) -
         model["heads.text_features"] = _text_features(state, layout)
         if layout == "saga2":
             model["heads.prompt_context"] = state["prompt_learner.ctx_generic"].float().mean(0)
+    if layout == "saga3":
+        first = {k.removeprefix("clipreid_model."): v for k, v in state.items() if k.startswith("clipreid_model.")}
+        classes, embed = first["classifier_proj.weight"].shape
+        model["heads.text_features"] = _text_features(first, "saga2") if prompts_known else torch.zeros(classes, embed)
     if layout == "saga3" and "heads.text_anchors.context_learned" in model:
         model["heads.text_anchors.anchors"] = _anchors(model)
     if layout == "clip_reid":

@@ -13,6 +13,7 @@ from typing import Optional, Sequence
 from fastreid.engine import default_argument_parser, launch
 from fastreid.utils import comm
 
+from .. import compat
 from . import stages
 from .checkpoint import write_atomically
 
@@ -73,6 +74,11 @@ def _import_modules(args) -> None:
 
 def _work(args) -> None:
     _import_modules(args)
+    with compat.quiet_host():
+        _run(args)
+
+
+def _run(args) -> None:
     runs = stages.plan(args.config_file, args.opts, args.stage)
     if args.eval_only:
         results = [stages.evaluate(runs[-1], args)]

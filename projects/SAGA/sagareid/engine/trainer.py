@@ -16,6 +16,7 @@ from fastreid.evaluation import inference_on_dataset
 from fastreid.evaluation.testing import print_csv_format
 from fastreid.modeling.meta_arch import build_model
 from fastreid.utils import comm
+from fastreid.utils.events import get_event_storage
 from torch import nn
 
 from .. import compat
@@ -28,31 +29,45 @@ from .checkpoint import RunCheckpointer, restore_random_state
 from .feature_cache import CachedFeatures, build_feature_cache
 from .hooks import CheckpointHook, EvaluationHook, ProgressHook
 
-__all__ = ["AutocastTrainer", "SAGATrainer"]
+__all__ = ["SAGATrainer", "StepTrainer"]
 
 logger = logging.getLogger(__name__)
 
 
-class AutocastTrainer(SimpleTrainer):
-    """One step under autocast: bfloat16 on CPU or GPU; float16 on a GPU with a gradient scaler."""
+class StepTrainer(SimpleTrainer):
+    """One step, in float32 or under autocast: bfloat16 on CPU or GPU; float16 on a GPU with a gradient scaler."""
 
-    def __init__(self, model, data_loader, optimizer, param_wrapper, dtype: torch.dtype):
+    def __init__(self, model, data_loader, optimizer, param_wrapper, autocast: Optional[torch.dtype]):
+        """autocast: None for float32."""
         super().__init__(model, data_loader, optimizer, param_wrapper)
-        self.dtype = dtype
         self.device_type = next(model.parameters()).device.type
-        self.grad_scaler = torch.amp.GradScaler(self.device_type, enabled=dtype is torch.float16)
+        self.autocast = autocast
+        self.grad_scaler = torch.amp.GradScaler(self.device_type) if autocast is torch.float16 else None
 
     def run_step(self) -> None:
         start = time.perf_counter()
         data = next(self._data_loader_iter)
         data_time = time.perf_counter() - start
-        with torch.autocast(self.device_type, dtype=self.dtype):
+        with torch.autocast(self.device_type, dtype=self.autocast, enabled=self.autocast is not None):
             loss_dict = self.model(data)
+        loss = sum(loss_dict.values())
+        self._write_metrics(loss_dict, data_time)  # stops a run whose loss is not finite before it reaches the weights
         self.optimizer.zero_grad()
-        self.grad_scaler.scale(sum(loss_dict.values())).backward()
-        self._write_metrics(loss_dict, data_time)
+        if self.grad_scaler is None:
+            loss.backward()
+            self.optimizer.step()
+            return
+        self.grad_scaler.scale(loss).backward()
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
+
+    def _write_metrics(self, loss_dict, data_time) -> None:
+        """FastReID's, which names the terms only where there are two or more."""
+        super()._write_metrics(loss_dict, data_time)
+        if len(loss_dict) == 1 and comm.is_main_process():
+            storage = get_event_storage()
+            [(name, value)] = loss_dict.items()
+            storage.put_scalar(name, value.item() if comm.get_world_size() == 1 else storage.latest()["total_loss"][0])
 
 
 class SAGATrainer(DefaultTrainer):
@@ -73,10 +88,9 @@ class SAGATrainer(DefaultTrainer):
         self.cfg.freeze()
         if comm.is_main_process():  # again, with what was counted: identities and cameras
             Path(self.cfg.OUTPUT_DIR, "config.yaml").write_text(self.cfg.dump())
-        if autocast:
-            dtype = getattr(torch, cfg.SOLVER.AMP.DTYPE)
-            self._trainer = AutocastTrainer(self.model, self.data_loader, self.optimizer, self._trainer.param_wrapper, dtype)
-        extra = {"grad_scaler": self.grad_scaler} if autocast else {}
+        dtype = getattr(torch, cfg.SOLVER.AMP.DTYPE) if autocast else None
+        self._trainer = StepTrainer(self.model, self.data_loader, self.optimizer, self._trainer.param_wrapper, dtype)
+        extra = {"grad_scaler": self.grad_scaler} if self.grad_scaler else {}
         self.checkpointer = RunCheckpointer(
             self.model,
             self.cfg.OUTPUT_DIR,

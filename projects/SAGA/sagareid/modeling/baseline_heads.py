@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..structures import CLIPFeatures, as_features
 from . import clip_models, losses
-from .heads import ClassifierHead, batch_norm_neck, head_outputs, identity_classifier
+from .heads import ClassifierHead, batch_norm_neck, head_outputs, identity_classifier, image_text_term
 
 __all__ = ["CLSHead", "PatchPoolHead"]
 
@@ -104,12 +104,7 @@ class CLSHead(nn.Module):
                 triplet = losses.batch_hard_triplet_loss(feature, targets, p["margin"])
                 terms[f"loss_triplet_{name}"] = p["tri_scale"] * triplet
         if self.i2t:
-            if not bool(self.text_features.any()):
-                raise ValueError(
-                    "I2TLoss: no text features of the identities. Start from a checkpoint of the prompt stage "
-                    "(MODEL.WEIGHTS), or leave I2TLoss out of MODEL.LOSSES.NAME"
-                )
-            i2t = losses.image_text_loss(proj, self.text_features, targets, self.i2t["epsilon"])
+            i2t = image_text_term(proj, self.text_features, targets, self.i2t["epsilon"])
             terms["loss_i2t"] = self.i2t["scale"] * i2t
         return head_outputs(self.classifier(self.bottleneck(cls))[None], cls, terms)
 

@@ -10,9 +10,17 @@ from typing import Optional
 import torch
 from torch import Tensor, nn
 
-from . import clip_models
+from . import clip_models, losses
+from .text import PROMPT_LENGTH
 
-__all__ = ["ClassifierHead", "batch_norm_neck", "frozen_text_encoder", "head_outputs", "identity_classifier"]
+__all__ = [
+    "ClassifierHead",
+    "batch_norm_neck",
+    "frozen_text_encoder",
+    "head_outputs",
+    "identity_classifier",
+    "image_text_term",
+]
 
 
 def batch_norm_neck(width: int) -> nn.BatchNorm1d:
@@ -56,8 +64,6 @@ def frozen_text_encoder(cfg):
         (TextEncoder or None, template embedding (L, W), state dict or None). Without MODEL.CLIP.TEXT_TOWER no tower is
         built; the embedding is then a placeholder that a checkpoint fills.
     """
-    from .text import PROMPT_LENGTH
-
     name = cfg.MODEL.CLIP.NAME
     dims = clip_models.clip_dims(name)
     placeholder = torch.zeros(PROMPT_LENGTH, dims.text_width)
@@ -71,6 +77,20 @@ def frozen_text_encoder(cfg):
     encoder.requires_grad_(False)
     template = clip_models.template_embedding(state) if state else torch.randn_like(placeholder) * 0.02
     return encoder, template, state
+
+
+def image_text_term(proj: Tensor, text_features: Tensor, targets: Tensor, epsilon: float) -> Tensor:
+    """I2TLoss against stored text features.
+
+    Raises:
+        ValueError: none are stored.
+    """
+    if not bool(text_features.any()):
+        raise ValueError(
+            "I2TLoss: no text features of the identities. Start from a checkpoint that descends from the prompt stage "
+            "(MODEL.WEIGHTS), or leave I2TLoss out of MODEL.LOSSES.NAME"
+        )
+    return losses.image_text_loss(proj, text_features, targets, epsilon)
 
 
 class ClassifierHead(nn.Module):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..structures import CLIPFeatures, as_features
 from . import anchors as A
 from . import clip_models, losses
-from .heads import batch_norm_neck, frozen_text_encoder, head_outputs, identity_classifier
+from .heads import batch_norm_neck, frozen_text_encoder, head_outputs, identity_classifier, image_text_term
 from .text import TextEncoder
 
 __all__ = ["Refined", "SAGAHead"]
@@ -113,6 +113,8 @@ class SAGAHead(nn.Module):
             identity_classifier(self.embedding_dim, num_classes) for _ in range(num_classifiers)
         )
         self.classifier_dropout = nn.Dropout(classifier_dropout)
+        if clip_parts:  # of the identity prompts, handed on for a later stage that trains the image tower with I2TLoss
+            self.register_buffer("text_features", torch.zeros(num_classes, clip_parts[1]))
         self._anchors_of: Optional[tuple] = None
         self.register_state_dict_pre_hook(lambda module, prefix, keep_vars: module.refresh_anchors())
 
@@ -154,6 +156,7 @@ class SAGAHead(nn.Module):
             "ClassifierDiversityLoss": {"scale": loss.CLASSIFIER_DIVERSITY.SCALE},
             "AnchorConsistencyLoss": {"scale": loss.ANCHOR_CONSISTENCY.SCALE, "margin": loss.ANCHOR_CONSISTENCY.MARGIN},
             "DecorrelationLoss": {"scale": loss.DECORRELATION.SCALE},
+            "I2TLoss": {"scale": loss.I2T.SCALE, "epsilon": loss.I2T.EPSILON},
         }
         return {
             "feat_dim": feat_dim,
@@ -196,6 +199,8 @@ class SAGAHead(nn.Module):
 
         Anchors without phrase slots start from the mean identity prompt where the run that this one starts from has it.
 
+        The text features of the identities are taken over too.
+
         Args:
             backbone: the image tower after its weights are in; one without CLIP blocks leaves the random start.
             source: state dict of the checkpoint that this run starts from; empty for none.
@@ -203,6 +208,9 @@ class SAGAHead(nn.Module):
         if hasattr(backbone, "block"):
             for refine in self.refine:
                 refine.initialize(backbone.block(self.init_block or backbone.token_layers[-1]))
+        text = source.get("heads.text_features")
+        if self.clip_parts and text is not None and text.shape == self.text_features.shape:
+            self.text_features.copy_(text)
         context = source.get("heads.prompt_context")
         if isinstance(self.text_anchors, A.TextAnchors) and not self.text_anchors.context_phrase.shape[1]:
             if context is not None:
@@ -227,10 +235,10 @@ class SAGAHead(nn.Module):
             self._anchors_of = of
 
     def _text_anchors(self) -> Tensor:
-        """(K, D): computed with gradient in training, stored in evaluation."""
+        """(K, D): computed with gradient where they train, stored otherwise."""
         if isinstance(self.text_anchors, A.FreeAnchors):
             return self.text_anchors.anchors
-        if self.training:
+        if self.training and any(p.requires_grad for p in self.text_anchors.parameters()):
             if self.text_encoder is None:
                 raise ValueError("SAGAHead trains its text anchors with the text tower: set MODEL.CLIP.TEXT_TOWER True")
             return self.text_anchors.compute(self.text_encoder)
@@ -301,7 +309,11 @@ class SAGAHead(nn.Module):
             margin = self.loss_weights["AnchorConsistencyLoss"]["margin"]
             return losses.anchor_consistency_loss(*self.part_features(refined), targets, margin)
 
+        def image_text():
+            return image_text_term(features.proj, self.text_features, targets, self.loss_weights["I2TLoss"]["epsilon"])
+
         terms = {
+            "I2TLoss": ("i2t", image_text),
             "AnchorDiversityLoss": ("anchor_div", lambda: losses.anchor_diversity_loss(refined.text_anchors)),
             "ClassifierDiversityLoss": ("classifier_div", classifier_diversity),
             "AnchorConsistencyLoss": ("anchor_cons", anchor_consistency),
