@@ -9,7 +9,6 @@ import argparse
 import dataclasses
 import logging
 import shutil
-import sys
 from pathlib import Path
 
 import torch
@@ -21,23 +20,34 @@ ASSETS = Path(pretrain.__file__).resolve().parent.parent / "assets" / "clip"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, default=ASSETS / "ViT-XS-8-pedestrians.json", help="open_clip configuration")
+    parser.add_argument(
+        "--model", type=Path, default=ASSETS / "ViT-XS-8-pedestrians.json", help="open_clip configuration"
+    )
     parser.add_argument("--output", type=Path, default=Path("output/pretrain_clip"), help="(default: %(default)s)")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --output")
     parser.add_argument("--install", action="store_true", help="copy weights and figures beside the configuration")
-    parser.add_argument("--threads", type=int, default=2, help="torch threads (default: %(default)s)")
+    # Sums depend on their order, hence weights on the number of threads: those that ship were made with one.
+    parser.add_argument("--threads", type=int, default=1, help="torch threads (default: %(default)s)")
     for field in dataclasses.fields(pretrain.PretrainConfig):
-        parser.add_argument(f"--{field.name.replace('_', '-')}", type=type(field.default), default=field.default,
-                            help="(default: %(default)s)")
+        parser.add_argument(
+            f"--{field.name.replace('_', '-')}",
+            type=type(field.default),
+            default=field.default,
+            help="(default: %(default)s)",
+        )
     args = vars(parser.parse_args())
+    # Where the files went says nothing about how they were made.
+    made_by = [
+        f"--{k.replace('_', '-')} {v}"
+        for k, v in args.items()
+        if v != parser.get_default(k) and k not in ("output", "resume", "install", "workers")
+    ]
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    logging.getLogger("root").setLevel(logging.INFO)
     model, output, resume, install = (args.pop(k) for k in ("model", "output", "resume", "install"))
     torch.set_num_threads(args.pop("threads"))
-    options = " ".join(a for a in sys.argv[1:] if a not in ("--install", "--resume"))
     try:
         cfg = pretrain.PretrainConfig(**args)
-        pretrain.pretrain(model, output, cfg, resume, command=f"python tools/pretrain_clip.py {options}".strip())
+        pretrain.pretrain(model, output, cfg, resume, command=" ".join(["python tools/pretrain_clip.py", *made_by]))
     except (ValueError, OSError) as error:
         parser.error(str(error))
     if install:

@@ -57,13 +57,13 @@ class PretrainConfig:
 
     seed: int = 0
     people: int = 40_000
-    steps: int = 700
+    steps: int = 450
     batch: int = 192
     lr: float = 1.5e-3
     weight_decay: float = 0.05
     warmup: float = 0.06
     patch_drop: float = 0.5
-    drop_until: float = 0.7
+    drop_until: float = 0.8
     initial_logit_scale: float = 20.0
     eval_people: int = 1000
     probe_people: int = 4000
@@ -111,20 +111,25 @@ def _draw_chunk(job: tuple[int, str, int, int, int, tuple[int, int], int]) -> li
         for bit in range(len(PARTS)):
             shows |= ((grid == bit + 1).mean(1) >= _PATCH_SHARE).astype(np.int16) << bit
         text = captions.caption(person, shot.view, drawing.places, rng)
-        parts = {place: (captions.part_caption(person, place, rng), captions.describe(person, place))
-                 for place in drawing.places}
+        parts = {
+            place: (captions.part_caption(person, place, rng), captions.describe(person, place))
+            for place in drawing.places
+        }
         holds = [region.holds(person) for region in captions.REGION_PHRASES]
         drawn.append((drawing.image, text, parts, shows, holds, person.attributes()))
     return drawn
 
 
-def draw_people(seed: int, population: str, count: int, size: tuple[int, int], patch: int, workers: int,
-                stride: int = FAMILY_SIZE) -> list[tuple]:
+def draw_people(
+    seed: int, population: str, count: int, size: tuple[int, int], patch: int, workers: int, stride: int = FAMILY_SIZE
+) -> list[tuple]:
     """Draw and caption people. With `stride` 1 they come in families of siblings, otherwise they are unrelated."""
-    jobs = [(seed, population, i, min(i + _DRAW_CHUNK, count), stride, size, patch)
-            for i in range(0, count, _DRAW_CHUNK)]
+    jobs = [
+        (seed, population, i, min(i + _DRAW_CHUNK, count), stride, size, patch) for i in range(0, count, _DRAW_CHUNK)
+    ]
     drawn = []
     with tqdm(total=count, desc=f"drawing {population}", unit="image", disable=None) as bar:
+
         def collect(results) -> None:
             for chunk in results:
                 drawn.extend(chunk)
@@ -148,9 +153,21 @@ class Vocabulary:
         self._row = {int(i): row for row, i in enumerate(self.ids)}
 
     def encode(self, texts: list[str]) -> Tensor:
-        """(len(texts), longest) int64 rows, padded with row 0, which the causal encoder never reads."""
+        """(len(texts), longest) int64 rows, padded with row 0, which the causal encoder never reads.
+
+        Raises:
+            ValueError: a word that no caption of the vocabulary has.
+        """
         start, end = self._row[self.tokenizer.sot_token_id], self._row[self.tokenizer.eot_token_id]
-        rows = [[start, *(self._row[i] for i in self.tokenizer.encode(text)), end] for text in texts]
+        ids = [self.tokenizer.encode(text) for text in texts]
+        unknown = sorted({i for tokens in ids for i in tokens} - self._row.keys())
+        if unknown:
+            words = ", ".join(repr(self.tokenizer.decode([i]).strip()) for i in unknown[:5])
+            raise ValueError(
+                f"found words that no training caption has: {words}; expected words of the "
+                f"{len(self._row)} trained. Train on more people, or reword"
+            )
+        rows = [[start, *(self._row[i] for i in tokens), end] for tokens in ids]
         padded = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
         for i, row in enumerate(rows):
             padded[i, : len(row)] = torch.tensor(row)
@@ -177,14 +194,19 @@ def assemble(drawn: list[tuple], vocabulary: Vocabulary) -> Pictures:
             part_caption[i, s] = shorts.setdefault(short, len(shorts))
             part_key[i, s] = keys.setdefault((place, says), len(keys))
     return Pictures(
-        images=np.stack([d[0] for d in drawn]), caption=vocabulary.encode([d[1] for d in drawn]),
-        short=vocabulary.encode(list(shorts) + [r.phrase for r in captions.REGION_PHRASES]), part_caption=part_caption, part_key=part_key,
-        shows=torch.from_numpy(np.stack([d[3] for d in drawn])), holds=torch.tensor([d[4] for d in drawn]),
-        attributes=[d[5] for d in drawn])
+        images=np.stack([d[0] for d in drawn]),
+        caption=vocabulary.encode([d[1] for d in drawn]),
+        short=vocabulary.encode(list(shorts) + [r.phrase for r in captions.REGION_PHRASES]),
+        part_caption=part_caption,
+        part_key=part_key,
+        shows=torch.from_numpy(np.stack([d[3] for d in drawn])),
+        holds=torch.tensor([d[4] for d in drawn]),
+        attributes=[d[5] for d in drawn],
+    )
 
 
 def pixels(images: np.ndarray) -> Tensor:
-    """(B,H,W,3) uint8 -> (B,3,H,W) float32 in [-1, 1]: mean and standard deviation 0.5, as in FastReID's CLIP configs."""
+    """(B,H,W,3) uint8 -> (B,3,H,W) float32 in [-1, 1]: mean and standard deviation 0.5, as in CLIP-ReID."""
     return torch.from_numpy(images).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
 
 
@@ -247,7 +269,7 @@ class Pretraining(nn.Module):
         return F.normalize(out["image_features"].float(), dim=-1), out["image_intermediates"][0]
 
     def text(self, rows: Tensor) -> Tensor:
-        """(B,L) rows of the compact table -> (B,E), unit length. Causal, so cutting the context to L changes nothing."""
+        """(B,L) rows of the compact table -> (B,E), unit length. The mask is causal, so cutting to L changes nothing."""
         clip, length = self.clip, rows.shape[1]
         x = clip.token_embedding(rows) + clip.positional_embedding[:length]
         x = clip.ln_final(clip.transformer(x, attn_mask=clip.attn_mask[:length, :length]))
@@ -275,17 +297,21 @@ def _place_bits() -> Tensor:
 
 def _phrase_of_place() -> Tensor:
     """(S,Q) bool: the phrase names something that the place shows."""
-    return torch.tensor([[bool(set(PLACES[name]) & set(r.parts)) for r in captions.REGION_PHRASES] for name in PLACE_NAMES])
+    return torch.tensor(
+        [[bool(set(PLACES[name]) & set(r.parts)) for r in captions.REGION_PHRASES] for name in PLACE_NAMES]
+    )
 
 
 def _several_positives(logits: Tensor, positive: Tensor) -> Tensor:
-    """Cross-entropy over the last dimension against a uniform target on `positive` (bool); rows without one are left out."""
+    """Cross-entropy over the last dimension, target uniform on `positive` (bool); rows without one are left out."""
     rows = positive.any(-1)
     target = positive[rows].float()
     return -(target / target.sum(-1, keepdim=True) * logits[rows].log_softmax(-1)).sum(-1).mean()
 
 
-def losses(model: Pretraining, batch: Pictures, images: Tensor, kept: Tensor | None, chosen: Tensor) -> dict[str, Tensor]:
+def losses(
+    model: Pretraining, batch: Pictures, images: Tensor, kept: Tensor | None, chosen: Tensor
+) -> dict[str, Tensor]:
     """The four terms of a batch.
 
     Args:
@@ -337,8 +363,15 @@ def _batch(data: Pictures, step: int, cfg: PretrainConfig, grid: tuple[int, int]
     shows = data.shows[index].long().view(-1, *grid)
     shows[flip] = shows[flip].flip(-1)
     part_caption = data.part_caption[index]
-    batch = data._replace(images=images, caption=data.caption[index], part_caption=part_caption,
-                          part_key=data.part_key[index], shows=shows.flatten(1), holds=data.holds[index], attributes=[])
+    batch = data._replace(
+        images=images,
+        caption=data.caption[index],
+        part_caption=part_caption,
+        part_key=data.part_key[index],
+        shows=shows.flatten(1),
+        holds=data.holds[index],
+        attributes=[],
+    )
     batch = batch._replace(caption=batch.caption[:, : int(batch.caption.argmax(1).max()) + 1])
     kept, patches = None, grid[0] * grid[1]
     if step < cfg.drop_until * cfg.steps and cfg.patch_drop:
@@ -363,8 +396,16 @@ def _rate(step: int, cfg: PretrainConfig) -> float:
     return cfg.lr * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, cfg.steps - warm)))
 
 
-def train(model: Pretraining, data: Pictures, cfg: PretrainConfig, output: Path,
-          resume: bool = False, stop_after: int | None = None, log_every: int = 50, save_every: int = 200) -> int:
+def train(
+    model: Pretraining,
+    data: Pictures,
+    cfg: PretrainConfig,
+    output: Path,
+    resume: bool = False,
+    stop_after: int | None = None,
+    log_every: int = 25,
+    save_every: int = 100,
+) -> int:
     """Train the model in place; `output` gets log.jsonl and checkpoint.pt.
 
     Args:
@@ -384,8 +425,10 @@ def train(model: Pretraining, data: Pictures, cfg: PretrainConfig, output: Path,
         saved = torch.load(checkpoint, weights_only=True)
         differing = [k for k, v in settings.items() if saved["settings"].get(k) != v]
         if differing:
-            raise ValueError(f"{checkpoint}: found a run with other {', '.join(differing)}; expected the same settings "
-                             "to go on. Repeat them, or start anew without --resume")
+            raise ValueError(
+                f"{checkpoint}: found a run with other {', '.join(differing)}; expected the same settings "
+                "to go on. Repeat them, or start anew without --resume"
+            )
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         first = saved["step"]
@@ -395,8 +438,10 @@ def train(model: Pretraining, data: Pictures, cfg: PretrainConfig, output: Path,
     last = min(cfg.steps, stop_after or cfg.steps)
     started = since = time.time()
     model.train()
-    with open(output / "log.jsonl", "a") as log, tqdm(total=cfg.steps, initial=first, desc="pretraining", unit="step",
-                                                      disable=None) as bar:
+    with (
+        open(output / "log.jsonl", "a") as log,
+        tqdm(total=cfg.steps, initial=first, desc="pretraining", unit="step", disable=None) as bar,
+    ):
         for step in range(first, last):
             for group in optimizer.param_groups:
                 group["lr"] = _rate(step, cfg)
@@ -417,12 +462,27 @@ def train(model: Pretraining, data: Pictures, cfg: PretrainConfig, output: Path,
                 since = now
                 figures = {name: round(float(term.detach()), 4) for name, term in terms.items()}
                 left = (cfg.steps - done) * (now - started) / (done - first)
-                log.write(json.dumps({"step": done, **figures, "lr": _rate(step, cfg), "images_per_s": round(rate, 1),
-                                      "seconds": round(now - started, 1)}) + "\n")
+                log.write(
+                    json.dumps(
+                        {
+                            "step": done,
+                            **figures,
+                            "lr": _rate(step, cfg),
+                            "images_per_s": round(rate, 1),
+                            "seconds": round(now - started, 1),
+                        }
+                    )
+                    + "\n"
+                )
                 log.flush()
                 logger.info("step %d/%d %s %.0f images/s, %.0f s left", done, cfg.steps, figures, rate, left)
             if done % save_every == 0 or done == last:
-                state = {"step": done, "model": model.state_dict(), "optimizer": optimizer.state_dict(), "settings": settings}
+                state = {
+                    "step": done,
+                    "model": model.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "settings": settings,
+                }
                 torch.save(state, checkpoint.with_suffix(".partial"))
                 os.replace(checkpoint.with_suffix(".partial"), checkpoint)
     return last
@@ -438,8 +498,9 @@ def encode(model: Pretraining, data: Pictures, batch: int = 250) -> dict[str, Te
     visual.patch_dropout.kept = None
     blocks = [token_block(model.clip), token_block(model.clip) + 1]
     for i in range(0, len(data.images), batch):
-        f = visual.forward_intermediates(pixels(data.images[i : i + batch]), indices=blocks, output_fmt="NLC",
-                                         output_extra_tokens=True)
+        f = visual.forward_intermediates(
+            pixels(data.images[i : i + batch]), indices=blocks, output_fmt="NLC", output_extra_tokens=True
+        )
         out["image"].append(F.normalize(f["image_features"], dim=-1))
         out["patches"].append(f["image_intermediates"][0])
         out["cls"].append(f["image_intermediates_prefix"][1][:, 0])
@@ -473,11 +534,26 @@ def linear_probe(x: Tensor, labels: list[str], test_x: Tensor, test_labels: list
 
 
 # Attribute -> the place that shows it; what has no place of its own is read from the whole person.
-ATTRIBUTE_PLACE = {"hair_colour": "hair", "hair_style": "hair", "headwear": "headwear", "headwear_colour": "headwear",
-                   "scarf_colour": "scarf", "upper": "upper", "upper_colour": "upper", "upper_colour2": "upper",
-                   "upper_pattern": "upper", "lower": "lower", "lower_colour": "lower", "shoes": "shoes",
-                   "shoes_colour": "shoes", "bag": "bag", "bag_colour": "bag", "skin": "skin", "build": None,
-                   "height": None}
+ATTRIBUTE_PLACE = {
+    "hair_colour": "hair",
+    "hair_style": "hair",
+    "headwear": "headwear",
+    "headwear_colour": "headwear",
+    "scarf_colour": "scarf",
+    "upper": "upper",
+    "upper_colour": "upper",
+    "upper_colour2": "upper",
+    "upper_pattern": "upper",
+    "lower": "lower",
+    "lower_colour": "lower",
+    "shoes": "shoes",
+    "shoes_colour": "shoes",
+    "bag": "bag",
+    "bag_colour": "bag",
+    "skin": "skin",
+    "build": None,
+    "height": None,
+}
 
 
 def _region_mean(patches: Tensor, region: Tensor) -> Tensor:
@@ -486,8 +562,9 @@ def _region_mean(patches: Tensor, region: Tensor) -> Tensor:
     return (weight[:, None] @ patches)[:, 0]
 
 
-def probe(train_features: dict[str, Tensor], train_data: Pictures, test_features: dict[str, Tensor],
-          test_data: Pictures) -> dict[str, dict]:
+def probe(
+    train_features: dict[str, Tensor], train_data: Pictures, test_features: dict[str, Tensor], test_data: Pictures
+) -> dict[str, dict]:
     """What a linear classifier reads from the tokens.
 
     Pictures in which the attribute's place does not show are left out, so every column has the same rows.
@@ -512,8 +589,12 @@ def probe(train_features: dict[str, Tensor], train_data: Pictures, test_features
         (labels, *xs), (test_labels, *test_xs) = sides
         common = max(sorted(set(labels)), key=labels.count)
         scores = [linear_probe(x, labels, z, test_labels) for x, z in zip(xs, test_xs)]
-        result["attributes"][name] = {"cls": scores[0], "patch_mean": scores[1], "place": scores[2] if place else None,
-                                      "majority": round(100 * test_labels.count(common) / len(test_labels), 1)}
+        result["attributes"][name] = {
+            "cls": scores[0],
+            "patch_mean": scores[1],
+            "place": scores[2] if place else None,
+            "majority": round(100 * test_labels.count(common) / len(test_labels), 1),
+        }
     width = train_features["patches"].shape[-1]
     x, z = (f["patches"].reshape(-1, width).double() for f in (train_features, test_features))
     mean, std = x.mean(0), x.std(0).clamp(min=1e-6)
@@ -523,29 +604,39 @@ def probe(train_features: dict[str, Tensor], train_data: Pictures, test_features
         score = (z @ w[:-1])[:, 0]
         truth = ((test_data.shows & bit) != 0).flatten()[score.argsort(descending=True)].double()
         precision = truth.cumsum(0) / torch.arange(1, len(truth) + 1)
-        result["places"][place] = {"average_precision": round(100 * float((precision * truth).sum() / truth.sum()), 1),
-                                   "chance": round(100 * float(truth.mean()), 1)}
+        result["places"][place] = {
+            "average_precision": round(100 * float((precision * truth).sum() / truth.sum()), 1),
+            "chance": round(100 * float(truth.mean()), 1),
+        }
     return result
 
 
 def figures_table(figures: dict) -> str:
     """The figures as text."""
-    lines = ["zero-shot image to caption: " + ", ".join(f"{k} {v}" for k, v in figures["retrieval"].items() if k[0] == "R")
-             + f" % of {figures['retrieval']['people']} unseen people (chance {100 / figures['retrieval']['people']:.1f})",
-             "among siblings: " + ", ".join(f"{k} {v}" for k, v in figures["retrieval_siblings"].items() if k[0] == "R"),
-             "", f"{'attribute':16}{'CLS':>8}{'patches':>9}{'place':>8}{'majority':>10}   untrained: CLS patches place"]
+    lines = [
+        "zero-shot image to caption: "
+        + ", ".join(f"{k} {v}" for k, v in figures["retrieval"].items() if k[0] == "R")
+        + f" % of {figures['retrieval']['people']} unseen people (chance {100 / figures['retrieval']['people']:.1f})",
+        "among siblings: " + ", ".join(f"{k} {v}" for k, v in figures["retrieval_siblings"].items() if k[0] == "R"),
+        "",
+        f"{'attribute':16}{'CLS':>8}{'patches':>9}{'place':>8}{'majority':>10}   untrained: CLS patches place",
+    ]
     for name, row in figures["probe"]["attributes"].items():
         raw = figures["probe_untrained"]["attributes"][name]
 
         def cell(value) -> str:
             return "-" if value is None else f"{value:.1f}"
 
-        lines.append(f"{name:16}{cell(row['cls']):>8}{cell(row['patch_mean']):>9}{cell(row['place']):>8}"
-                     f"{cell(row['majority']):>10}   {cell(raw['cls']):>14}{cell(raw['patch_mean']):>8}{cell(raw['place']):>6}")
+        lines.append(
+            f"{name:16}{cell(row['cls']):>8}{cell(row['patch_mean']):>9}{cell(row['place']):>8}"
+            f"{cell(row['majority']):>10}   {cell(raw['cls']):>14}{cell(raw['patch_mean']):>8}{cell(raw['place']):>6}"
+        )
     lines += ["", f"{'place':16}{'average precision of one patch':>32}{'chance':>8}   untrained"]
     for name, row in figures["probe"]["places"].items():
         raw = figures["probe_untrained"]["places"][name]
-        lines.append(f"{name:16}{row['average_precision']:>32.1f}{row['chance']:>8.1f}{raw['average_precision']:>12.1f}")
+        lines.append(
+            f"{name:16}{row['average_precision']:>32.1f}{row['chance']:>8.1f}{raw['average_precision']:>12.1f}"
+        )
     return "\n".join(lines)
 
 
@@ -556,8 +647,11 @@ def export(model: Pretraining, vocabulary: Vocabulary, path: Path, metadata: dic
     `token_embedding.trained_ids` (V,) int32 and `token_embedding.trained_rows` (V,width) fp16 stand for
     `token_embedding.weight`, whose other rows are zero.
     """
-    state = {k: v.detach().to(torch.float16).contiguous() for k, v in model.clip.state_dict().items()
-             if k != "token_embedding.weight"}
+    state = {
+        k: v.detach().to(torch.float16).contiguous()
+        for k, v in model.clip.state_dict().items()
+        if k != "token_embedding.weight"
+    }
     state["token_embedding.trained_ids"] = vocabulary.ids.to(torch.int32)
     state["token_embedding.trained_rows"] = model.clip.token_embedding.weight.detach().to(torch.float16).contiguous()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -575,16 +669,14 @@ def expand_token_table(state: dict[str, Tensor], vocab_size: int = 49408) -> dic
 
 
 def pretrain(config_path: Path, output: Path, cfg: PretrainConfig, resume: bool = False, command: str = "") -> dict:
-    """Draw, train, measure, and write `<stem>.safetensors` and `<stem>.figures.json` into `output`; returns the figures."""
+    """Draw, train, measure; write `<stem>.safetensors` and `<stem>.figures.json` into `output`; return the figures."""
     torch.manual_seed(cfg.seed)
-    started = time.time()
     vision = json.loads(Path(config_path).read_text())["vision_cfg"]
     size, patch = tuple(vision["image_size"]), vision["patch_size"]
     drawn = draw_people(cfg.seed, "pretrain", cfg.people, size, patch, cfg.workers)
     vocabulary = Vocabulary(all_texts(drawn))
     data = assemble(drawn, vocabulary)
     del drawn
-    drawing_seconds = time.time() - started
     model = Pretraining(Path(config_path), vocabulary, cfg)
     untrained = {k: v.clone() for k, v in model.state_dict().items()}
     since = time.time()
@@ -598,11 +690,16 @@ def pretrain(config_path: Path, output: Path, cfg: PretrainConfig, resume: bool 
     known = people("pretrain probe", cfg.probe_people)
     found = encode(model, unseen)
     figures = {
-        "seed": cfg.seed, "settings": dataclasses.asdict(cfg), "drawing_seconds": round(drawing_seconds),
-        "training_seconds": round(training_seconds), "trained_token_rows": len(vocabulary.ids),
+        "seed": cfg.seed,
+        "settings": dataclasses.asdict(cfg),
+        "threads": torch.get_num_threads(),
+        "training_seconds": round(training_seconds),
+        "trained_token_rows": len(vocabulary.ids),
         "retrieval": {**retrieval(found["image"], found["text"]), "people": cfg.eval_people},
-        "retrieval_siblings": {**retrieval(*(encode(model, siblings)[k] for k in ("image", "text"))),
-                               "people": cfg.eval_people},
+        "retrieval_siblings": {
+            **retrieval(*(encode(model, siblings)[k] for k in ("image", "text"))),
+            "people": cfg.eval_people,
+        },
         "probe": probe(encode(model, known), known, found, unseen),
     }
     trained = {k: v.clone() for k, v in model.state_dict().items()}
@@ -611,9 +708,15 @@ def pretrain(config_path: Path, output: Path, cfg: PretrainConfig, resume: bool 
     model.load_state_dict(trained)
     stem = Path(config_path).stem
     (output / f"{stem}.figures.json").write_text(json.dumps(figures, indent=1) + "\n")
-    metadata = {"command": command, "seed": str(cfg.seed), "date": time.strftime("%Y-%m-%d", time.gmtime()),
-                "image_mean": "0.5 0.5 0.5", "image_std": "0.5 0.5 0.5", "untrained_token_rows": "zero",
-                "retrieval": json.dumps(figures["retrieval"])}
+    metadata = {
+        "command": command,
+        "seed": str(cfg.seed),
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "image_mean": "0.5 0.5 0.5",
+        "image_std": "0.5 0.5 0.5",
+        "untrained_token_rows": "zero",
+        "retrieval": json.dumps(figures["retrieval"]),
+    }
     export(model, vocabulary, output / f"{stem}.safetensors", metadata)
     logger.info("%s", figures_table(figures))
     return figures
