@@ -24,9 +24,9 @@ import multiprocessing
 import os
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
-from collections.abc import Iterator
 
 import filelock
 from fastreid.data.datasets import DATASET_REGISTRY
@@ -174,7 +174,11 @@ def _draw_cutouts(spec: Spec, folder: Path) -> list[tuple[str, str]]:
     for index in range(spec.cutouts):
         rng = pedestrians.generator(spec.seed, "distractor", "shot", index)
         shot = pedestrians.random_shot(rng, pedestrians.camera(0), occluded=0.0)
-        rgba = pedestrians.cutout(pedestrians.person(spec.seed, "distractor", index), shot, (spec.height, spec.width))
+        rgba = pedestrians.cutout(
+            pedestrians.person(spec.seed, "distractor", index * pedestrians.FAMILY_SIZE),
+            shot,
+            (spec.height, spec.width),
+        )
         path = f"distractors/{index:04d}.png"
         files.append((path, _write(folder / path, Image.fromarray(rgba))))
     return files
