@@ -128,6 +128,7 @@ def draw_people(
         (seed, population, i, min(i + _DRAW_CHUNK, count), stride, size, patch) for i in range(0, count, _DRAW_CHUNK)
     ]
     drawn = []
+    logger.info("drawing %d people of %s", count, population)
     with tqdm(total=count, desc=f"drawing {population}", unit="image", disable=None) as bar:
 
         def collect(results) -> None:
@@ -269,7 +270,7 @@ class Pretraining(nn.Module):
         return F.normalize(out["image_features"].float(), dim=-1), out["image_intermediates"][0]
 
     def text(self, rows: Tensor) -> Tensor:
-        """(B,L) rows of the compact table -> (B,E), unit length. The mask is causal, so cutting to L changes nothing."""
+        """(B,L) rows of the compact table -> (B,E), unit length. Causal, so that cutting to L changes nothing."""
         clip, length = self.clip, rows.shape[1]
         x = clip.token_embedding(rows) + clip.positional_embedding[:length]
         x = clip.ln_final(clip.transformer(x, attn_mask=clip.attn_mask[:length, :length]))
