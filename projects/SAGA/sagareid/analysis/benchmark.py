@@ -1,9 +1,9 @@
 """How long steps and extraction take, against the same computation done the plain way, in one process and in turn.
 
-The plain way is the method as it is written down (METHOD's cost facts) and as its published code runs it: 77 text rows, a
-text feature for every label of a batch, the text tower in every forward and a second time for the diversity term,
-`nn.MultiheadAttention` for the refinement, every row of every tower block. It is spelled out here, on structural copies
-of our modules that share their tensors, and before anything is timed its values and gradients must equal ours.
+The plain way is the method as it is written down and published: 77 text rows, a text feature for every label of a batch,
+the text tower in every forward and a second time for the diversity term, `nn.MultiheadAttention` for the refinement, every
+row of every tower block, torch's dropout and open_clip's QuickGELU. It is spelled out here, on structural copies of our
+modules that share their tensors, and before anything is timed its values and gradients must equal ours.
 
 B images, N patches, D token width, W text width, E joint width, K text anchors, M domain anchors, C identities.
 """
@@ -24,10 +24,12 @@ from datetime import date
 from pathlib import Path
 from typing import Any, Callable, Iterator, Optional, Sequence
 
+import open_clip
 import torch
 import torch.nn.functional as F
 from fastreid.config import CfgNode
 from fastreid.utils.events import EventStorage
+from open_clip.transformer import ResidualAttentionBlock
 from tabulate import tabulate
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -39,6 +41,7 @@ from ..engine import stages
 from ..engine.trainer import SAGATrainer
 from ..modeling import losses as L
 from ..modeling.anchors import RefinementLayer
+from ..modeling.blocks import QuickGELU
 from ..modeling.clip_backbone import CLIPBackbone
 from ..modeling.heads import head_outputs
 from ..modeling.prompt_head import PromptHead
@@ -61,6 +64,7 @@ class Size:
         config: file under configs/SAGA whose stages are measured. opts: KEY, VALUE on top of it.
         identities, images: C, and training images of an identity.
         batch: of the prompt and anchor steps. backbone_batch, extraction_batch: of these two.
+        loading_images: least number of test images drawn to measure loading.
         rounds: of each case, where the command names none.
         targets: least ratio of a case on 2 cores in float32.
     """
@@ -72,6 +76,7 @@ class Size:
     batch: int = 64
     backbone_batch: int = 64
     extraction_batch: int = 64
+    loading_images: int = 128
     rounds: int = 5
     matmul_sizes: tuple[int, ...] = (512, 1024, 2048, 4096)
     targets: tuple[tuple[str, float], ...] = ()
@@ -82,6 +87,7 @@ SIZES = {
         "quickstart.yml",
         identities=400,
         images=12,
+        loading_images=1024,
         rounds=15,
         targets=(("prompts", 3.5), ("anchors_cached", 2.0), ("extraction", 1.3)),
     ),
@@ -102,6 +108,7 @@ SMOKE = Size(
     batch=8,
     backbone_batch=8,
     extraction_batch=4,
+    loading_images=32,
     rounds=2,
     matmul_sizes=(64, 96),
     targets=(("prompts", 0.0),),
@@ -243,9 +250,12 @@ class _Setting:
         """Our model of a stage, and a copy of its structure for the plain way."""
         model = self.model(stage)
         plain = with_shared_tensors(model)
-        for layer in plain.modules():
+        for layer in list(plain.modules()):
+            if isinstance(layer, ResidualAttentionBlock) and isinstance(layer.mlp.gelu, QuickGELU):
+                layer.mlp.gelu = open_clip.transformer.QuickGELU()
             if isinstance(layer, RefinementLayer):
                 layer.attn.dropout = layer.dropout
+                layer.ff[2], layer.ff[4] = nn.Dropout(layer.ff[2].p), nn.Dropout(layer.ff[4].p)
         return model, plain
 
     def images(self, count: int) -> Tensor:
@@ -345,9 +355,8 @@ def _backbone(s: _Setting) -> Case:
     model, plain = pair = s.pair("backbone")
     count = s.size.backbone_batch
     batch = {"images": s.images(count), "targets": s.identity_batch(count)}
-    prompts = s.model("prompts")
-    share = -(-s.size.identities * s.size.batch // (s.size.identities * s.size.images))  # C / (steps of an epoch)
-    share = max(1, round(share * count / s.size.batch))
+    _, prompts = s.pair("prompts")
+    share = max(1, round(count / s.size.images))  # C identities over the C * images / count steps of an epoch
     labels = torch.arange(share, device=s.device) % s.size.identities
     text = PlainText(prompts.heads.text_encoder)
     with torch.no_grad():
@@ -360,7 +369,7 @@ def _backbone(s: _Setting) -> Case:
         return plain.losses(plain.heads(features, batch["targets"]), batch["targets"])
 
     words = (
-        f"text features of all identities anew in every epoch (METHOD 4), here its share of a step: {share} prompts of 77 rows; "
+        f"text features of all identities anew in every epoch, of which a step's share: {share} prompts of 77 rows; "
         "every row of the tower's last block"
     )
     return _training_case("backbone", words, count, s.cfgs["backbone"], pair, lambda: model(batch), by_hand)
@@ -597,8 +606,16 @@ def _loading(s: _Setting) -> dict[str, Any]:
     workers = min(cfg.DATALOADER.NUM_WORKERS, os.cpu_count() or 1)
     cfg.DATALOADER.NUM_WORKERS, cfg.DATALOADER.NUM_WORKERS_TEST = workers, workers
     height, width = cfg.INPUT.SIZE_TEST
-    people = max(4, s.size.extraction_batch // 8)
-    spec = synthetic.Spec(train_ids=people, test_ids=people, validation_ids=1, gallery_distractors=0, cutouts=0, height=height, width=width)
+    cfg.SOLVER.IMS_PER_BATCH = s.size.batch
+    spec = synthetic.Spec(
+        train_ids=1 + s.size.batch // cfg.DATALOADER.NUM_INSTANCE,  # fewer never fill a batch of the identity sampler
+        test_ids=s.size.loading_images // 8,  # each 6 in the gallery and 2 queries
+        validation_ids=1,
+        gallery_distractors=0,
+        cutouts=0,
+        height=height,
+        width=width,
+    )
     model = s.model("anchors").eval()
     with tempfile.TemporaryDirectory() as root, _dataset_root(root), compat.quiet_host():
         synthetic.draw_dataset(root, spec, workers=1)

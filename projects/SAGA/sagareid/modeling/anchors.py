@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .blocks import group_size
+from .dropout import Dropout, dropout
 from .text import CONTEXT_SLOTS, PromptTemplate, TextEncoder
 
 __all__ = [
@@ -218,9 +220,9 @@ class RefinementLayer(nn.Module):
         self.ff = nn.Sequential(
             nn.Linear(embed_dim, 4 * embed_dim),
             nn.GELU(),
-            nn.Dropout(dropout),
+            Dropout(dropout),
             nn.Linear(4 * embed_dim, embed_dim),
-            nn.Dropout(dropout),
+            Dropout(dropout),
         )
 
     @torch.no_grad()
@@ -242,10 +244,12 @@ class RefinementLayer(nn.Module):
         self.ff[0].load_state_dict(block.mlp.c_fc.state_dict())
         self.ff[3].load_state_dict(block.mlp.c_proj.state_dict())
 
-    def forward(self, patches: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, patches: Tensor, anchors: Tensor, own: Optional[Tensor] = None) -> tuple[Tensor, Tensor]:
         """
         Args:
-            patches: (B, N, D). anchors: (B, K+M, D), or (K, D) shared by all images.
+            patches: (B, N, D).
+            anchors: (K, D) shared by all images, or (B, K, D).
+            own: (B, M, D) further anchors of each image.
 
         Returns:
             refined (B, N, D) and attention (B, N, K+M), the mean over heads. In evaluation its rows sum to 1; in
@@ -254,11 +258,15 @@ class RefinementLayer(nn.Module):
         d, h = self.attn.embed_dim, self.num_heads
         weight, bias = self.attn.in_proj_weight, self.attn.in_proj_bias
         query = F.linear(self.norm_q(patches), weight[:d], bias[:d]).unflatten(2, (h, -1)).transpose(1, 2)
-        # one set of keys and values where all images share their anchors
-        keys, values = F.linear(self.norm_kv(anchors), weight[d:], bias[d:]).chunk(2, dim=-1)
+        # one set of keys and values for the anchors that all images share
+        keys_values = F.linear(self.norm_kv(anchors), weight[d:], bias[d:])
+        if own is not None:
+            further = F.linear(self.norm_kv(own), weight[d:], bias[d:])
+            keys_values = torch.cat([keys_values.expand(len(own), -1, -1), further], dim=1)
+        keys, values = keys_values.chunk(2, dim=-1)
         keys, values = (x.unflatten(-1, (h, -1)).transpose(-3, -2) for x in (keys, values))
-        scores = (query @ keys.transpose(-2, -1)) * (d // h) ** -0.5
-        attention = F.dropout(scores.softmax(-1), self.dropout, self.training)  # (B, H, N, K+M)
+        scores = query @ (keys * (d // h) ** -0.5).transpose(-2, -1)
+        attention = dropout(scores.softmax(-1), self.dropout, self.training)  # (B, H, N, K+M)
         attended = (attention @ values).transpose(1, 2).flatten(2)
         patches = patches + self.attn.out_proj(attended)
         return patches + self.ff(self.norm_ff(patches)), attention.mean(1)
@@ -278,10 +286,24 @@ class SemanticRefinement(nn.Module):
         for layer in self.layers:
             layer.initialize(block)
 
-    def forward(self, patches: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, N, D) and anchors to refined (B, N, D) and the last layer's attention (B, N, K+M)."""
+    def forward(self, patches: Tensor, anchors: Tensor, own: Optional[Tensor] = None) -> tuple[Tensor, Tensor]:
+        """(B, N, D) and anchors as of `RefinementLayer` to refined (B, N, D) and the last layer's attention (B, N, K+M)."""
+        group = group_size(patches, patches.shape[1])
+        shared = anchors.dim() == 2
+        parts = [
+            self._refine(
+                patches[i : i + group],
+                anchors if shared else anchors[i : i + group],
+                None if own is None else own[i : i + group],
+            )
+            for i in range(0, len(patches), group)
+        ]
+        refined, attention = (x[0] if len(x) == 1 else torch.cat(x) for x in zip(*parts))
+        return refined, attention
+
+    def _refine(self, patches: Tensor, anchors: Tensor, own: Optional[Tensor]) -> tuple[Tensor, Tensor]:
         for layer in self.layers:
-            patches, attention = layer(patches, anchors)
+            patches, attention = layer(patches, anchors, own)
         return patches, attention
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..structures import CLIPFeatures
 from . import clip_models
+from .blocks import block_at_row, group_size
 
 __all__ = ["CLIPBackbone", "build_clip_vit_backbone"]
 
@@ -100,31 +101,45 @@ class CLIPBackbone(nn.Module):
                 f"images of {tuple(images.shape[2:])} for a CLIP tower built for {expected}: set INPUT.SIZE_TRAIN and "
                 "INPUT.SIZE_TEST alike"
             )
+        group = len(images) if torch.is_grad_enabled() else group_size(images, 1 + self.grid[0] * self.grid[1])
+        cameras = camids.split(group) if camids is not None else [None] * len(images)
+        parts = [self._tower(*part) for part in zip(images.split(group), cameras)]
+        patches, layer_cls, cls = (x[0] if len(x) == 1 else torch.cat(x) for x in zip(*parts))
+        if self.output == "map":
+            return torch.cat(patches.chunk(len(self.token_layers), dim=1), dim=2).transpose(1, 2).unflatten(2, self.grid)
+        if self.output == "cls":
+            return cls[..., None, None]
+        return CLIPFeatures(
+            patches=patches,
+            grid=self.grid,
+            cls=cls,
+            proj=cls @ self.visual.proj,
+            layer_cls=layer_cls,
+            num_layers=len(self.token_layers),
+        )
+
+    def _tower(self, images: Tensor, camids: Optional[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, P*N, D) patch tokens and (B, P, D) class tokens of the token layers, (B, D) normed class token of the last."""
+        whole = self.token_layers[-1] == self.depth  # the patches of the last block are read, too
         self._class_shift = self._camera_shift(camids)
         try:
             out = self.visual.forward_intermediates(
                 images,
-                indices=sorted({*(layer - 1 for layer in self.token_layers), self.depth - 1}),
+                indices=sorted({*(layer - 1 for layer in self.token_layers), self.depth - (1 if whole else 2)}),
+                stop_early=True,
                 intermediates_only=True,
                 output_fmt="NLC",  # the library's NCHW form is wrong for overlapping patches
                 output_extra_tokens=True,
             )
         finally:
             self._class_shift = None
-        tokens = out["image_intermediates"][: len(self.token_layers)]
-        if self.output == "map":
-            return torch.cat(tokens, dim=2).transpose(1, 2).unflatten(2, self.grid)
-        cls = self.visual.ln_post(out["image_intermediates_prefix"][-1][:, 0])
-        if self.output == "cls":
-            return cls[..., None, None]
-        return CLIPFeatures(
-            patches=torch.cat(tokens, dim=1),
-            grid=self.grid,
-            cls=cls,
-            proj=cls @ self.visual.proj,
-            layer_cls=torch.cat(out["image_intermediates_prefix"][: len(self.token_layers)], dim=1),
-            num_layers=len(self.token_layers),
-        )
+        patches, prefix = out["image_intermediates"], out["image_intermediates_prefix"]
+        if whole:
+            cls = prefix[-1][:, 0]
+        else:
+            cls = block_at_row(self.block(self.depth), torch.cat([prefix[-1], patches[-1]], dim=1), 0)
+        count = len(self.token_layers)
+        return torch.cat(patches[:count], dim=1), torch.cat(prefix[:count], dim=1), self.visual.ln_post(cls)
 
 
 @BACKBONE_REGISTRY.register()

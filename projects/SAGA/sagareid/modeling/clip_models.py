@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file as load_safetensors
 from torch import Tensor, nn
 
+from .blocks import use_quick_gelu
 from .text import TextEncoder, template_token_ids
 
 __all__ = [
@@ -121,12 +122,14 @@ def _build(name: str, side: str) -> nn.Module:
         text = {"layers": 1, "width": 64, "heads": 1, "vocab_size": 1, "context_length": 1}
     if "hf_model_name" in text:
         raise ValueError(f"MODEL.CLIP.NAME {name!r} has a Hugging Face text tower; text anchors need CLIP's own")
-    return open_clip.CLIP(
+    clip = open_clip.CLIP(
         embed_dim=config["embed_dim"],
         vision_cfg=open_clip.CLIPVisionCfg(**vision),
         text_cfg=open_clip.CLIPTextCfg(**text),
         quick_gelu=bool(config.get("quick_gelu", False)),
     )
+    use_quick_gelu(clip)
+    return clip
 
 
 def build_vision_tower(name: str, image_size: Sequence[int], stride: int) -> nn.Module:

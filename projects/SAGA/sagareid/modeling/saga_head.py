@@ -258,10 +258,7 @@ class SAGAHead(nn.Module):
             domain = self.domain_anchors(paths[-1], camids=features.camids, proj=features.proj, text_anchors=text)
         tokens, attention, weights, pooled = [], [], [], 0
         for p, (patches, own_text, refine) in enumerate(zip(paths, text.chunk(self.num_layers), self.refine)):
-            anchors = own_text
-            if domain is not None and p == self.num_layers - 1:
-                anchors = torch.cat([own_text.expand(len(domain), -1, -1), domain], dim=1)
-            refined, attended = refine(patches, anchors)
+            refined, attended = refine(patches, own_text, domain if p == self.num_layers - 1 else None)
             feature, weight = self.anchor_pool(refined, attended)
             if self.pool == "mean":
                 feature, weight = refined.mean(1), torch.full_like(weight, 1 / weight.shape[1])

@@ -13,6 +13,8 @@ from typing import Optional
 import torch
 from torch import Tensor, nn
 
+from .blocks import block_at_row
+
 __all__ = ["CONTEXT_SLOTS", "PROMPT_LENGTH", "PromptLearner", "PromptTemplate", "TextEncoder", "template_token_ids"]
 
 CONTEXT_SLOTS = 16
@@ -48,17 +50,19 @@ class TextEncoder(nn.Module):
     def forward(self, prompts: Tensor, end: int = PROMPT_LENGTH - 1) -> Tensor:
         """
         Args:
-            prompts: (B, L, W) token embeddings, L from end+1 to T. Rows after `end` cannot change the result.
+            prompts: (B, L, W) token embeddings, L from end+1 to T. Rows after `end` cannot change the result and are cut.
             end: position of the end-of-text token.
 
         Returns:
             (B, E) text features, not normalised.
         """
-        length = prompts.shape[1]
-        mask = torch.full((length, length), -torch.inf, device=prompts.device, dtype=prompts.dtype).triu_(1)
-        x = prompts + self.positional_embedding[:length].to(prompts.dtype)
-        x = self.transformer(x, attn_mask=mask)
-        return self.ln_final(x[:, end]) @ self.text_projection
+        length = end + 1
+        x = prompts[:, :length] + self.positional_embedding[:length].to(prompts.dtype)
+        mask = torch.full((length, length), -torch.inf, device=x.device, dtype=x.dtype).triu_(1)
+        *blocks, last = self.transformer.resblocks
+        for block in blocks:
+            x = block(x, attn_mask=mask)
+        return self.ln_final(block_at_row(last, x, end)) @ self.text_projection
 
 
 class PromptTemplate(nn.Module):

@@ -1,0 +1,85 @@
+"""tools/benchmark.py in its smoke mode: both ways compute the same, and the report holds what it promises. Never a time."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+
+import pytest
+import torch
+
+from sagareid.analysis import benchmark
+
+
+def tool(repo):
+    spec = importlib.util.spec_from_file_location("benchmark_tool", repo / "tools" / "benchmark.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def smoke(repo, tmp_path_factory):
+    """(the file's content, what was printed) of one run of every case."""
+    import contextlib
+    import io
+
+    output, printed = tmp_path_factory.mktemp("benchmark") / "made" / "smoke.json", io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        assert tool(repo).main(["--smoke", "--output", str(output)]) == 0
+    return json.loads(output.read_text()), printed.getvalue()
+
+
+def test_every_case_is_compared_with_an_equal_computation(smoke):
+    cases = smoke[0]["cases"]
+    assert [c["case"] for c in cases] == ["prompts", "backbone", "anchors_cached", "anchors_live", "extraction"]
+    for case in cases:
+        assert 0 <= case["largest_difference"] <= benchmark.TOLERANCE, case["case"]
+        ratio = case["ratio"]
+        assert 0 < ratio["low"] <= ratio["median"] <= ratio["high"] < math.inf
+        assert case["rounds"] == benchmark.SMOKE.rounds and case["plain"] and case["images"] > 0
+        assert case["images_per_second"] == pytest.approx(case["images"] / case["ours_seconds"])
+
+
+def test_the_file_holds_machine_peak_tower_bfloat16_and_loading(smoke):
+    result = smoke[0]
+    assert {"cpu", "cores", "threads", "bfloat16_instructions", "torch", "python", "device"} <= result["machine"].keys()
+    assert result["machine"]["threads"] == torch.get_num_threads()
+    assert result["command"].startswith("python tools/benchmark.py --smoke") and len(result["date"]) == 10
+    for peak in result["peak_gflops"].values():
+        assert peak["best"] == max(peak.values()) > 0
+    assert set(result["peak_gflops"]) == {"float32", "bfloat16"}
+    assert {"gflop_per_image", "tower_gflops", "tower_share_of_peak", "forward_share_of_peak"} <= result["tower"].keys()
+    assert set(result["bfloat16"]["largest_cosine_difference"]) == {"refined", "cls", "proj"}
+    assert max(result["bfloat16"]["largest_cosine_difference"].values()) < 1e-3
+    assert result["loading"]["images"] >= benchmark.SMOKE.loading_images and result["loading"]["limit"]
+    assert result["peak_memory_mib"] > 0
+
+
+def test_the_table_names_command_machine_date_and_targets(smoke):
+    result, printed = smoke
+    for text in (result["command"], result["date"], result["machine"]["cpu"], "| prompts ", "met", "images/s", "bfloat16"):
+        assert text in printed
+
+
+def test_two_ways_that_differ_are_not_timed(repo, monkeypatch, capsys):
+    """A plain way that pools by the mean: the error names the tensors, and nothing is reported."""
+    monkeypatch.setattr(benchmark, "plain_refined", lambda head, features, text: features.patches.mean(1))
+    assert tool(repo).main(["--smoke", "--cases", "anchors_cached"]) == 1
+    out = capsys.readouterr()
+    assert "the two ways" in out.err and "grad heads." in out.err and not out.out
+
+
+def test_flops_are_counted_as_they_run(repo):
+    """All rows of every block but the last; there keys and values alone."""
+    model = benchmark._Setting(benchmark.SMOKE, repo / "configs" / "SAGA", "cpu").model("anchors").eval()
+    visual = model.backbone.visual
+    rows, width = visual.positional_embedding.shape
+    layers, patch = model.backbone.depth, visual.conv1.kernel_size[0]
+    embed = 2 * (rows - 1) * width * 3 * patch**2
+    block = 2 * 12 * width**2 * rows + 4 * width * rows**2
+    last = 2 * 2 * width**2 * rows + 2 * 10 * width**2 + 4 * width * rows
+    projection = 2 * width * visual.proj.shape[1]
+    expected = 3 * (embed + (layers - 1) * block + last + projection)
+    assert benchmark.tower_flops(model, torch.zeros(3, 3, 96, 48)) == pytest.approx(expected, rel=1e-6)

@@ -1,0 +1,148 @@
+"""The cheaper forms of open_clip's blocks and of dropout: equal in value and gradient, or in distribution."""
+
+from __future__ import annotations
+
+import open_clip
+import pytest
+import torch
+import torch.nn.functional as F
+from open_clip.transformer import ResidualAttentionBlock
+
+from sagareid.modeling import anchors, blocks, clip_backbone, clip_models
+from sagareid.modeling.blocks import QuickGELU, block_at_row
+from sagareid.modeling.dropout import Dropout, dropout
+
+NAME = "ViT-XS-8-pedestrians"
+
+
+# ---- one row of a block ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("row", [0, 6])
+def test_block_at_row_equals_the_whole_block(row):
+    torch.manual_seed(0)
+    block, x = ResidualAttentionBlock(32, 4), torch.randn(3, 7, 32).requires_grad_()
+    one, whole = block_at_row(block, x, row), block(x)[:, row]
+    torch.testing.assert_close(one, whole)
+    tensors, direction = [x, *block.parameters()], torch.randn(3, 32)
+    for a, b in zip(*(torch.autograd.grad((y * direction).sum(), tensors) for y in (one, whole))):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def tower(token_layers, output="tokens"):
+    torch.manual_seed(0)
+    visual = clip_models.build_vision_tower(NAME, (32, 16), 8)
+    return clip_backbone.CLIPBackbone(visual=visual, token_layers=token_layers, output=output, num_cameras=3, sie_coe=2.0)
+
+
+@pytest.mark.parametrize("token_layers", [[4], [5], [2, 5], [1, 3]])
+def test_tower_equals_its_blocks_in_a_row(token_layers):
+    """Also where the last block's patches are read, and with the camera in the class token."""
+    backbone, images, cameras = tower(token_layers), torch.randn(3, 3, 32, 16), torch.tensor([2, -1, 0])
+    visual = backbone.visual
+    with torch.no_grad():
+        x = visual.conv1(images).flatten(2).transpose(1, 2)
+        x = torch.cat([visual.class_embedding.expand(3, 1, -1), x], 1) + visual.positional_embedding
+        x[:, 0] += 2.0 * torch.stack([backbone.camera_embedding[2], backbone.camera_embedding.mean(0), backbone.camera_embedding[0]])
+        rows, x = [], visual.ln_pre(x)
+        for block in visual.transformer.resblocks:
+            rows.append(x := block(x))
+        out = backbone(images, cameras)
+    torch.testing.assert_close(out.patches, torch.cat([rows[i - 1][:, 1:] for i in token_layers], 1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(out.layer_cls, torch.stack([rows[i - 1][:, 0] for i in token_layers], 1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(out.cls, visual.ln_post(x)[:, 0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("output", ["tokens", "map", "cls"])
+def test_groups_of_images_change_nothing(output, monkeypatch):
+    """One image at a time, with the camera of each."""
+    backbone, images, cameras = tower([2, 4], output), torch.randn(5, 3, 32, 16), torch.tensor([2, -1, 0, 1, 2])
+    with torch.no_grad():
+        whole = backbone(images, cameras)
+        monkeypatch.setattr(blocks, "_GROUP_ROWS", 1)
+        grouped = backbone(images, cameras)
+        alone = backbone(images)
+    if output == "tokens":
+        torch.testing.assert_close(vars(grouped), vars(whole), rtol=1e-4, atol=1e-5)
+        assert not torch.allclose(alone.cls, whole.cls, atol=1e-3)
+    else:
+        torch.testing.assert_close(grouped, whole, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("domain", [True, False])
+def test_groups_change_no_gradient_of_the_refinement(shared, domain, monkeypatch):
+    torch.manual_seed(0)
+    refine = anchors.SemanticRefinement(embed_dim=16, num_heads=2, num_layers=2, dropout=0.0)
+    patches, own = torch.randn(3, 6, 16), torch.randn(3, 2, 16).requires_grad_() if domain else None
+    text = (torch.randn(4, 16) if shared else torch.randn(3, 4, 16)).requires_grad_()
+    tensors = [text, *([own] if domain else []), *refine.parameters()]
+    results = []
+    for rows in (10**6, 1):
+        monkeypatch.setattr(blocks, "_GROUP_ROWS", rows)
+        refined, attention = refine(patches, text, own)
+        loss = (refined.pow(2).sum(2) * attention.amax(2)).sum()
+        results.append([refined, attention, *torch.autograd.grad(loss, tensors)])
+    for a, b in zip(*results):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_own_anchors_stand_behind_the_shared_ones():
+    layer = anchors.RefinementLayer(embed_dim=16, num_heads=2, dropout=0.0)
+    patches, text, own = torch.randn(3, 6, 16), torch.randn(4, 16), torch.randn(3, 2, 16)
+    joined = torch.cat([text.expand(3, -1, -1), own], dim=1)
+    for a, b in zip(layer(patches, text, own), layer(patches, joined)):
+        torch.testing.assert_close(a, b)
+
+
+# ---- activation -------------------------------------------------------------------------------------------------------
+
+
+def test_quick_gelu_equals_open_clips():
+    x = torch.linspace(-12, 12, 999, requires_grad=True)
+    results = [(y := f(x), torch.autograd.grad(y.sum(), x)[0]) for f in (QuickGELU(), open_clip.transformer.QuickGELU())]
+    for a, b in zip(*results):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_both_towers_use_it():
+    for module in (clip_models.build_vision_tower(NAME, (32, 16), 8), clip_models.build_text_encoder(NAME)):
+        kinds = {type(m) for m in module.modules()}
+        assert QuickGELU in kinds and open_clip.transformer.QuickGELU not in kinds
+
+
+# ---- dropout ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
+def test_dropout_zeroes_its_share_and_scales_the_rest(p):
+    torch.manual_seed(0)
+    x = torch.full((401, 499), 3.0, requires_grad=True)
+    y = dropout(x, p, training=True)
+    kept = y != 0
+    assert float(kept.float().mean()) == pytest.approx(1 - p, abs=5 * (p * (1 - p) / x.numel()) ** 0.5)
+    torch.testing.assert_close(y[kept], torch.full_like(y[kept], 3 / (1 - p)), rtol=1e-3, atol=0)
+    y.sum().backward()
+    assert torch.equal(x.grad != 0, kept)
+    # neighbours, which share a draw of the generator, and rows are independent
+    for shifted in (kept[:, 1:] & kept[:, :-1], kept[1:] & kept[:-1]):
+        assert float(shifted.float().mean()) == pytest.approx((1 - p) ** 2, abs=0.01)
+
+
+def test_dropout_follows_the_seed():
+    draws = []
+    for seed in (5, 5, 6):
+        torch.manual_seed(seed)
+        draws.append(Dropout(0.3)(torch.ones(7, 9)))
+    assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
+
+
+def test_dropout_that_does_nothing():
+    x = torch.randn(4, 5)
+    assert torch.equal(dropout(x, 0.0, True), x) and torch.equal(dropout(x, 0.4, False), x)
+    assert torch.equal(dropout(x, 1.0, True), torch.zeros(4, 5))
+    assert torch.equal(Dropout(0.4).eval()(x), F.dropout(x, 0.4, False))
+
+
+def test_dropout_keeps_the_type():
+    assert dropout(torch.ones(3, 5, dtype=torch.bfloat16), 0.1, True).dtype is torch.bfloat16
