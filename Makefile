@@ -40,6 +40,7 @@ test: env
 
 quickstart: env
 	$(VENV)/bin/python tools/train_net.py --config-file configs/SAGA/quickstart.yml --resume
+	$(VENV)/bin/python tools/visualize.py logs/SAGA/quickstart/anchors
 
 clean:
 	rm -rf $(STAMP) build dist .pytest_cache projects/SAGA/*.egg-info projects/SAGA/sagareid/evaluation/ranking_*

@@ -19,7 +19,7 @@ from sagareid.engine.trainer import SAGATrainer, StepTrainer
 
 STAGES = ("prompts", "backbone", "anchors_warmup", "anchors")
 # the quick start's config, made small: epochs, batch, no worker process
-SMALL = ["SOLVER.MAX_EPOCH", 2, "SOLVER.IMS_PER_BATCH", 16, "DATALOADER.NUM_WORKERS", 0, "CACHE.NUM_VIEWS", 2, "MODEL.BACKBONE.PRETRAIN", False]
+SMALL = ["SOLVER.MAX_EPOCH", 2, "SOLVER.IMS_PER_BATCH", 16, "DATALOADER.NUM_WORKERS", 0, "CACHE.NUM_VIEWS", 2]
 QUICKSTART = ["--config-file", "configs/SAGA/quickstart.yml"]
 
 

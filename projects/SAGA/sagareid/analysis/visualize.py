@@ -145,10 +145,10 @@ def draw_ranked_lists(
             spine.set_color(colour), spine.set_linewidth(3)
 
     for row, (q, image) in enumerate(zip(queries, images)):
-        show(axes[row][0], image, QUERY, f"query {gallery.pids[q]}, camera {gallery.camids[q] + 1}")
+        show(axes[row][0], image, QUERY, f"query {gallery.pids[q]}\ncamera {gallery.camids[q] + 1}")
         if attended:
             weights, maps = attended[0][row], attended[1][row]
-            show(axes[row][1], overlay(image, weights), None, "claimed by anchors")
+            show(axes[row][1], overlay(image, weights), None, "claimed by\nthe anchors")
             for i, k in enumerate(maps.flatten(1).sum(1).topk(min(anchors, len(maps))).indices.tolist()):
                 show(axes[row][2 + i], overlay(image, maps[k]), None, _wrap(phrases[k % len(phrases)]))
         for place, g in enumerate(rank(gallery, q)[:length]):
