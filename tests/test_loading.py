@@ -34,7 +34,9 @@ def take(loader, count: int, start: int = 0) -> list[dict]:
 
 
 def equal(a: list[dict], b: list[dict]) -> bool:
-    return all(x["img_paths"] == y["img_paths"] and torch.equal(x["images"], y["images"]) for x, y in zip(a, b, strict=True))
+    return all(
+        x["img_paths"] == y["img_paths"] and torch.equal(x["images"], y["images"]) for x, y in zip(a, b, strict=True)
+    )
 
 
 class TestSeededLoader:
@@ -100,7 +102,9 @@ class TestTransforms:
 
         for name in ("bilinear", "bicubic"):
             cfg.INPUT.INTERPOLATION_TEST = name
-            assert transforms.build_transforms(cfg, is_train=False).transforms[0].interpolation == InterpolationMode(name)
+            assert transforms.build_transforms(cfg, is_train=False).transforms[0].interpolation == InterpolationMode(
+                name
+            )
 
 
 class TestFeatureCache:

@@ -6,7 +6,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 from fastreid.engine import hooks
 from torch import nn
 
@@ -72,7 +71,7 @@ def test_iteration_schedule_of_the_backbone_stage(repo, data_dir):
 
 
 def test_published_figures_of_every_stage(repo):
-    """METHOD's table: epochs, optimizer, rate, decay."""
+    """The published table: epochs, optimizer, rate, decay."""
     table = {
         "prompts": (100, "Adam", 3.5e-4, 0.0),  # decay 1e-4 in the published code moves prompts of absent identities
         "backbone": (80, "Adam", 5e-6, 1e-4),
@@ -116,7 +115,7 @@ def test_nothing_to_train_is_an_error(repo):
 
 
 def test_recipe_of_occluded_duke(repo):
-    """METHOD's configuration table, read from the planned runs."""
+    """The published configuration, read from the planned runs."""
     runs = {r.name: r.cfg for r in stages.plan(repo / CONFIGS / "occ_duke.yml")}
     assert list(runs) == ["prompts", "backbone", "anchors_warmup", "anchors"]
     for cfg in runs.values():
@@ -124,7 +123,12 @@ def test_recipe_of_occluded_duke(repo):
         assert tuple(cfg.MODEL.BACKBONE.STRIDE_SIZE) == (12, 12)
         assert cfg.MODEL.PIXEL_MEAN == cfg.MODEL.PIXEL_STD == [127.5] * 3
         assert (cfg.SOLVER.IMS_PER_BATCH, cfg.DATALOADER.NUM_INSTANCE, cfg.DATALOADER.NUM_WORKERS) == (64, 4, 8)
-        assert (cfg.TEST.FUSION.REFINED, cfg.TEST.FUSION.CLS, cfg.TEST.FUSION.PROJ, cfg.TEST.FUSION.BETA) == (2.0, 0.2, 0.05, 0.3)
+        assert (cfg.TEST.FUSION.REFINED, cfg.TEST.FUSION.CLS, cfg.TEST.FUSION.PROJ, cfg.TEST.FUSION.BETA) == (
+            2.0,
+            0.2,
+            0.05,
+            0.3,
+        )
         assert cfg.INPUT.REA.ENABLED and cfg.INPUT.REA.PROB == 0.5 and cfg.INPUT.PADDING.SIZE == 10
         assert cfg.TEST.EVAL_PERIOD in (10, 100) and not cfg.TEST.SELECT_BEST
     loss = runs["backbone"].MODEL.LOSSES
@@ -133,4 +137,9 @@ def test_recipe_of_occluded_duke(repo):
     assert (saga.NUM_ANCHORS, saga.NUM_DOMAIN_ANCHORS, saga.REFINE_LAYERS, saga.NUM_HEADS) == (24, 3, 2, 8)
     assert (saga.PHRASE_CONTEXT, saga.DROPOUT, saga.NUM_CLASSIFIERS, saga.CLASSIFIER_DROPOUT) == (12, 0.1, 1, 0.0)
     assert runs["anchors"].MODEL.CLIP.TOKEN_LAYERS == [9] and runs["anchors"].CACHE.NUM_VIEWS == 4
-    assert (loss.CE.SCALE, loss.TRI.SCALE, loss.ANCHOR_DIVERSITY.SCALE, loss.CLASSIFIER_DIVERSITY.SCALE) == (1, 1, 0.05, 0.5)
+    assert (loss.CE.SCALE, loss.TRI.SCALE, loss.ANCHOR_DIVERSITY.SCALE, loss.CLASSIFIER_DIVERSITY.SCALE) == (
+        1,
+        1,
+        0.05,
+        0.5,
+    )

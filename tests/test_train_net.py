@@ -65,7 +65,14 @@ DECLARED = {
 }
 DECLARED["anchors"] = DECLARED["anchors_warmup"]
 # buffers that follow from the weights or count batches
-DERIVED = ("running_mean", "running_var", "num_batches_tracked", "text_features", "prompt_context", "text_anchors.anchors")
+DERIVED = (
+    "running_mean",
+    "running_var",
+    "num_batches_tracked",
+    "text_features",
+    "prompt_context",
+    "text_anchors.anchors",
+)
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -134,7 +141,9 @@ def test_same_seed_same_weights_whatever_the_workers(trained, train_net, tmp_pat
 
 
 def test_another_seed_another_model(trained, train_net, tmp_path):
-    assert train_net(*QUICKSTART, *SMALL, "OUTPUT_DIR", tmp_path, "SEED", 1, "--stage", "prompts") == 1  # options come last
+    assert (
+        train_net(*QUICKSTART, *SMALL, "OUTPUT_DIR", tmp_path, "SEED", 1, "--stage", "prompts") == 1
+    )  # options come last
     assert train_net(*QUICKSTART, "--stage", "prompts", *SMALL, "OUTPUT_DIR", tmp_path, "SEED", 1) == 0
     assert same(weights(trained, "prompts"), weights(tmp_path, "prompts"))
 
@@ -171,7 +180,12 @@ def test_interrupted_anywhere_and_resumed_is_the_same_run(stage, step, trained, 
 def test_killed_process_resumes(trained, tiny_root, tmp_path, repo):
     """The real command, SIGKILL in the middle of the second stage, --resume."""
     command = [sys.executable, "tools/train_net.py", *QUICKSTART, *map(str, SMALL), "OUTPUT_DIR", str(tmp_path)]
-    environment = {"FASTREID_DATASETS": str(tiny_root), "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
+    environment = {
+        "FASTREID_DATASETS": str(tiny_root),
+        "OMP_NUM_THREADS": "1",
+        "PATH": "/usr/bin:/bin",
+        "HOME": str(tmp_path),
+    }
     process = subprocess.Popen(command, cwd=repo, env=environment, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while not (tmp_path / "backbone" / "last.pth").exists():
@@ -220,8 +234,18 @@ def test_eval_only_needs_neither_clip_nor_text(trained, train_net, monkeypatch, 
     [found] = json.loads((trained / "evaluation.json").read_text())
     assert found["metrics"] == pytest.approx(expected, abs=1e-3)
     # from the folder of the stage alone, and from an explicit checkpoint of another stage
-    assert train_net("--config-file", trained / "anchors" / "config.yaml", "--eval-only", "OUTPUT_DIR", tmp_path,
-                     "MODEL.WEIGHTS", trained / "anchors" / "model_final.pth") == 0
+    assert (
+        train_net(
+            "--config-file",
+            trained / "anchors" / "config.yaml",
+            "--eval-only",
+            "OUTPUT_DIR",
+            tmp_path,
+            "MODEL.WEIGHTS",
+            trained / "anchors" / "model_final.pth",
+        )
+        == 0
+    )
     [found] = json.loads((tmp_path / "evaluation.json").read_text())
     assert found["metrics"] == pytest.approx(expected, abs=1e-3)
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Draw ranked lists and the anchors' attention of a trained run.
 
-    python tools/visualize.py logs/SAGA/quickstart/anchors
+python tools/visualize.py logs/SAGA/quickstart/anchors
 """
 
 import argparse

@@ -215,20 +215,32 @@ def check_config(cfg: CN) -> None:
     one_of("INPUT.INTERPOLATION_TEST", cfg.INPUT.INTERPOLATION_TEST, ("bilinear", "bicubic"))
     one_of("MODEL.SAGA.DOMAIN_ANCHORS", saga.DOMAIN_ANCHORS, ("content", "camera", "clip"))
     one_of("MODEL.SAGA.POOL", saga.POOL, ("anchor", "mean"))
-    needs(hasattr(torch.optim, cfg.SOLVER.OPT), f"SOLVER.OPT is {cfg.SOLVER.OPT!r}; expected the name of a torch.optim class, such as AdamW")
+    needs(
+        hasattr(torch.optim, cfg.SOLVER.OPT),
+        f"SOLVER.OPT is {cfg.SOLVER.OPT!r}; expected the name of a torch.optim class, such as AdamW",
+    )
 
     device = model.DEVICE.split(":")[0]
     needs(
         not (cfg.SOLVER.AMP.ENABLED and cfg.SOLVER.AMP.DTYPE == "float16" and device == "cpu"),
         "SOLVER.AMP.DTYPE float16 needs a GPU; use bfloat16 on the CPU",
     )
-    needs(cfg.TEST.EVAL_PERIOD >= 1, f"TEST.EVAL_PERIOD is {cfg.TEST.EVAL_PERIOD}; it counts epochs, 1 or more (the last is always evaluated)")
-    needs(cfg.SOLVER.CHECKPOINT_PERIOD >= 1, f"SOLVER.CHECKPOINT_PERIOD is {cfg.SOLVER.CHECKPOINT_PERIOD}; it counts epochs, 1 or more")
+    needs(
+        cfg.TEST.EVAL_PERIOD >= 1,
+        f"TEST.EVAL_PERIOD is {cfg.TEST.EVAL_PERIOD}; it counts epochs, 1 or more (the last is always evaluated)",
+    )
+    needs(
+        cfg.SOLVER.CHECKPOINT_PERIOD >= 1,
+        f"SOLVER.CHECKPOINT_PERIOD is {cfg.SOLVER.CHECKPOINT_PERIOD}; it counts epochs, 1 or more",
+    )
     needs(
         cfg.SOLVER.SCHED != "WarmupCosineLR" or cfg.SOLVER.WARMUP_ITERS == 0,
         "SOLVER.SCHED WarmupCosineLR warms up by SOLVER.WARMUP_EPOCHS; set SOLVER.WARMUP_ITERS 0",
     )
-    needs(not cfg.INPUT.AFFINE.ENABLED, "INPUT.AFFINE does not run: FastReID 1.4.0 passes torchvision an argument that is gone")
+    needs(
+        not cfg.INPUT.AFFINE.ENABLED,
+        "INPUT.AFFINE does not run: FastReID 1.4.0 passes torchvision an argument that is gone",
+    )
     if "Sampler" in cfg.DATALOADER.SAMPLER_TRAIN and "Identity" in cfg.DATALOADER.SAMPLER_TRAIN:
         needs(
             cfg.SOLVER.IMS_PER_BATCH % cfg.DATALOADER.NUM_INSTANCE == 0,
@@ -237,19 +249,37 @@ def check_config(cfg: CN) -> None:
 
     tokens = model.BACKBONE.NAME == "build_clip_vit_backbone" and model.BACKBONE.OUTPUT == "tokens"
     if model.HEADS.NAME in ("CLSHead", "PromptHead"):
-        needs(tokens, f"{model.HEADS.NAME} reads CLIP's class token: MODEL.BACKBONE.NAME build_clip_vit_backbone with OUTPUT tokens")
+        needs(
+            tokens,
+            f"{model.HEADS.NAME} reads CLIP's class token: MODEL.BACKBONE.NAME build_clip_vit_backbone with OUTPUT tokens",
+        )
     if model.HEADS.NAME == "SAGAHead":
         two_path = tokens and len(set(model.CLIP.TOKEN_LAYERS)) == 2
-        needs(len(model.CLIP.TOKEN_LAYERS) <= 2, f"MODEL.CLIP.TOKEN_LAYERS {model.CLIP.TOKEN_LAYERS}: SAGAHead reads one or two")
-        needs(not two_path or saga.NUM_ANCHORS % 2 == 0, "two token layers share the text anchors by halves: an even MODEL.SAGA.NUM_ANCHORS")
+        needs(
+            len(model.CLIP.TOKEN_LAYERS) <= 2,
+            f"MODEL.CLIP.TOKEN_LAYERS {model.CLIP.TOKEN_LAYERS}: SAGAHead reads one or two",
+        )
+        needs(
+            not two_path or saga.NUM_ANCHORS % 2 == 0,
+            "two token layers share the text anchors by halves: an even MODEL.SAGA.NUM_ANCHORS",
+        )
         needs(
             not two_path or ("AnchorConsistencyLoss" not in loss and not cfg.TEST.PARTS),
             "per-anchor features are not defined for two token layers: drop AnchorConsistencyLoss and TEST.PARTS",
         )
         if not tokens:
-            needs(saga.DOMAIN_ANCHORS != "clip" or not saga.NUM_DOMAIN_ANCHORS, "MODEL.SAGA.DOMAIN_ANCHORS clip reads CLIP's projection: use the CLIP backbone with OUTPUT tokens")
-            needs("DecorrelationLoss" not in loss, "DecorrelationLoss compares with the class token: use the CLIP backbone with OUTPUT tokens")
-        needs(0 <= saga.PHRASE_CONTEXT <= 16, f"MODEL.SAGA.PHRASE_CONTEXT is {saga.PHRASE_CONTEXT}; an anchor has 16 context slots")
+            needs(
+                saga.DOMAIN_ANCHORS != "clip" or not saga.NUM_DOMAIN_ANCHORS,
+                "MODEL.SAGA.DOMAIN_ANCHORS clip reads CLIP's projection: use the CLIP backbone with OUTPUT tokens",
+            )
+            needs(
+                "DecorrelationLoss" not in loss,
+                "DecorrelationLoss compares with the class token: use the CLIP backbone with OUTPUT tokens",
+            )
+        needs(
+            0 <= saga.PHRASE_CONTEXT <= 16,
+            f"MODEL.SAGA.PHRASE_CONTEXT is {saga.PHRASE_CONTEXT}; an anchor has 16 context slots",
+        )
     needs(
         not reads_cameras(cfg) or model.META_ARCHITECTURE == "SAGABaseline",
         "camera embeddings reach the model through MODEL.META_ARCHITECTURE SAGABaseline",

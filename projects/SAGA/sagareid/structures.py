@@ -46,7 +46,9 @@ class CLIPFeatures:
 
     def float(self) -> "CLIPFeatures":
         """Every tensor in float32: heads and losses compute there, whatever autocast or a cache left."""
-        as_float = {k: v.float() for k in ("patches", "cls", "proj", "layer_cls") if (v := getattr(self, k)) is not None}
+        as_float = {
+            k: v.float() for k in ("patches", "cls", "proj", "layer_cls") if (v := getattr(self, k)) is not None
+        }
         return replace(self, **as_float)
 
 

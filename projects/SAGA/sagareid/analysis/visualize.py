@@ -115,7 +115,14 @@ def overlay(image: Image.Image, heat: Tensor) -> np.ndarray:
 
 
 def draw_ranked_lists(
-    cfg, model: nn.Module, gallery: Gallery, queries: Sequence[int], path: str | Path, *, length: int = 8, anchors: int = 2
+    cfg,
+    model: nn.Module,
+    gallery: Gallery,
+    queries: Sequence[int],
+    path: str | Path,
+    *,
+    length: int = 8,
+    anchors: int = 2,
 ) -> None:
     """One row a query: the image, the pooling weights over it, its strongest anchors, its ranked list.
 

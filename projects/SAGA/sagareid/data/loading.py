@@ -46,7 +46,9 @@ class ReIDDataset(CommDataset):
     file name); a model that embeds cameras needs one that does not.
     """
 
-    def __init__(self, items: Sequence[tuple], transform, *, relabel: bool, cameras: Sequence[str], dataset_name: str = ""):
+    def __init__(
+        self, items: Sequence[tuple], transform, *, relabel: bool, cameras: Sequence[str], dataset_name: str = ""
+    ):
         """
         Args:
             items: (path, pid, camid).

@@ -116,7 +116,9 @@ def hand_over(model: nn.Module, source: Mapping[str, Tensor], new_weights: Seque
         )
     model.load_state_dict({n: source[n] for n in wanted}, strict=False)
     unused = sorted({".".join(n.split(".")[:2]) for n in source if n not in expected or n in fresh})
-    logger.info("%s: %d weights loaded, %d start afresh, not used: %s", origin, len(wanted), len(fresh), _some(unused) or "-")
+    logger.info(
+        "%s: %d weights loaded, %d start afresh, not used: %s", origin, len(wanted), len(fresh), _some(unused) or "-"
+    )
     return fresh
 
 
@@ -160,7 +162,9 @@ class RunCheckpointer(Checkpointer):
         hand_over(self.model, checkpoint["model"], (), str(path))
         for key, obj in self.checkpointables.items():
             if key not in checkpoint:
-                raise ValueError(f"{path} holds no {key}, so training cannot go on from it; start anew with MODEL.WEIGHTS")
+                raise ValueError(
+                    f"{path} holds no {key}, so training cannot go on from it; start anew with MODEL.WEIGHTS"
+                )
             obj.load_state_dict(checkpoint[key])
         return checkpoint
 

@@ -104,7 +104,9 @@ def _digest(model: nn.Module, dataset: ReIDDataset, settings: Mapping[str, Any])
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for name, tensor in sorted(model.backbone.state_dict().items()):
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data if tensor.dim() else str(tensor).encode())
+        digest.update(
+            tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data if tensor.dim() else str(tensor).encode()
+        )
     for buffer in (model.pixel_mean, model.pixel_std):
         digest.update(buffer.detach().cpu().numpy().tobytes())
     for path, pid, camid in dataset.img_items:
@@ -125,7 +127,9 @@ def build_feature_cache(cfg, model: nn.Module, dataset: ReIDDataset) -> FeatureC
         OSError: not enough free disk; the message has both sizes.
     """
     if not model.backbone_frozen:
-        raise ValueError("CACHE.ENABLED needs a frozen backbone: take it out of MODEL.TRAINABLE, or set CACHE.ENABLED False")
+        raise ValueError(
+            "CACHE.ENABLED needs a frozen backbone: take it out of MODEL.TRAINABLE, or set CACHE.ENABLED False"
+        )
     dtype = getattr(torch, cfg.CACHE.DTYPE)
     amp = cfg.SOLVER.AMP.DTYPE if cfg.SOLVER.AMP.ENABLED else ""
     settings = {
@@ -170,7 +174,13 @@ def _field_shapes(cfg, model: nn.Module) -> dict[str, tuple[int, ...]]:
 def _announce(folder: Path, need: int) -> None:
     present = sum(f.stat().st_size for f in folder.glob("*.bin"))
     free = shutil.disk_usage(folder).free
-    logger.info("feature cache %s: %.2f GB (%.2f GB there already, %.1f GB of disk free)", folder, need / 1e9, present / 1e9, free / 1e9)
+    logger.info(
+        "feature cache %s: %.2f GB (%.2f GB there already, %.1f GB of disk free)",
+        folder,
+        need / 1e9,
+        present / 1e9,
+        free / 1e9,
+    )
     if need - present > free:
         raise OSError(
             f"the feature cache needs {need / 1e9:.1f} GB and {folder} has {free / 1e9:.1f} GB free. Set CACHE.DIR to a larger "
@@ -209,10 +219,18 @@ def _fill(cfg, model: nn.Module, dataset: ReIDDataset, cache: FeatureCache, auto
     )
     training = model.training
     model.eval()
-    bar = tqdm(total=len(keys), unit="img", desc="caching features", disable=not (comm.is_main_process() and sys.stderr.isatty()))
+    bar = tqdm(
+        total=len(keys),
+        unit="img",
+        desc="caching features",
+        disable=not (comm.is_main_process() and sys.stderr.isatty()),
+    )
     try:
         for (view, block), indices, batch in zip(todo, rows, loader):
-            with torch.inference_mode(), torch.autocast(model.device.type, dtype=autocast, enabled=autocast is not None):
+            with (
+                torch.inference_mode(),
+                torch.autocast(model.device.type, dtype=autocast, enabled=autocast is not None),
+            ):
                 features = model.extract(batch)
             for name, field in cache.fields.items():
                 field[view, indices[0] : indices[-1] + 1] = getattr(features, name).to(device="cpu", dtype=cache.dtype)

@@ -50,7 +50,9 @@ class CheckpointHook(HookBase):
         metric = latest[name][0] if name in latest else None
         if self.select_best and metric is not None and latest[name][1] >= trainer.iter - 1 and metric > self.best:
             self.best = metric
-            logger.warning("model_best.pth is the best by a TEST metric (%s %.2f): it is selected on test data", name, metric)
+            logger.warning(
+                "model_best.pth is the best by a TEST metric (%s %.2f): it is selected on test data", name, metric
+            )
             trainer.checkpointer.save(self.BEST, epoch=trainer.epoch, best=self.best)
         state = {"epoch": trainer.epoch, "best": self.best}
         if done == trainer.max_epoch:
@@ -68,13 +70,20 @@ class ProgressHook(HookBase):
     def before_train(self) -> None:
         t = self.trainer
         self._bar = tqdm(
-            total=t.max_iter, initial=t.start_iter, unit="it", disable=not sys.stderr.isatty(), desc="training", leave=False
+            total=t.max_iter,
+            initial=t.start_iter,
+            unit="it",
+            disable=not sys.stderr.isatty(),
+            desc="training",
+            leave=False,
         )
 
     def after_step(self) -> None:
         self._bar.update(1)
         if self._bar.n % 10 == 0 and not self._bar.disable:
-            self._bar.set_postfix_str(f"loss {self.trainer.storage.history('total_loss').median(20):.3f}", refresh=False)
+            self._bar.set_postfix_str(
+                f"loss {self.trainer.storage.history('total_loss').median(20):.3f}", refresh=False
+            )
 
     def after_train(self) -> None:
         self._bar.close()

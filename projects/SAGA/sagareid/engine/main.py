@@ -23,7 +23,9 @@ __all__ = ["main"]
 def argument_parser():
     """FastReID's parser, with --stage, --import and --traceback."""
     parser = default_argument_parser()
-    parser.add_argument("--stage", default=None, metavar="NAME", help="run only this stage of the config, or several: A,B")
+    parser.add_argument(
+        "--stage", default=None, metavar="NAME", help="run only this stage of the config, or several: A,B"
+    )
     parser.add_argument(
         "--import",
         dest="modules",

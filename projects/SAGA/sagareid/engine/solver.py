@@ -26,7 +26,9 @@ def match_names(names: Sequence[str], patterns: Sequence[str], key: str) -> set[
         hits = [n for n in names if fnmatchcase(n, pattern)]
         if not hits:
             heads = sorted({".".join(n.split(".")[:2]) for n in names})
-            raise ValueError(f"{key}: {pattern!r} matches none of {len(names)} names, which begin with {', '.join(heads)}")
+            raise ValueError(
+                f"{key}: {pattern!r} matches none of {len(names)} names, which begin with {', '.join(heads)}"
+            )
         matched.update(hits)
     return matched
 
@@ -57,7 +59,10 @@ def build_optimizer(cfg, model: nn.Module):
     optimizer, groups = compat.build_optimizer(cfg, model)
     name_of = {p: n for n, p in model.named_parameters()}
     trained = [name_of[p] for g in optimizer.param_groups for p in g["params"]]
-    factors = [(pattern, factor, match_names(trained, [pattern], "SOLVER.LR_FACTORS")) for pattern, factor in cfg.SOLVER.LR_FACTORS]
+    factors = [
+        (pattern, factor, match_names(trained, [pattern], "SOLVER.LR_FACTORS"))
+        for pattern, factor in cfg.SOLVER.LR_FACTORS
+    ]
     joined: dict[tuple, dict] = {}
     for group in optimizer.param_groups:
         name = name_of[group["params"][0]]

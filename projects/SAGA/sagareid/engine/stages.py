@@ -34,7 +34,14 @@ logger = logging.getLogger(__name__)
 
 RESULT = "result.json"
 # What may differ between a run and its resumption: where and how it runs, not what it computes.
-_MACHINE_KEYS = ("OUTPUT_DIR", "MODEL.DEVICE", "MODEL.WEIGHTS", "DATALOADER.NUM_WORKERS", "DATALOADER.NUM_WORKERS_TEST", "CACHE.DIR")
+_MACHINE_KEYS = (
+    "OUTPUT_DIR",
+    "MODEL.DEVICE",
+    "MODEL.WEIGHTS",
+    "DATALOADER.NUM_WORKERS",
+    "DATALOADER.NUM_WORKERS_TEST",
+    "CACHE.DIR",
+)
 
 
 @dataclass
@@ -184,7 +191,11 @@ def _setup(run: Run, args) -> None:
     _close_logs()
     cfg = run.cfg
     if cfg.SEED < 0:
-        _set(cfg, "SEED", int(torch.randint(2**31, ()).item() if comm.get_world_size() == 1 else comm.shared_random_seed()))
+        _set(
+            cfg,
+            "SEED",
+            int(torch.randint(2**31, ()).item() if comm.get_world_size() == 1 else comm.shared_random_seed()),
+        )
     run.folder.mkdir(parents=True, exist_ok=True)
     host_logger.setup_logger(str(run.folder), distributed_rank=comm.get_rank(), name="sagareid")
     default_setup(cfg, args)
@@ -211,7 +222,11 @@ def _differences(run: Run) -> list[str]:
         if key in _MACHINE_KEYS:
             continue
         now, then = (_get(c, key) for c in (run.cfg, saved))
-        if list(now) != list(then) if isinstance(now, (list, tuple)) and isinstance(then, (list, tuple)) else now != then:
+        if (
+            list(now) != list(then)
+            if isinstance(now, (list, tuple)) and isinstance(then, (list, tuple))
+            else now != then
+        ):
             if not (key in counted and now in (0, [], -1)):
                 out.append(f"{key}: {then} -> {now}")
     return out
@@ -312,7 +327,9 @@ def table(results: Sequence[dict]) -> str:
         sets = r["metrics"] if any(isinstance(v, dict) for v in r["metrics"].values()) else {"": r["metrics"]}
         for dataset, m in sets.items():
             minutes = f"{r['seconds'] / 60:.1f}" if "seconds" in r else ""
-            rows.append([r["stage"] or "run", dataset, *(m.get(k, float("nan")) for k in ("Rank-1", "mAP", "mINP")), minutes])
+            rows.append(
+                [r["stage"] or "run", dataset, *(m.get(k, float("nan")) for k in ("Rank-1", "mAP", "mINP")), minutes]
+            )
     headers = ["stage", "data set", "Rank-1", "mAP", "mINP", "minutes"]
     if not any(row[1] for row in rows):
         rows, headers = [[r[0], *r[2:]] for r in rows], [headers[0], *headers[2:]]

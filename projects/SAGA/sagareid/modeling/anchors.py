@@ -59,7 +59,9 @@ class TextAnchors(nn.Module):
     tower. `refresh()` writes the buffer; it runs when training turns into evaluation.
     """
 
-    def __init__(self, *, template_embedding: Tensor, num_anchors: int, phrase_slots: int, text_dim: int, embed_dim: int):
+    def __init__(
+        self, *, template_embedding: Tensor, num_anchors: int, phrase_slots: int, text_dim: int, embed_dim: int
+    ):
         """
         Args:
             template_embedding: (PROMPT_LENGTH, W).

@@ -87,7 +87,9 @@ class CLSHead(nn.Module):
     def forward(self, features: CLIPFeatures, targets: Optional[Tensor] = None):
         """Training: `head_outputs`. Evaluation: (B, D+E) raw class token and its projection."""
         if not isinstance(features, CLIPFeatures) or features.cls is None or features.proj is None:
-            raise TypeError("CLSHead needs a class token: use build_clip_vit_backbone with MODEL.BACKBONE.OUTPUT tokens")
+            raise TypeError(
+                "CLSHead needs a class token: use build_clip_vit_backbone with MODEL.BACKBONE.OUTPUT tokens"
+            )
         features = features.float()
         cls, proj = features.cls, features.proj
         if not self.training:

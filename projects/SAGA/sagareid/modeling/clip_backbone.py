@@ -106,7 +106,9 @@ class CLIPBackbone(nn.Module):
         parts = [self._tower(*part) for part in zip(images.split(group), cameras)]
         patches, layer_cls, cls = (x[0] if len(x) == 1 else torch.cat(x) for x in zip(*parts))
         if self.output == "map":
-            return torch.cat(patches.chunk(len(self.token_layers), dim=1), dim=2).transpose(1, 2).unflatten(2, self.grid)
+            return (
+                torch.cat(patches.chunk(len(self.token_layers), dim=1), dim=2).transpose(1, 2).unflatten(2, self.grid)
+            )
         if self.output == "cls":
             return cls[..., None, None]
         return CLIPFeatures(

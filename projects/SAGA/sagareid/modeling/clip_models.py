@@ -73,7 +73,9 @@ def _model_config(name: str) -> dict:
         )
     vision = config["vision_cfg"]
     if "timm_model_name" in vision or not isinstance(vision.get("layers"), int) or vision.get("attentional_pool"):
-        raise ValueError(f"MODEL.CLIP.NAME {name!r} is not a ViT with a class token; choose one such as ViT-B-16-quickgelu")
+        raise ValueError(
+            f"MODEL.CLIP.NAME {name!r} is not a ViT with a class token; choose one such as ViT-B-16-quickgelu"
+        )
     if vision.get("pool_type", "tok") != "tok" or vision.get("final_ln_after_pool"):
         raise ValueError(f"MODEL.CLIP.NAME {name!r} does not pool by its class token, which the method reads")
     return config
@@ -143,7 +145,9 @@ def build_vision_tower(name: str, image_size: Sequence[int], stride: int) -> nn.
     """
     dims = clip_dims(name)
     if not 1 <= stride <= dims.patch_size:
-        raise ValueError(f"MODEL.BACKBONE.STRIDE_SIZE {stride} must be in 1..{dims.patch_size}, the patch size of {name}")
+        raise ValueError(
+            f"MODEL.BACKBONE.STRIDE_SIZE {stride} must be in 1..{dims.patch_size}, the patch size of {name}"
+        )
     visual = _build(name, "vision").visual
     grid = patch_grid(image_size, dims.patch_size, stride)
     visual.image_size = tuple(image_size)
@@ -201,7 +205,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         raise ValueError(f"{path} holds no tensors by name; expected a state dict")
     state = {k: v for k, v in state.items() if isinstance(v, Tensor)}
     if all(k.startswith("module.") for k in state):
-        state = {k[len("module."):]: v for k, v in state.items()}
+        state = {k[len("module.") :]: v for k, v in state.items()}
     return state
 
 
@@ -251,7 +255,9 @@ def _read_clip_weights(name: str, pretrained: str) -> dict[str, Tensor]:
             f"Set MODEL.CLIP.NAME {name}-quickgelu"
         )
     logger.info(
-        "CLIP weights from %s; activation %s (from the model name)", path, "QuickGELU" if clip_dims(name).quick_gelu else "GELU"
+        "CLIP weights from %s; activation %s (from the model name)",
+        path,
+        "QuickGELU" if clip_dims(name).quick_gelu else "GELU",
     )
     return state
 
@@ -311,7 +317,7 @@ def resize_position_embedding(
 
 def load_vision_tower(visual: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
     """Load the "visual." part of CLIP weights, strictly, resizing the position embedding to the tower's grid."""
-    own = {k[len("visual."):]: v.float() for k, v in state.items() if k.startswith("visual.")}
+    own = {k[len("visual.") :]: v.float() for k, v in state.items() if k.startswith("visual.")}
     own["positional_embedding"] = resize_position_embedding(
         own["positional_embedding"], clip_dims(name).native_grid, visual.grid_size
     )
@@ -321,7 +327,9 @@ def load_vision_tower(visual: nn.Module, state: Mapping[str, Tensor], name: str)
 def load_text_encoder(encoder: TextEncoder, state: Mapping[str, Tensor], name: str) -> None:
     """Load the text part of CLIP weights, strictly."""
     keep = ("transformer.", "ln_final.")
-    own = {k: v.float() for k, v in state.items() if k.startswith(keep) or k in ("positional_embedding", "text_projection")}
+    own = {
+        k: v.float() for k, v in state.items() if k.startswith(keep) or k in ("positional_embedding", "text_projection")
+    }
     _load_strictly(encoder, own, f"text tower of {name}")
 
 

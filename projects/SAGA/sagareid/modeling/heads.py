@@ -33,7 +33,9 @@ def batch_norm_neck(width: int) -> nn.BatchNorm1d:
 def identity_classifier(width: int, num_classes: int) -> nn.Linear:
     """Linear classifier without bias, N(0, 0.001)."""
     if num_classes < 1:
-        raise ValueError("MODEL.HEADS.NUM_CLASSES is 0: it is counted from the training set, or set it to the checkpoint's")
+        raise ValueError(
+            "MODEL.HEADS.NUM_CLASSES is 0: it is counted from the training set, or set it to the checkpoint's"
+        )
     classifier = nn.Linear(width, num_classes, bias=False)
     nn.init.normal_(classifier.weight, std=0.001)
     return classifier

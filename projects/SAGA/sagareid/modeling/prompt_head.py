@@ -32,7 +32,13 @@ class PromptHead(nn.Module):
 
     @configurable
     def __init__(
-        self, *, prompts: PromptLearner, text_encoder: Optional[TextEncoder], feat_dim: int, embed_dim: int, scale: float
+        self,
+        *,
+        prompts: PromptLearner,
+        text_encoder: Optional[TextEncoder],
+        feat_dim: int,
+        embed_dim: int,
+        scale: float,
     ):
         super().__init__()
         self.prompts, self.text_encoder = prompts, text_encoder
@@ -81,11 +87,15 @@ class PromptHead(nn.Module):
     def forward(self, features: CLIPFeatures, targets: Optional[Tensor] = None):
         """Training: {"losses": {"loss_supcon"}}. Evaluation: (B, D+E) CLIP's own class token and its projection."""
         if not isinstance(features, CLIPFeatures) or features.proj is None:
-            raise TypeError("PromptHead needs CLIP's joint space: use build_clip_vit_backbone with MODEL.BACKBONE.OUTPUT tokens")
+            raise TypeError(
+                "PromptHead needs CLIP's joint space: use build_clip_vit_backbone with MODEL.BACKBONE.OUTPUT tokens"
+            )
         if not self.training:
             return torch.cat([features.cls, features.proj], dim=1).float()
         if self.text_encoder is None:
             raise ValueError("PromptHead trains with the text tower: set MODEL.CLIP.TEXT_TOWER True")
         image, text = features.proj.detach(), self.text(targets)
         contrast = losses.supervised_contrastive_loss
-        return {"losses": {"loss_supcon": self.scale * (contrast(image, text, targets) + contrast(text, image, targets))}}
+        return {
+            "losses": {"loss_supcon": self.scale * (contrast(image, text, targets) + contrast(text, image, targets))}
+        }

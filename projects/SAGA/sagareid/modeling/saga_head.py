@@ -7,7 +7,7 @@ Q classifiers, C identities.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Optional, Sequence
+from typing import Optional
 
 import torch
 from fastreid.config import configurable
@@ -96,7 +96,9 @@ class SAGAHead(nn.Module):
         if num_layers not in (1, 2):
             raise ValueError(f"SAGAHead reads one token layer or two, not {num_layers}: set MODEL.CLIP.TOKEN_LAYERS")
         if num_layers == 2 and num_anchors % 2:
-            raise ValueError(f"MODEL.SAGA.NUM_ANCHORS {num_anchors} must be even: two token layers share them by halves")
+            raise ValueError(
+                f"MODEL.SAGA.NUM_ANCHORS {num_anchors} must be even: two token layers share them by halves"
+            )
         self.feat_dim, self.num_anchors, self.num_layers = feat_dim, num_anchors, num_layers
         self.pool, self.neck_feat, self.clip_parts, self.parts = pool, neck_feat, clip_parts, parts
         self.init_block, self.loss_weights = init_block, loss_weights
@@ -138,7 +140,9 @@ class SAGAHead(nn.Module):
                 embed_dim=feat_dim,
             )
             if encoder is not None:
-                phrases = clip_models.anchor_phrase_embeddings(state) if state else [torch.randn(8, dims.text_width) * 0.02]
+                phrases = (
+                    clip_models.anchor_phrase_embeddings(state) if state else [torch.randn(8, dims.text_width) * 0.02]
+                )
                 text_anchors.initialize(phrases)
 
         domain = None
@@ -250,7 +254,9 @@ class SAGAHead(nn.Module):
     def refine_and_pool(self, features: CLIPFeatures) -> Refined:
         """The method itself, from patch tokens to the pooled feature."""
         if features.num_layers != self.num_layers:
-            raise ValueError(f"SAGAHead was built for {self.num_layers} token layer(s), the features hold {features.num_layers}")
+            raise ValueError(
+                f"SAGAHead was built for {self.num_layers} token layer(s), the features hold {features.num_layers}"
+            )
         text = self._text_anchors()
         paths = features.patches.chunk(self.num_layers, dim=1)
         domain = None
@@ -269,7 +275,9 @@ class SAGAHead(nn.Module):
     def part_features(self, refined: Refined) -> tuple[Tensor, Tensor]:
         """(B, K, F) unit-length feature and (B, K) mass of each text anchor; one token layer only."""
         if self.num_layers != 1:
-            raise ValueError("per-anchor features are not defined for two token layers (AnchorConsistencyLoss, TEST.PARTS)")
+            raise ValueError(
+                "per-anchor features are not defined for two token layers (AnchorConsistencyLoss, TEST.PARTS)"
+            )
         parts, mass = A.anchor_features(refined.tokens[0], refined.attention[0][:, :, : self.num_anchors])
         return nn.functional.normalize(self.proj(parts), dim=2), mass
 
@@ -316,4 +324,6 @@ class SAGAHead(nn.Module):
             "AnchorConsistencyLoss": ("anchor_cons", anchor_consistency),
             "DecorrelationLoss": ("decorr", lambda: losses.decorrelation_loss(refined.feature, features.cls)),
         }
-        return {f"loss_{terms[name][0]}": weight["scale"] * terms[name][1]() for name, weight in self.loss_weights.items()}
+        return {
+            f"loss_{terms[name][0]}": weight["scale"] * terms[name][1]() for name, weight in self.loss_weights.items()
+        }

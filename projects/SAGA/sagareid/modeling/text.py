@@ -30,7 +30,9 @@ def template_token_ids() -> list[int]:
 class TextEncoder(nn.Module):
     """Prompt embeddings to text features with CLIP's own text transformer (open_clip's module, not a copy of it)."""
 
-    def __init__(self, *, transformer: nn.Module, positional_embedding: Tensor, ln_final: nn.Module, projection: Tensor):
+    def __init__(
+        self, *, transformer: nn.Module, positional_embedding: Tensor, ln_final: nn.Module, projection: Tensor
+    ):
         """
         Args:
             transformer: open_clip `Transformer` of width W.
@@ -72,7 +74,7 @@ class PromptTemplate(nn.Module):
         """template_embedding: (PROMPT_LENGTH, W), embeddings of `template_token_ids()`."""
         super().__init__()
         self.register_buffer("prefix", template_embedding[:1].detach().clone())
-        self.register_buffer("suffix", template_embedding[1 + CONTEXT_SLOTS:].detach().clone())
+        self.register_buffer("suffix", template_embedding[1 + CONTEXT_SLOTS :].detach().clone())
 
     def forward(self, context: Tensor) -> Tensor:
         """(B, CONTEXT_SLOTS, W) context to (B, PROMPT_LENGTH, W) prompts."""
