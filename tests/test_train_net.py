@@ -12,6 +12,7 @@ import pytest
 import torch
 from test_compat import test_installed_host_matches_its_record as assert_host_is_untouched
 
+from sagareid.data import synthetic
 from sagareid.engine import hooks, stages
 from sagareid.engine.checkpoint import hand_over, load_state
 from sagareid.engine.main import main
@@ -84,7 +85,7 @@ def test_a_stage_changes_what_it_declares_and_nothing_else(stage, trained, tiny_
     trainer = SAGATrainer(run.cfg)
     trainer.resume_or_load(resume=False)
     before = {k: v.clone() for k, v in trainer.model.state_dict().items()}
-    stages._close_logs()
+    stages.close_logs()
     changed = {k for k in same(before, weights(trained, stage)) if not k.endswith(DERIVED)}
     declared = {k for k in before if k.startswith(DECLARED[stage]) and not k.endswith(DERIVED)}
     assert changed == declared
@@ -258,9 +259,10 @@ def test_rows_of_one_pass(trained):
 # ---- the published recipe on Occluded-Duke's layout ---------------------------------------------------------------------
 
 
-def test_occ_duke_recipe_end_to_end(train_net, tiny_root, tmp_path):
+def test_occ_duke_recipe_end_to_end(train_net, tmp_path):
     """Real folder and file names; only the model's size, the epochs and the machine are overridden."""
-    source = tiny_root / "synthetic_pedestrians"
+    spec = synthetic.Spec(train_ids=16, test_ids=8, validation_ids=1, gallery_distractors=20, cutouts=0)
+    source = synthetic.draw_dataset(tmp_path, spec, workers=1)
     for split in ("bounding_box_train", "query", "bounding_box_test"):
         folder = tmp_path / "Occluded_Duke" / split
         folder.mkdir(parents=True)
@@ -294,6 +296,7 @@ def test_occ_duke_recipe_end_to_end(train_net, tiny_root, tmp_path):
         (["MODEL.TRAINABLE", "['heads.nothing*']"], "matches none"),
         (["MODEL.DEVICE", "cuda"], "add MODEL.DEVICE cpu"),
         (["SOLVER.IMS_PER_BATCH", "10000"], "lower it"),
+        (["SOLVER.IMS_PER_BATCH", "64", "DATALOADER.SAMPLER_TRAIN", "NaiveIdentitySampler"], "needs 16 identities"),
     ],
 )
 def test_wrong_configuration_is_one_readable_message(options, message, train_net, tmp_path, capfd):

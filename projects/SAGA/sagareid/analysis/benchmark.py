@@ -17,6 +17,7 @@ import platform
 import resource
 import statistics
 import tempfile
+import threading
 import time
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -475,14 +476,24 @@ def _peak_memory(run: Callable[[], Any], device: str) -> Optional[float]:
         torch.cuda.reset_peak_memory_stats()
         run()
         return torch.cuda.max_memory_allocated() / 2**20
-    try:
-        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
-        run()
-        line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM"))
-    except OSError:
-        run()
+    statm = Path("/proc/self/statm")
+    if not statm.is_file():
         return None
-    return int(line.split()[1]) / 2**10
+    pages, done = [0], threading.Event()
+
+    def watch() -> None:  # every 2 ms; resetting the kernel's own high-water mark slowed what ran after it
+        while not done.is_set():
+            pages.append(int(statm.read_text().split()[1]))
+            done.wait(0.002)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        run()
+    finally:
+        done.set()
+        watcher.join()
+    return max(pages) * resource.getpagesize() / 2**20
 
 
 def in_turn(plain: Callable, ours: Callable, rounds: int, device: str, at_least: float = 0.2) -> dict[str, Any]:
@@ -743,8 +754,8 @@ def run(
                 torch.manual_seed(1)
                 case = _COMPARISONS[key](s)
                 difference = largest_difference(case.values_ours(), case.values_plain())
-                memory = {"ours": _peak_memory(case.run_ours, device), "plain": _peak_memory(case.run_plain, device)}
                 times = in_turn(case.run_plain, case.run_ours, rounds, device)
+                memory = {"ours": _peak_memory(case.run_ours, device), "plain": _peak_memory(case.run_plain, device)}
                 entry = {
                     "case": key,
                     "plain": case.plain,

@@ -129,7 +129,7 @@ def draw_ranked_lists(
     A frame is green for the query's identity and red for another.
 
     Args:
-        length: gallery images a row. anchors: anchors a row, those of largest mass.
+        length: gallery images a row. anchors: anchors a row, those that attend most to the patches that count.
         path: .png, .svg or .pdf.
     """
     images = [Image.open(gallery.paths[q]).convert("RGB") for q in queries]
@@ -156,7 +156,7 @@ def draw_ranked_lists(
         if attended:
             weights, maps = attended[0][row], attended[1][row]
             show(axes[row][1], overlay(image, weights), None, "claimed by\nthe anchors")
-            for i, k in enumerate(maps.flatten(1).sum(1).topk(min(anchors, len(maps))).indices.tolist()):
+            for i, k in enumerate((maps * weights).flatten(1).sum(1).topk(min(anchors, len(maps))).indices.tolist()):
                 show(axes[row][2 + i], overlay(image, maps[k]), None, _wrap(phrases[k % len(phrases)]))
         for place, g in enumerate(rank(gallery, q)[:length]):
             right = gallery.pids[g] == gallery.pids[q]

@@ -207,6 +207,7 @@ def build_train_loader(cfg, dataset: Optional[Dataset] = None) -> TrainLoader:
         dataset: in place of the images of DATASETS.NAMES: anything with their `img_items` that is read by SampleKey.
     """
     dataset = dataset or SeededSamples(training_set(cfg))
+    _check_batch(cfg, dataset)
     with seeded(cfg.SEED):  # FastReID's samplers draw their seed when they are made
         host = compat.build_train_loader(cfg, train_set=dataset)
     batched = hasattr(type(dataset), "__getitems__")
@@ -219,6 +220,18 @@ def build_train_loader(cfg, dataset: Optional[Dataset] = None) -> TrainLoader:
         device=cfg.MODEL.DEVICE,
         generator=torch.Generator(),  # starting workers draws nothing from the run's random state, so resuming may too
     )
+
+
+def _check_batch(cfg, dataset) -> None:
+    """FastReID's identity samplers search for ever where a batch needs more identities than there are."""
+    sampler, instances = cfg.DATALOADER.SAMPLER_TRAIN, cfg.DATALOADER.NUM_INSTANCE
+    needed = cfg.SOLVER.IMS_PER_BATCH // instances
+    if sampler in ("NaiveIdentitySampler", "BalancedIdentitySampler") and dataset.num_classes < needed:
+        raise ValueError(
+            f"{sampler}: a batch of SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} with DATALOADER.NUM_INSTANCE "
+            f"{instances} needs {needed} identities, the training set has {dataset.num_classes}; lower IMS_PER_BATCH to "
+            f"{dataset.num_classes * instances} or less"
+        )
 
 
 def _as_it_is(batch):

@@ -76,8 +76,11 @@ def _import_modules(args) -> None:
 
 def _work(args) -> None:
     _import_modules(args)
-    with compat.quiet_host():
-        _run(args)
+    try:
+        with compat.quiet_host():
+            _run(args)
+    finally:
+        stages.close_logs()
 
 
 def _run(args) -> None:

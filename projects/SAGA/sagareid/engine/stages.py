@@ -28,7 +28,7 @@ from .hooks import CheckpointHook
 from .inference import load_model
 from .trainer import SAGATrainer
 
-__all__ = ["Run", "check_machine", "evaluate", "plan", "run_all"]
+__all__ = ["Run", "check_machine", "close_logs", "evaluate", "plan", "run_all"]
 
 logger = logging.getLogger(__name__)
 
@@ -188,7 +188,7 @@ def _set(cfg, key: str, value: Any) -> None:
 
 def _setup(run: Run, args) -> None:
     """FastReID's set-up with one log per run and a known seed."""
-    _close_logs()
+    close_logs()
     cfg = run.cfg
     if cfg.SEED < 0:
         _set(
@@ -203,13 +203,18 @@ def _setup(run: Run, args) -> None:
     logger.info("seed %d", cfg.SEED)
 
 
-def _close_logs() -> None:
-    """Detach FastReID's log handlers: it adds a set for every folder and never takes one away."""
+def close_logs() -> None:
+    """Undo FastReID's logging set-up: it adds handlers for every folder, and never takes one away or closes a file."""
     for name in ("fastreid", "sagareid"):
         log = logging.getLogger(name)
         for handler in list(log.handlers):
             log.removeHandler(handler)
+            stream = getattr(handler, "stream", None)
+            if "log.txt" in str(getattr(stream, "name", "")):
+                stream.close()
+        log.propagate = True
     host_logger.setup_logger.cache_clear()
+    host_logger._cached_log_stream.cache_clear()
 
 
 def _differences(run: Run) -> list[str]:

@@ -214,7 +214,10 @@ class SAGATrainer(DefaultTrainer):
         if self.start_epoch >= self.max_epoch:
             self._last_eval_results = self.test(self.cfg, self.model)
             return self._last_eval_results
-        return super().train()
+        try:
+            return super().train()
+        finally:
+            self._trainer._data_loader_iter.close()  # ends the worker processes
 
 
 def _millions(model: nn.Module) -> float:
