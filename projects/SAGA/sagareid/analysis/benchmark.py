@@ -706,6 +706,7 @@ def machine(device: str) -> dict[str, Any]:
         "cpu": name,
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "openmp": {k: v for k in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT") if (v := os.environ.get(k))},  # how threads wait
         "bfloat16_instructions": sorted(flags & {"avx512_bf16", "amx_bf16"}),
         "torch": torch.__version__,
         "python": platform.python_version(),
