@@ -6,9 +6,9 @@ Training draws the default by itself; this is for other sizes, and for a tiny on
 """
 
 import argparse
-import dataclasses
 import logging
 
+from sagareid.cli import add_dataclass_arguments
 from sagareid.data import synthetic
 
 
@@ -20,14 +20,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, help="processes (default: one per core where that pays)")
     parser.add_argument("--force", action="store_true", help="replace a data set that is there")
     parser.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="pixels (default: 96 48)")
-    for field in dataclasses.fields(synthetic.Spec):
-        if field.name not in ("height", "width"):
-            parser.add_argument(
-                f"--{field.name.replace('_', '-')}",
-                type=type(field.default),
-                default=field.default,
-                help="(default: %(default)s)",
-            )
+    add_dataclass_arguments(parser, synthetic.Spec, skip=("height", "width"))  # --size sets both
     args = vars(parser.parse_args())
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     root, workers, force, size = (args.pop(k) for k in ("root", "workers", "force", "size"))

@@ -6,13 +6,13 @@ add `--install` to put them there. An interrupted run goes on with `--resume`.
 """
 
 import argparse
-import dataclasses
 import logging
 import shutil
 from pathlib import Path
 
 import torch
 
+from sagareid.cli import add_dataclass_arguments
 from sagareid.engine import pretrain
 
 ASSETS = Path(pretrain.__file__).resolve().parent.parent / "assets" / "clip"
@@ -28,13 +28,7 @@ def main() -> None:
     parser.add_argument("--install", action="store_true", help="copy weights and figures beside the configuration")
     # Sums depend on their order, hence weights on the number of threads: those that ship were made with one.
     parser.add_argument("--threads", type=int, default=1, help="torch threads (default: %(default)s)")
-    for field in dataclasses.fields(pretrain.PretrainConfig):
-        parser.add_argument(
-            f"--{field.name.replace('_', '-')}",
-            type=type(field.default),
-            default=field.default,
-            help="(default: %(default)s)",
-        )
+    add_dataclass_arguments(parser, pretrain.PretrainConfig)
     args = vars(parser.parse_args())
     # Where the files went says nothing about how they were made.
     made_by = [

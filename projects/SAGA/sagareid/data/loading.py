@@ -69,9 +69,13 @@ class ReIDDataset(CommDataset):
                 f"cannot read {path} ({type(error).__name__}: {error}). Replace or remove the file; "
                 "`python tools/check_dataset.py NAME` lists every such file of a data set"
             ) from error
-        name = camid if isinstance(camid, str) else f"{self._dataset_name}_{camid}"
-        sample["cameras"] = self._camera_index.get(name, -1)
+        sample["cameras"] = self.camera_index(camid)
         return sample
+
+    def camera_index(self, camid: str | int) -> int:
+        """Index among the training cameras of an item's camid, a name in training and a number in testing; or -1."""
+        name = camid if isinstance(camid, str) else f"{self._dataset_name}_{camid}"
+        return self._camera_index.get(name, -1)
 
 
 def natural_order(names: Sequence[Any]) -> list[str]:

@@ -251,8 +251,24 @@ def _by_person(dataset: str, folder: Path) -> list[tuple[Path, str]]:
     return items
 
 
+class PairedByName(EvaluationOnly):
+    """A query folder and a gallery folder whose people correspond by name, as `read_pair` reads them.
+
+    Attributes:
+        folders: accepted names of the data set's folder.
+        splits: accepted names of the query folder, then of the gallery folder.
+    """
+
+    folders: tuple[str, ...]
+    splits: tuple[tuple[str, ...], tuple[str, ...]]
+
+    def __init__(self, root: str = "datasets", **kwargs):
+        name = type(self).__name__
+        super().__init__(*read_pair(name, *find_splits(name, root, self.folders, self.splits)), **kwargs)
+
+
 @DATASET_REGISTRY.register()
-class OccludedREID(EvaluationOnly):
+class OccludedREID(PairedByName):
     """Occluded-REID: 200 people, five occluded and five whole-body images of each.
 
     Source: Zhuo et al., Occluded Person Re-identification, ICME 2018
@@ -267,14 +283,11 @@ class OccludedREID(EvaluationOnly):
     """
 
     folders = ("Occluded_REID", "Occluded-REID", "OccludedREID", "occluded_reid")
-
-    def __init__(self, root: str = "datasets", **kwargs):
-        splits = (("occluded_body_images", "query"), ("whole_body_images", "gallery"))
-        super().__init__(*read_pair("OccludedREID", *find_splits("OccludedREID", root, self.folders, splits)), **kwargs)
+    splits = (("occluded_body_images", "query"), ("whole_body_images", "gallery"))
 
 
 @DATASET_REGISTRY.register()
-class PartialREID(EvaluationOnly):
+class PartialREID(PairedByName):
     """Partial-REID: 60 people, five partial and five whole-body images of each.
 
     Source: Zheng et al., Partial Person Re-identification, ICCV 2015. Terms: research use.
@@ -286,14 +299,11 @@ class PartialREID(EvaluationOnly):
     """
 
     folders = ("Partial_REID", "Partial-REID_Dataset", "Partial-REID", "PartialREID", "partial_reid")
-
-    def __init__(self, root: str = "datasets", **kwargs):
-        splits = (("partial_body_images", "query"), ("whole_body_images", "gallery"))
-        super().__init__(*read_pair("PartialREID", *find_splits("PartialREID", root, self.folders, splits)), **kwargs)
+    splits = (("partial_body_images", "query"), ("whole_body_images", "gallery"))
 
 
 @DATASET_REGISTRY.register()
-class PartialiLIDS(EvaluationOnly):
+class PartialiLIDS(PairedByName):
     """Partial-iLIDS: 119 people in an airport, one partial and one whole image of each.
 
     Source: He et al., Deep Spatial Feature Reconstruction for Partial Person Re-identification, CVPR 2018, cropped from
@@ -306,10 +316,7 @@ class PartialiLIDS(EvaluationOnly):
     """
 
     folders = ("PartialiLIDS", "Partial_iLIDS", "Partial-iLIDS", "PartialILIDS", "partial_ilids")
-
-    def __init__(self, root: str = "datasets", **kwargs):
-        splits = (("Probe", "query"), ("Gallery", "gallery"))
-        super().__init__(*read_pair("PartialiLIDS", *find_splits("PartialiLIDS", root, self.folders, splits)), **kwargs)
+    splits = (("Probe", "query"), ("Gallery", "gallery"))
 
 
 @DATASET_REGISTRY.register()

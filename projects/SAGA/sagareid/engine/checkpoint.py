@@ -6,6 +6,7 @@ A file holds FastReID's keys ("model", "optimizer", schedulers, "epoch") and our
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import random
@@ -19,7 +20,15 @@ import torch
 from fastreid.utils.checkpoint import Checkpointer
 from torch import Tensor, nn
 
-__all__ = ["RunCheckpointer", "hand_over", "load_state", "random_state", "restore_random_state", "write_atomically"]
+__all__ = [
+    "RunCheckpointer",
+    "hand_over",
+    "load_state",
+    "random_state",
+    "restore_random_state",
+    "write_atomically",
+    "write_json",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +47,11 @@ def write_atomically(path: str | Path, write) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """`write_atomically` of a value as JSON."""
+    write_atomically(path, lambda temporary: Path(temporary).write_text(json.dumps(value, indent=1)))
 
 
 def random_state() -> dict[str, Any]:

@@ -237,6 +237,14 @@ def _number(keys: Iterable[str], pattern: str) -> int:
 _BLOCK = r"transformer\.resblocks\.(\d+)\."
 
 
+def _domain_kind(keys: Iterable[str], prefix: str, camera: str) -> str:
+    """"camera", "clip" or "content" by the names of the domain anchors' tensors; "" for none."""
+    own = {k.removeprefix(prefix) for k in keys if k.startswith(prefix)}
+    if not own:
+        return ""
+    return "camera" if f"{camera}.weight" in own else "clip" if "queries" in own else "content"
+
+
 def _published_structure(layout: str, head: str, state: Mapping[str, Tensor]) -> _Structure:
     def number(pattern: str) -> int:
         return max(1, _number(state, pattern))  # at least one, so that a file without any is told what it misses
@@ -248,10 +256,6 @@ def _published_structure(layout: str, head: str, state: Mapping[str, Tensor]) ->
     if layout != "saga3":
         vision, text = number(r"image_encoder\." + _BLOCK), number(r"text_encoder\." + _BLOCK)
         return _Structure(layout, head, vision, text, "cv_embed" in state)
-    domain = ""
-    if any(k.startswith("domain_anchor.") for k in state):
-        camera = "domain_anchor.cam_embed.weight" in state
-        domain = "camera" if camera else "clip" if "domain_anchor.queries" in state else "content"
     return _Structure(
         layout,
         "saga",
@@ -262,7 +266,7 @@ def _published_structure(layout: str, head: str, state: Mapping[str, Tensor]) ->
         paths=number(r"refine\.(\d+)\."),
         classifiers=number(r"classifiers\.(\d+)\."),
         free_anchors="text_anchor.anchors" in state,
-        domain=domain,
+        domain=_domain_kind(state, "domain_anchor.", "cam_embed"),
         projection="proj.weight" in state,
     )
 
@@ -280,10 +284,6 @@ def _our_head(model: Mapping[str, Tensor]) -> str:
 
 
 def _our_structure(layout: str, head: str, model: Mapping[str, Tensor], text_prefix: str = "") -> _Structure:
-    domain = ""
-    if any(k.startswith("heads.domain_anchors.") for k in model):
-        camera = "heads.domain_anchors.camera.weight" in model
-        domain = "camera" if camera else "clip" if "heads.domain_anchors.queries" in model else "content"
     return _Structure(
         layout,
         head,
@@ -294,7 +294,7 @@ def _our_structure(layout: str, head: str, model: Mapping[str, Tensor], text_pre
         paths=_number(model, r"heads\.refine\.(\d+)\."),
         classifiers=_number(model, r"heads\.classifiers\.(\d+)\."),
         free_anchors=head == "saga" and "heads.text_anchors.context_learned" not in model,
-        domain=domain,
+        domain=_domain_kind(model, "heads.domain_anchors.", "camera"),
         projection="heads.proj.weight" in model,
         text_prefix=text_prefix,
     )

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from ..data.loading import ReIDDataset, SampleKey, SeededSamples, sample_seed
-from .checkpoint import write_atomically
+from .checkpoint import write_json
 
 __all__ = ["CachedFeatures", "FeatureCache", "build_feature_cache"]
 
@@ -60,35 +60,38 @@ class FeatureCache:
 
 
 class CachedFeatures(Dataset):
-    """The training set as cached features; read by `SampleKey`, whose seed picks the view. A batch is one gather."""
+    """The training set as cached features; read by `SampleKey`, whose seed picks the view. A batch is one gather.
+
+    Attributes:
+        images: the training set itself.
+    """
 
     def __init__(self, dataset: ReIDDataset):
-        self._dataset = dataset
+        self.images = dataset
         self.cache: FeatureCache | None = None
-        camera = {name: i for i, name in enumerate(dataset.cameras)}
         self._labels = {
             "targets": torch.tensor([dataset.pid_dict[pid] for _, pid, _ in dataset.img_items]),
             "camids": torch.tensor([dataset.cam_dict[cam] for _, _, cam in dataset.img_items]),
-            "cameras": torch.tensor([camera.get(cam, -1) for _, _, cam in dataset.img_items]),
+            "cameras": torch.tensor([dataset.camera_index(cam) for _, _, cam in dataset.img_items]),
         }
 
     def attach(self, cache: FeatureCache) -> None:
         self.cache = cache
 
     def __len__(self) -> int:
-        return len(self._dataset)
+        return len(self.images)
 
     @property
     def img_items(self):
-        return self._dataset.img_items
+        return self.images.img_items
 
     @property
     def num_classes(self) -> int:
-        return self._dataset.num_classes
+        return self.images.num_classes
 
     @property
     def cameras(self) -> list[str]:
-        return self._dataset.cameras
+        return self.images.cameras
 
     def __getitems__(self, keys: Sequence[SampleKey]) -> dict[str, Any]:
         """A whole batch: the fields of the cache, (B, ...), and the labels of FastReID's batches."""
@@ -149,7 +152,7 @@ def build_feature_cache(cfg, model: nn.Module, dataset: ReIDDataset) -> FeatureC
     if comm.is_main_process():
         folder.mkdir(parents=True, exist_ok=True)
         _announce(folder, FeatureCache.nbytes(shapes, dtype, views, images))
-        write_atomically(folder / "settings.json", lambda t: Path(t).write_text(json.dumps(settings, indent=1)))
+        write_json(folder / "settings.json", settings)
         FeatureCache(folder, shapes, dtype, views, images)  # the files, before the other processes map them
     comm.synchronize()
     cache = FeatureCache(folder, shapes, dtype, views, images)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import importlib
-import json
 import os
 import sys
 import traceback
-from pathlib import Path
 from typing import Optional, Sequence
 
 from fastreid.engine import default_argument_parser, launch
@@ -15,7 +13,7 @@ from fastreid.utils import comm
 
 from .. import compat
 from . import stages
-from .checkpoint import write_atomically
+from .checkpoint import write_json
 
 __all__ = ["main"]
 
@@ -94,5 +92,5 @@ def _run(args) -> None:
     folder = runs[-1].folder.parent if runs[-1].name else runs[-1].folder
     folder.mkdir(parents=True, exist_ok=True)
     name = "evaluation.json" if args.eval_only else "results.json"
-    write_atomically(folder / name, lambda t: Path(t).write_text(json.dumps(results, indent=1)))
+    write_json(folder / name, results)
     print(f"\n{stages.table(results)}\n\n{folder / name}")

@@ -21,7 +21,6 @@ import json
 import logging
 import math
 import multiprocessing
-import os
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -37,6 +36,7 @@ from tqdm import tqdm
 
 from ..data import captions, pedestrians
 from ..data.pedestrians import FAMILY_SIZE, PARTS, PLACES
+from .checkpoint import write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -484,8 +484,7 @@ def train(
                     "optimizer": optimizer.state_dict(),
                     "settings": settings,
                 }
-                torch.save(state, checkpoint.with_suffix(".partial"))
-                os.replace(checkpoint.with_suffix(".partial"), checkpoint)
+                write_atomically(checkpoint, lambda temporary, state=state: torch.save(state, temporary))
     return last
 
 

@@ -7,9 +7,10 @@ import json
 import logging
 import shutil
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Optional, Sequence
+from typing import Any, Iterator, Optional, Sequence
 
 import torch
 import yaml
@@ -23,7 +24,7 @@ from tabulate import tabulate
 
 from .. import compat
 from ..config import check_config, get_cfg
-from .checkpoint import write_atomically
+from .checkpoint import write_json
 from .hooks import CheckpointHook
 from .inference import load_model
 from .trainer import SAGATrainer
@@ -75,22 +76,27 @@ class Run:
 # ---- planning ---------------------------------------------------------------------------------------------------------
 
 
-def _merge(cfg, file: str | Path, opts: Sequence[str], only_opts: bool = False) -> None:
-    """Merge a file and KEY VALUE pairs into a config, with errors that name the nearest key."""
-    if not Path(file).is_file():
-        raise FileNotFoundError(f"no config file at {file}; the ones that ship are under configs/")
+@contextmanager
+def _readable_errors(cfg, file: str | Path) -> Iterator[None]:
+    """Turn yacs's errors about keys of `cfg` into ones that name the file and the nearest keys."""
     try:
-        if not only_opts:
-            cfg.merge_from_file(str(file))
-        cfg.merge_from_list(list(opts))
+        yield
     except (KeyError, AssertionError) as error:
         text = str(error).strip("'\"")
         key = text.rpartition(": ")[2].strip()
-        known = _keys(cfg)
-        close = difflib.get_close_matches(key, known, n=3, cutoff=0.5)
+        close = difflib.get_close_matches(key, _keys(cfg), n=3, cutoff=0.5)
         raise ValueError(f"{file}: {text}. " + (f"Nearest keys: {', '.join(close)}" if close else "")) from error
     except yaml.YAMLError as error:
         raise ValueError(f"{file} is no YAML: {' '.join(str(error).split())}") from error
+
+
+def _merge_file(cfg, file: str | Path, opts: Sequence[str] = ()) -> None:
+    """Merge a file into a config, then KEY VALUE pairs that belong to it."""
+    if not Path(file).is_file():
+        raise FileNotFoundError(f"no config file at {file}; the ones that ship are under configs/")
+    with _readable_errors(cfg, file):
+        cfg.merge_from_file(str(file))
+        cfg.merge_from_list(list(opts))
 
 
 def _keys(cfg, prefix: str = "") -> list[str]:
@@ -123,7 +129,7 @@ def plan(config_file: str | Path, opts: Sequence[str] = (), stage: Optional[str]
     opts = list(opts)
     asked = next((v for k, v in zip(opts[::2], opts[1::2]) if k == "MODEL.WEIGHTS"), "")
     whole = get_cfg()
-    _merge(whole, config_file, opts)
+    _merge_file(whole, config_file, opts)
     if not whole.STAGES:
         if stage:
             raise ValueError(f"{config_file} has no STAGES, so there is no stage {stage!r}; run it without --stage")
@@ -141,9 +147,10 @@ def plan(config_file: str | Path, opts: Sequence[str] = (), stage: Optional[str]
         if not {"NAME", "FILE"} <= set(entry) <= {"NAME", "FILE", "OPTS"}:
             raise ValueError(f"STAGES: {dict(entry)} must have NAME and FILE, and may have OPTS")
         cfg = get_cfg()
-        _merge(cfg, config_file, ())
-        _merge(cfg, folder / entry["FILE"], [str(o) for o in entry.get("OPTS", ())])
-        _merge(cfg, config_file, opts, only_opts=True)
+        _merge_file(cfg, config_file)
+        _merge_file(cfg, folder / entry["FILE"], [str(o) for o in entry.get("OPTS", ())])
+        with _readable_errors(cfg, config_file):
+            cfg.merge_from_list(opts)
         cfg.STAGES = []
         cfg.CACHE.DIR = cfg.CACHE.DIR or str(Path(whole.OUTPUT_DIR, "feature_cache"))
         cfg.OUTPUT_DIR = str(Path(whole.OUTPUT_DIR, entry["NAME"]))
@@ -177,12 +184,6 @@ def check_machine(runs: Sequence[Run]) -> None:
         raise ValueError("\n  ".join(["this machine cannot run it:", *problems]) if len(problems) > 1 else problems[0])
 
 
-def _set(cfg, key: str, value: Any) -> None:
-    cfg.defrost()
-    cfg.merge_from_list([key, value])
-    cfg.freeze()
-
-
 # ---- running ----------------------------------------------------------------------------------------------------------
 
 
@@ -191,11 +192,9 @@ def _setup(run: Run, args) -> None:
     close_logs()
     cfg = run.cfg
     if cfg.SEED < 0:
-        _set(
-            cfg,
-            "SEED",
-            int(torch.randint(2**31, ()).item() if comm.get_world_size() == 1 else comm.shared_random_seed()),
-        )
+        cfg.defrost()
+        cfg.SEED = int(torch.randint(2**31, ()).item() if comm.get_world_size() == 1 else comm.shared_random_seed())
+        cfg.freeze()
     run.folder.mkdir(parents=True, exist_ok=True)
     host_logger.setup_logger(str(run.folder), distributed_rank=comm.get_rank(), name="sagareid")
     default_setup(cfg, args)
@@ -224,17 +223,16 @@ def _differences(run: Run) -> list[str]:
     counted = ("MODEL.HEADS.NUM_CLASSES", "MODEL.CLIP.CAMERAS", "SEED")  # filled in by the run
     out = []
     for key in _keys(run.cfg):
-        if key in _MACHINE_KEYS:
-            continue
         now, then = (_get(c, key) for c in (run.cfg, saved))
-        if (
-            list(now) != list(then)
-            if isinstance(now, (list, tuple)) and isinstance(then, (list, tuple))
-            else now != then
-        ):
-            if not (key in counted and now in (0, [], -1)):
-                out.append(f"{key}: {then} -> {now}")
+        left_open = key in counted and now in (0, [], -1)
+        if key not in _MACHINE_KEYS and not left_open and _plain(now) != _plain(then):
+            out.append(f"{key}: {then} -> {now}")
     return out
+
+
+def _plain(value: Any) -> Any:
+    """A tuple as the list that YAML makes of it."""
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _get(cfg, key: str) -> Any:
@@ -297,10 +295,10 @@ def _train(run: Run, args) -> dict:
     finally:
         seconds = before + time.time() - begun
         if comm.is_main_process():
-            write_atomically(run.folder / "seconds.json", lambda t: Path(t).write_text(json.dumps(seconds)))
+            write_json(run.folder / "seconds.json", seconds)
     result = {"stage": run.name, "metrics": metrics or {}, "seconds": seconds, "checkpoint": str(run.final)}
     if comm.is_main_process():
-        write_atomically(run.folder / RESULT, lambda t: Path(t).write_text(json.dumps(result, indent=1)))
+        write_json(run.folder / RESULT, result)
     return result
 
 

@@ -18,6 +18,7 @@ from fastreid.modeling.meta_arch import build_model
 from fastreid.utils import comm
 from fastreid.utils.events import get_event_storage
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from .. import compat
 from ..config import check_config, reads_cameras
@@ -152,9 +153,9 @@ class SAGATrainer(DefaultTrainer):
             Metrics by name, in percent; by data set and name where there are several sets.
         """
         results = OrderedDict()
-        bare = model.module if hasattr(model, "module") else model
+        layout = getattr(_unwrapped(model), "feature_layout", None)
         for name in cfg.DATASETS.TESTS:
-            loader, evaluator = cls.build_evaluator(cfg, name, layout=getattr(bare, "feature_layout", None))
+            loader, evaluator = cls.build_evaluator(cfg, name, layout=layout)
             with compat.quiet_host():
                 results[name] = inference_on_dataset(model, loader, evaluator, flip_test=cfg.TEST.FLIP.ENABLED)
             if comm.is_main_process():
@@ -206,9 +207,8 @@ class SAGATrainer(DefaultTrainer):
     def train(self) -> dict[str, Any]:
         """Train to the end; returns the last evaluation's metrics (on the main process)."""
         if self.cfg.CACHE.ENABLED:
-            bare = self.model.module if hasattr(self.model, "module") else self.model
             dataset = self.data_loader.dataset
-            dataset.attach(build_feature_cache(self.cfg, bare, dataset._dataset))
+            dataset.attach(build_feature_cache(self.cfg, _unwrapped(self.model), dataset.images))
         if self._random_state is not None:  # last, so that nothing built since draws from it
             restore_random_state(self._random_state)
         if self.start_epoch >= self.max_epoch:
@@ -218,6 +218,11 @@ class SAGATrainer(DefaultTrainer):
             return super().train()
         finally:
             self._trainer._data_loader_iter.close()  # ends the worker processes
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside DistributedDataParallel, or the model."""
+    return model.module if isinstance(model, DistributedDataParallel) else model
 
 
 def _millions(model: nn.Module) -> float:

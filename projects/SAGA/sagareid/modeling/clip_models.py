@@ -21,12 +21,13 @@ from safetensors.torch import load_file as load_safetensors
 from torch import Tensor, nn
 
 from .blocks import use_quick_gelu
-from .text import TextEncoder, template_token_ids
+from .text import END_OF_TEXT, PLACEHOLDER, TextEncoder, template_token_ids
 
 __all__ = [
     "ASSETS",
     "ClipDims",
     "anchor_phrase_embeddings",
+    "anchor_phrases",
     "build_text_encoder",
     "build_vision_tower",
     "clip_dims",
@@ -35,6 +36,7 @@ __all__ = [
     "patch_grid",
     "read_clip_weights",
     "read_state_dict",
+    "release_clip_weights",
     "resize_position_embedding",
     "template_embedding",
     "token_embedding",
@@ -43,7 +45,6 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
-_SOT, _EOT = 49406, 49407
 
 
 @dataclass(frozen=True)
@@ -373,7 +374,7 @@ def template_embedding(state: Mapping[str, Tensor]) -> Tensor:
     The context slots of the template are placeholders that no model reads, so theirs are zero.
     """
     ids = template_token_ids()
-    ends = [i for i, t in enumerate(ids) if t != 343]
+    ends = [i for i, t in enumerate(ids) if t != PLACEHOLDER]
     rows = token_embedding(state, [ids[i] for i in ends])
     out = rows.new_zeros(len(ids), rows.shape[1])
     out[ends] = rows
@@ -390,5 +391,5 @@ def anchor_phrase_embeddings(state: Mapping[str, Tensor]) -> list[Tensor]:
     out = []
     for ids in open_clip.tokenize(anchor_phrases()):
         ids = ids.tolist()
-        out.append(token_embedding(state, ids[1 : ids.index(_EOT)]))
+        out.append(token_embedding(state, ids[1 : ids.index(END_OF_TEXT)]))
     return out

@@ -15,16 +15,26 @@ from torch import Tensor, nn
 
 from .blocks import block_at_row
 
-__all__ = ["CONTEXT_SLOTS", "PROMPT_LENGTH", "PromptLearner", "PromptTemplate", "TextEncoder", "template_token_ids"]
+__all__ = [
+    "CONTEXT_SLOTS",
+    "END_OF_TEXT",
+    "PLACEHOLDER",
+    "PROMPT_LENGTH",
+    "PromptLearner",
+    "PromptTemplate",
+    "TextEncoder",
+    "template_token_ids",
+]
 
 CONTEXT_SLOTS = 16
 PROMPT_LENGTH = 1 + CONTEXT_SLOTS + 3  # start of text, context, "person", ".", end of text
-_START, _X, _PERSON, _FULL_STOP, _END = 49406, 343, 2533, 269, 49407  # CLIP's byte-pair vocabulary
+# CLIP's byte-pair vocabulary; "x" fills the context slots
+_START, PLACEHOLDER, _PERSON, _FULL_STOP, END_OF_TEXT = 49406, 343, 2533, 269, 49407
 
 
 def template_token_ids() -> list[int]:
     """Token ids of the template up to and including the end of text, length `PROMPT_LENGTH`."""
-    return [_START, *[_X] * CONTEXT_SLOTS, _PERSON, _FULL_STOP, _END]
+    return [_START, *[PLACEHOLDER] * CONTEXT_SLOTS, _PERSON, _FULL_STOP, END_OF_TEXT]
 
 
 class TextEncoder(nn.Module):
