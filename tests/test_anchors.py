@@ -258,17 +258,21 @@ def test_clip_domain_anchors_attend_with_the_raw_anchors_as_value():
 # ---- refinement and pooling ------------------------------------------------------------------------------------------
 
 
-def layer(dropout: float = 0.0) -> A.RefinementLayer:
+def layer(dropout: float = 0.0, num_heads: int = 8) -> A.RefinementLayer:
     torch.manual_seed(3)
-    module = A.RefinementLayer(embed_dim=D, num_heads=8, dropout=dropout)
+    module = A.RefinementLayer(embed_dim=D, num_heads=num_heads, dropout=dropout)
     for norm in (module.norm_q, module.norm_kv, module.norm_ff):
         nn.init.normal_(norm.weight, 1.0, 0.3)
     nn.init.normal_(module.attn.in_proj_bias, std=0.1)
     return module
 
 
-def test_refinement_equals_torchs_attention_in_value_and_gradient():
-    module, x, a = layer().eval(), features().patches, torch.randn(B, K + M, D)
+@pytest.mark.parametrize(("count", "order"), [(K + M, "_attend_by_anchor"), (20, "_attend_by_patch")])
+def test_refinement_equals_torchs_attention_in_value_and_gradient(count, order, monkeypatch):
+    taken = []
+    original = getattr(A.RefinementLayer, order)
+    monkeypatch.setattr(A.RefinementLayer, order, lambda *args: taken.append(order) or original(*args))
+    module, x, a = layer().eval(), features().patches, torch.randn(B, count, D)
     x.requires_grad_(), a.requires_grad_()
 
     def plain(x: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
@@ -284,12 +288,41 @@ def test_refinement_equals_torchs_attention_in_value_and_gradient():
     grads = [torch.autograd.grad(o[0].pow(2).sum() + o[1].pow(2).sum(), [x, a, *weights]) for o in (ours, theirs)]
     for mine, other in zip(*grads):
         torch.testing.assert_close(mine, other, rtol=1e-3, atol=1e-3)
+    assert taken, "the other order of multiplication ran"
 
 
-def test_anchors_shared_by_all_images_equal_their_copies():
-    module, x, a = layer().eval(), features().patches, torch.randn(K, D)
-    for shared, repeated in zip(module(x, a), module(x, a.expand(B, -1, -1))):
+@pytest.mark.parametrize("num_heads", (1, 8, 32), ids="{} heads".format)
+def test_anchors_shared_by_all_images_equal_their_copies(num_heads):
+    module, x, a = layer(num_heads=num_heads).eval(), features().patches, torch.randn(K, D)
+    own = torch.randn(B, M, D)
+    copies = a.expand(B, -1, -1)
+    for shared, repeated in zip(module(x, a), module(x, copies)):
         torch.testing.assert_close(shared, repeated, rtol=1e-5, atol=1e-5)
+    for shared, repeated in zip(module(x, a, own), module(x, torch.cat([copies, own], dim=1))):
+        torch.testing.assert_close(shared, repeated, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("pool", (A.AnchorPool(), A.MeanPool()), ids=("anchor", "mean"))
+def test_pooling_before_the_last_product_equals_pooling_after_it(pool):
+    refine = A.SemanticRefinement(embed_dim=D, num_heads=8, num_layers=2, dropout=0.3).eval()
+    for module in refine.layers:
+        nn.init.normal_(module.ff[3].bias)
+    x, a, own = features().patches, torch.randn(K, D), torch.randn(B, M, D)
+    tokens, attention = refine(x, a, own)
+    expected, _ = pool(tokens, attention)
+    pooled, same = refine.pooled(x, a, own, pool.weights)
+    torch.testing.assert_close(pooled, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(same, attention)
+    with pytest.raises(RuntimeError, match="for evaluation"):
+        refine.train().pooled(x, a, own, pool.weights)
+
+
+def test_evaluation_makes_no_refined_patches_unless_asked():
+    saga = build_model(config()).heads.eval()
+    kept, spared = saga.refine_and_pool(features()), saga.refine_and_pool(features(), keep_tokens=False)
+    assert len(kept.tokens) == 1 and not spared.tokens
+    torch.testing.assert_close(kept.feature, spared.feature, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(kept.weights[0], spared.weights[0])
 
 
 def test_attention_rows_sum_to_one_in_evaluation_and_not_under_dropout():

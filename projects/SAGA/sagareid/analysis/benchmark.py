@@ -83,6 +83,7 @@ class Size:
     targets: tuple[tuple[str, float], ...] = ()
 
 
+_TARGETS = (("prompts", 3.5), ("anchors_cached", 2.0), ("extraction", 1.3))
 SIZES = {
     "tiny": Size(
         "quickstart.yml",
@@ -90,15 +91,16 @@ SIZES = {
         images=12,
         loading_images=1024,
         rounds=15,
-        targets=(("prompts", 3.5), ("anchors_cached", 2.0), ("extraction", 1.3)),
+        targets=_TARGETS,
     ),
-    "base": Size("occ_duke.yml", backbone_batch=16, extraction_batch=32),
+    "base": Size("occ_duke.yml", backbone_batch=16, extraction_batch=32, targets=_TARGETS),
     "large": Size(
         "occ_duke.yml",
         ("MODEL.CLIP.NAME", "ViT-L-14-quickgelu", "MODEL.BACKBONE.FEAT_DIM", 1024, "MODEL.CLIP.TOKEN_LAYERS", "[18]"),
-        backbone_batch=8,
-        extraction_batch=16,
+        backbone_batch=4,
+        extraction_batch=8,
         rounds=3,
+        targets=_TARGETS,
     ),
 }
 # The code paths of every case in seconds, for tests: what it prints as times means nothing.

@@ -7,7 +7,7 @@ No FastReID and no config in here: numbers and tensors in, tensors out.
 from __future__ import annotations
 
 import copy
-from typing import Optional, Sequence
+from typing import Callable, Optional, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,7 @@ __all__ = [
     "ClipDomainAnchors",
     "ContentDomainAnchors",
     "FreeAnchors",
+    "MeanPool",
     "RefinementLayer",
     "SemanticRefinement",
     "TextAnchors",
@@ -257,21 +258,83 @@ class RefinementLayer(nn.Module):
             refined (B, N, D) and attention (B, N, K+M), the mean over heads. In evaluation its rows sum to 1; in
             training they are taken after attention dropout, as published, so their sum varies around 1.
         """
+        patches, attention = self.attend(patches, anchors, own)
+        return patches + self.ff(self.norm_ff(patches)), attention
+
+    def attend(self, patches: Tensor, anchors: Tensor, own: Optional[Tensor] = None) -> tuple[Tensor, Tensor]:
+        """The cross-attention alone: patches (B, N, D) with what they read added, and attention; as of `forward`.
+
+        Two orders of the same products. With many anchors, queries and outputs are projected patch by patch. With fewer
+        than D/H, as at CLIP's real sizes, these projections are cheaper multiplied into the anchors:
+        q_n . k_j = x_n . (W_q^T k_j), and W_o sum_j w_nj v_j = sum_j w_nj (W_o v_j). There, a twentieth of a training
+        step and a fourteenth of an evaluation of the layer.
+        """
+        count = anchors.shape[-2] + (0 if own is None else own.shape[1])
+        if self.num_heads * count < self.attn.embed_dim:
+            return self._attend_by_anchor(patches, anchors, own)
+        return self._attend_by_patch(patches, anchors, own)
+
+    def _attend_by_patch(self, patches: Tensor, anchors: Tensor, own: Optional[Tensor]) -> tuple[Tensor, Tensor]:
         d, h = self.attn.embed_dim, self.num_heads
         weight, bias = self.attn.in_proj_weight, self.attn.in_proj_bias
         query = F.linear(self.norm_q(patches), weight[:d], bias[:d]).unflatten(2, (h, -1)).transpose(1, 2)
-        # one set of keys and values for the anchors that all images share
-        keys_values = F.linear(self.norm_kv(anchors), weight[d:], bias[d:])
+        keys, values = self._keys_values(anchors)  # one set for the anchors that all images share
         if own is not None:
-            further = F.linear(self.norm_kv(own), weight[d:], bias[d:])
-            keys_values = torch.cat([keys_values.expand(len(own), -1, -1), further], dim=1)
-        keys, values = keys_values.chunk(2, dim=-1)
-        keys, values = (x.unflatten(-1, (h, -1)).transpose(-3, -2) for x in (keys, values))
-        scores = query @ (keys * (d // h) ** -0.5).transpose(-2, -1)
-        attention = dropout(scores.softmax(-1), self.dropout, self.training)  # (B, H, N, K+M)
-        attended = (attention @ values).transpose(1, 2).flatten(2)
-        patches = patches + self.attn.out_proj(attended)
-        return patches + self.ff(self.norm_ff(patches)), attention.mean(1)
+            sets = (keys, values), self._keys_values(own)
+            keys, values = (torch.cat([x.expand(len(own), -1, -1, -1), y], dim=2) for x, y in zip(*sets))
+        weights = dropout((query @ keys.transpose(-2, -1)).softmax(-1), self.dropout, self.training)  # (B, H, N, K+M)
+        attended = (weights @ values).transpose(1, 2).flatten(2)
+        return patches + self.attn.out_proj(attended), weights.mean(1)
+
+    def _attend_by_anchor(self, patches: Tensor, anchors: Tensor, own: Optional[Tensor]) -> tuple[Tensor, Tensor]:
+        rows = F.layer_norm(patches, patches.shape[2:], eps=self.norm_q.eps)  # its scale and shift are in the scorers
+        sets = [self._absorbed(x) for x in (anchors, own) if x is not None]
+        scores = [
+            (rows @ scorer.transpose(-2, -1) + offset).unflatten(2, (self.num_heads, -1)) for scorer, offset, _ in sets
+        ]
+        weights = dropout(torch.cat(scores, dim=3).softmax(3), self.dropout, self.training)  # (B, N, H, K+M)
+        for part, (_, _, value) in zip(weights.split([x.shape[3] for x in scores], dim=3), sets):
+            patches = patches + part.flatten(2) @ value
+        return patches + self.attn.out_proj.bias, weights.mean(2)
+
+    def _keys_values(self, anchors: Tensor) -> tuple[Tensor, Tensor]:
+        """Scaled keys and values of anchors (..., J, D) by head: (..., H, J, D/H) each."""
+        d, h = self.attn.embed_dim, self.num_heads
+        both = F.linear(self.norm_kv(anchors), self.attn.in_proj_weight[d:], self.attn.in_proj_bias[d:])
+        keys, values = (x.unflatten(-1, (h, -1)).transpose(-3, -2) for x in both.chunk(2, dim=-1))
+        return keys * (d // h) ** -0.5, values
+
+    def _absorbed(self, anchors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Anchors (..., J, D) with the projections of all heads multiplied in, a head's anchors side by side.
+
+        Returns:
+            (..., H*J, D) what a normed patch is multiplied with for its scores, (..., 1, H*J) what is added to them, and
+            (..., H*J, D) what a unit of weight adds to a patch.
+        """
+        d, h = self.attn.embed_dim, self.num_heads
+        keys, values = self._keys_values(anchors)
+        scorer = keys @ self.attn.in_proj_weight[:d].unflatten(0, (h, -1))  # (..., H, J, D)
+        offset = scorer @ self.norm_q.bias + (keys @ self.attn.in_proj_bias[:d].view(h, -1, 1)).squeeze(-1)
+        value = values @ self.attn.out_proj.weight.unflatten(1, (h, -1)).permute(1, 2, 0)
+        scorer = scorer * self.norm_q.weight
+        return scorer.flatten(-3, -2), offset.flatten(-2).unsqueeze(-2), value.flatten(-3, -2)
+
+    def pool(self, attended: Tensor, weights: Tensor) -> Tensor:
+        """Pool what the feed-forward makes of patches, without making it of each: for evaluation, where nothing drops.
+
+        The second matrix is linear, so it is applied to the pooled hidden row: W_b sum_n w_n h_n.
+
+        Args:
+            attended: (B, N, D), of `attend`.
+            weights: (B, N).
+
+        Returns:
+            (B, D), as pooling `forward`'s patches by the weights.
+        """
+        hidden = self.ff[1](self.ff[0](self.norm_ff(attended)))
+        last = self.ff[3]
+        rows, hidden = (torch.einsum("bn,bnd->bd", weights, x) for x in (attended, hidden))
+        return rows + F.linear(hidden, last.weight) + weights.sum(1, keepdim=True) * last.bias
 
 
 class SemanticRefinement(nn.Module):
@@ -290,23 +353,52 @@ class SemanticRefinement(nn.Module):
 
     def forward(self, patches: Tensor, anchors: Tensor, own: Optional[Tensor] = None) -> tuple[Tensor, Tensor]:
         """(B, N, D) and anchors as of `RefinementLayer` to refined (B, N, D) and the last layer's attention (B, N, K+M)."""
+        return self._in_groups(self._refine, patches, anchors, own)
+
+    def pooled(
+        self, patches: Tensor, anchors: Tensor, own: Optional[Tensor], weigh: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """`forward`, then pooling, in evaluation: the refined patches themselves are never made.
+
+        Args:
+            weigh: attention (B, N, K+M) to pooling weights (B, N).
+
+        Returns:
+            (B, D) and the attention.
+        """
+        if self.training:
+            raise RuntimeError("pooled() leaves out the last dropout, so it is for evaluation: call eval() first")
+
+        def refine_and_pool(patches: Tensor, anchors: Tensor, own: Optional[Tensor]) -> tuple[Tensor, Tensor]:
+            for layer in self.layers[:-1]:
+                patches, _ = layer(patches, anchors, own)
+            patches, attention = self.layers[-1].attend(patches, anchors, own)
+            return self.layers[-1].pool(patches, weigh(attention)), attention
+
+        return self._in_groups(refine_and_pool, patches, anchors, own)
+
+    def _refine(self, patches: Tensor, anchors: Tensor, own: Optional[Tensor]) -> tuple[Tensor, Tensor]:
+        for layer in self.layers:
+            patches, attention = layer(patches, anchors, own)
+        return patches, attention
+
+    @staticmethod
+    def _in_groups(
+        function: Callable, patches: Tensor, anchors: Tensor, own: Optional[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """`function` on as many images at once as suits the device."""
         group = group_size(patches, patches.shape[1])
         shared = anchors.dim() == 2
         parts = [
-            self._refine(
+            function(
                 patches[i : i + group],
                 anchors if shared else anchors[i : i + group],
                 None if own is None else own[i : i + group],
             )
             for i in range(0, len(patches), group)
         ]
-        refined, attention = (x[0] if len(x) == 1 else torch.cat(x) for x in zip(*parts))
-        return refined, attention
-
-    def _refine(self, patches: Tensor, anchors: Tensor, own: Optional[Tensor]) -> tuple[Tensor, Tensor]:
-        for layer in self.layers:
-            patches, attention = layer(patches, anchors, own)
-        return patches, attention
+        first, second = (x[0] if len(x) == 1 else torch.cat(x) for x in zip(*parts))
+        return first, second
 
 
 class AnchorPool(nn.Module):
@@ -315,6 +407,11 @@ class AnchorPool(nn.Module):
     A patch behind an occluder matches no anchor well, so its largest score is small and it adds little.
     """
 
+    def weights(self, scores: Tensor) -> Tensor:
+        """(B, N, K+M) attention to (B, N) weights, >= 0; those of an image sum to 1."""
+        claims = scores.amax(2)
+        return claims / claims.sum(1, keepdim=True).clamp(min=1e-6)
+
     def forward(self, tokens: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
         """
         Args:
@@ -322,11 +419,17 @@ class AnchorPool(nn.Module):
             scores: (B, N, K+M) attention, each row over the anchors sums to 1.
 
         Returns:
-            (B, D) weighted mean and the weights (B, N), >= 0; the weights of an image sum to 1.
+            (B, D) weighted mean and the weights (B, N).
         """
-        weights = scores.amax(2)
-        weights = weights / weights.sum(1, keepdim=True).clamp(min=1e-6)
+        weights = self.weights(scores)
         return torch.einsum("bn,bnd->bd", weights, tokens), weights
+
+
+class MeanPool(AnchorPool):
+    """The ablation: every patch counts alike."""
+
+    def weights(self, scores: Tensor) -> Tensor:
+        return torch.full_like(scores[:, :, 0], 1 / scores.shape[1])
 
 
 def anchor_features(tokens: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:

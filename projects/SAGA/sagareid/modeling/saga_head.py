@@ -29,7 +29,7 @@ class Refined:
 
     Attributes:
         feature: (B, F) pooled feature, before the neck.
-        tokens: (B, N, D) refined patches of each token layer.
+        tokens: (B, N, D) refined patches of each token layer; empty where they were not kept.
         attention: (B, N, K_p+M_p) attention of the last refinement layer of each token layer, mean over heads.
         weights: (B, N) pooling weights of each token layer; those of an image sum to 1.
         text_anchors: (K, D).
@@ -100,14 +100,14 @@ class SAGAHead(nn.Module):
                 f"MODEL.SAGA.NUM_ANCHORS {num_anchors} must be even: two token layers share them by halves"
             )
         self.feat_dim, self.num_anchors, self.num_layers = feat_dim, num_anchors, num_layers
-        self.pool, self.neck_feat, self.clip_parts, self.parts = pool, neck_feat, clip_parts, parts
+        self.neck_feat, self.clip_parts, self.parts = neck_feat, clip_parts, parts
         self.init_block, self.loss_weights = init_block, loss_weights
         self.text_anchors, self.text_encoder, self.domain_anchors = text_anchors, text_encoder, domain_anchors
         self.refine = nn.ModuleList(
             A.SemanticRefinement(embed_dim=feat_dim, num_heads=num_heads, num_layers=refine_layers, dropout=dropout)
             for _ in range(num_layers)
         )
-        self.anchor_pool = A.AnchorPool()
+        self.anchor_pool = A.AnchorPool() if pool == "anchor" else A.MeanPool()
         self.proj = nn.Linear(feat_dim, embedding_dim) if embedding_dim not in (0, feat_dim) else nn.Identity()
         self.embedding_dim = embedding_dim or feat_dim
         self.bottleneck = batch_norm_neck(self.embedding_dim)
@@ -251,8 +251,12 @@ class SAGAHead(nn.Module):
 
     # ---- forward ---------------------------------------------------------------------------------------------------
 
-    def refine_and_pool(self, features: CLIPFeatures) -> Refined:
-        """The method itself, from patch tokens to the pooled feature."""
+    def refine_and_pool(self, features: CLIPFeatures, keep_tokens: bool = True) -> Refined:
+        """The method itself, from patch tokens to the pooled feature.
+
+        Args:
+            keep_tokens: False in evaluation saves making the refined patches; `Refined.tokens` is then empty.
+        """
         if features.num_layers != self.num_layers:
             raise ValueError(
                 f"SAGAHead was built for {self.num_layers} token layer(s), the features hold {features.num_layers}"
@@ -264,12 +268,16 @@ class SAGAHead(nn.Module):
             domain = self.domain_anchors(paths[-1], camids=features.camids, proj=features.proj, text_anchors=text)
         tokens, attention, weights, pooled = [], [], [], 0
         for p, (patches, own_text, refine) in enumerate(zip(paths, text.chunk(self.num_layers), self.refine)):
-            refined, attended = refine(patches, own_text, domain if p == self.num_layers - 1 else None)
-            feature, weight = self.anchor_pool(refined, attended)
-            if self.pool == "mean":
-                feature, weight = refined.mean(1), torch.full_like(weight, 1 / weight.shape[1])
+            own = domain if p == self.num_layers - 1 else None
+            if keep_tokens or self.training:
+                refined, attended = refine(patches, own_text, own)
+                feature, weight = self.anchor_pool(refined, attended)
+                tokens.append(refined)
+            else:
+                feature, attended = refine.pooled(patches, own_text, own, self.anchor_pool.weights)
+                weight = self.anchor_pool.weights(attended)
             pooled = pooled + feature
-            tokens.append(refined), attention.append(attended), weights.append(weight)
+            attention.append(attended), weights.append(weight)
         return Refined(self.proj(pooled), tokens, attention, weights, text, domain)
 
     def part_features(self, refined: Refined) -> tuple[Tensor, Tensor]:
@@ -291,7 +299,7 @@ class SAGAHead(nn.Module):
             before or after the neck by NECK_FEAT, and what `feature_layout` names beside it.
         """
         features = as_features(features).float()
-        refined = self.refine_and_pool(features)
+        refined = self.refine_and_pool(features, keep_tokens=bool(self.parts))
         feature = refined.feature
         normed = self.bottleneck(feature)
         if self.training:
