@@ -7,11 +7,12 @@ PRETRAIN_PATH}``, ``MODEL.LOSSES.{CE,TRI}``, ``SOLVER.*``, ``TEST.{FLIP,AQE,RERA
 from __future__ import annotations
 
 import difflib
+import inspect
 
 from fastreid.config import CfgNode as CN
 from fastreid.config import get_cfg as _host_cfg
 
-__all__ = ["add_saga_config", "check_config", "get_cfg"]
+__all__ = ["add_saga_config", "check_config", "custom_datasets", "get_cfg", "reads_cameras"]
 
 
 def add_saga_config(cfg: CN) -> None:
@@ -107,6 +108,9 @@ def add_saga_config(cfg: CN) -> None:
     cfg.MODEL.LOSSES.DECORRELATION = CN({"SCALE": 1.0})
 
     # ---- data -----------------------------------------------------------------------------------------------------
+    # Data sets of your own, or a registered one with other arguments, for DATASETS.NAMES and TESTS: a list of
+    # {NAME: shop, TYPE: CSVDataset, PATH: crops.csv}; further keys are the arguments of the class TYPE. docs/own_data.md
+    cfg.DATASETS.CUSTOM = []
     # Random erasing fills with normal noise in normalised space, one value per pixel. False: the host's INPUT.REA.VALUE.
     cfg.INPUT.REA.PIXEL_NOISE = False
     # Share of the image that such a box covers.
@@ -176,6 +180,52 @@ def reads_cameras(cfg: CN) -> bool:
     return cfg.MODEL.CLIP.SIE_CAMERA or cfg.MODEL.SAGA.DOMAIN_ANCHORS == "camera"
 
 
+def custom_datasets(cfg: CN) -> dict[str, tuple[type, dict]]:
+    """Class and keyword arguments of each data set in DATASETS.CUSTOM, by name.
+
+    Raises:
+        ValueError: the first entry that cannot be one, and what is valid.
+    """
+    from fastreid.data.datasets import DATASET_REGISTRY
+
+    registered = DATASET_REGISTRY._obj_map
+    found: dict[str, tuple[type, dict]] = {}
+    for entry in cfg.DATASETS.CUSTOM:
+        if not isinstance(entry, dict) or not {"NAME", "TYPE"} <= set(entry):
+            raise ValueError(
+                f"DATASETS.CUSTOM: {entry!r} must have NAME and TYPE, such as {{NAME: shop, TYPE: CSVDataset, PATH: crops.csv}}"
+            )
+        name, kind = str(entry["NAME"]), str(entry["TYPE"])
+        if name in found or name in registered:
+            raise ValueError(f"DATASETS.CUSTOM: the name {name!r} is taken; choose another")
+        if kind not in registered:
+            close = difflib.get_close_matches(kind, registered, n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise ValueError(
+                f"DATASETS.CUSTOM: {name} has TYPE {kind!r}, expected a registered data set such as CSVDataset or FolderDataset{hint}"
+            )
+        cls = registered[kind]
+        known = {p.name.upper(): p for p in _own_parameters(cls)}
+        given = set(entry) - {"NAME", "TYPE"}
+        valid = ", ".join(k for k in known if k != "NAME") or "none"
+        if given - set(known):
+            raise ValueError(
+                f"DATASETS.CUSTOM: {name} has {', '.join(sorted(given - set(known)))}; keys of {kind}: {valid}"
+            )
+        missing = [k for k, p in known.items() if p.default is p.empty and k != "NAME" and k not in given]
+        if missing:
+            raise ValueError(f"DATASETS.CUSTOM: {name} lacks {', '.join(missing)}; keys of {kind}: {valid}")
+        options = {known[k].name: entry[k] for k in given}
+        found[name] = cls, ({"name": name} if "NAME" in known else {}) | options
+    return found
+
+
+def _own_parameters(cls: type) -> list[inspect.Parameter]:
+    """What a data set's class takes beside the root and the host's own keywords."""
+    parameters = inspect.signature(cls).parameters.values()
+    return [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) and p.name != "root"]
+
+
 def check_config(cfg: CN) -> None:
     """Refuse what cannot work, before anything is built or written.
 
@@ -204,9 +254,20 @@ def check_config(cfg: CN) -> None:
     one_of("MODEL.META_ARCHITECTURE", model.META_ARCHITECTURE, META_ARCH_REGISTRY._obj_map)
     one_of("MODEL.BACKBONE.NAME", model.BACKBONE.NAME, BACKBONE_REGISTRY._obj_map)
     one_of("MODEL.HEADS.NAME", model.HEADS.NAME, REID_HEADS_REGISTRY._obj_map)
-    for key in ("NAMES", "TESTS"):
-        for name in cfg.DATASETS[key]:
-            one_of(f"DATASETS.{key}", name, DATASET_REGISTRY._obj_map)
+    try:
+        custom = custom_datasets(cfg)
+    except ValueError as error:
+        problems.append(str(error))
+    else:
+        # a class with arguments of its own to give is used through DATASETS.CUSTOM
+        registered = DATASET_REGISTRY._obj_map
+        plain = {n for n, c in registered.items() if all(p.default is not p.empty for p in _own_parameters(c))}
+        for key in ("NAMES", "TESTS"):
+            for name in cfg.DATASETS[key]:
+                if name in registered and name not in plain:
+                    problems.append(f"DATASETS.{key}: {name} is set up by an entry of DATASETS.CUSTOM; name that entry")
+                else:
+                    one_of(f"DATASETS.{key}", name, plain | set(custom))
     for name in loss:
         one_of("MODEL.LOSSES.NAME", name, LOSSES)
     one_of("SOLVER.SCHED", cfg.SOLVER.SCHED, SCHEDULES)

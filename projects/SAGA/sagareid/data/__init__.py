@@ -1,3 +1,3 @@
 """Data sets (importing this registers them with FastReID), drawn people, occlusion."""
 
-from . import mmmp, occluded, synthetic  # noqa: F401
+from . import custom, mmmp, occluded, synthetic  # noqa: F401

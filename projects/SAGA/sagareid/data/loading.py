@@ -6,7 +6,9 @@ another number of workers, sees other images. Here each sample of batch b carrie
 
 from __future__ import annotations
 
+import os
 import random
+import re
 import zlib
 from contextlib import contextmanager
 from typing import Any, Iterator, NamedTuple, Optional, Sequence
@@ -15,10 +17,12 @@ import numpy as np
 import torch
 from fastreid.data.common import CommDataset
 from fastreid.data.datasets import DATASET_REGISTRY
+from fastreid.data.datasets.bases import ImageDataset
 from fastreid.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
 from .. import compat
+from ..config import custom_datasets, reads_cameras
 from .transforms import build_transforms
 
 __all__ = [
@@ -27,12 +31,17 @@ __all__ = [
     "SampleKey",
     "TrainLoader",
     "UnreadableImage",
+    "build_dataset",
     "build_test_loader",
     "build_train_loader",
     "sample_seed",
     "seeded",
     "training_set",
 ]
+
+
+# The host's data sets that search the whole path of a file for its person and camera.
+READ_WHOLE_PATH = ("Market1501", "DukeMTMC", "VeRi")
 
 
 class UnreadableImage(RuntimeError):
@@ -189,15 +198,41 @@ class TrainLoader(DeviceLoader):
 # ---- builders ---------------------------------------------------------------------------------------------------------
 
 
+def build_dataset(cfg, name: str, **options) -> ImageDataset:
+    """The data set of a name in DATASETS.NAMES or TESTS, registered or of DATASETS.CUSTOM.
+
+    Args:
+        options: further arguments of its class.
+
+    Raises:
+        OSError, RuntimeError, ValueError: the data is not there, or not as the class expects it.
+    """
+    cls, own = custom_datasets(cfg).get(name) or (DATASET_REGISTRY.get(name), {})
+    with compat.current_dataset_root() as root:
+        if cls.__name__ in READ_WHOLE_PATH and re.search(r"[-\d]_c\d", os.path.abspath(root)):
+            raise ValueError(
+                f"{name}: FastReID would read people and cameras from the folder's own name, {os.path.abspath(root)}. "
+                "Expected no digit, _c and digit in it; move or link the data to another folder"
+            )
+        try:
+            return cls(root=root, **own, **options)
+        except AssertionError as error:  # some of the host's own
+            raise RuntimeError(f"{name}: {error or 'wrong file names'} (FASTREID_DATASETS is {root})") from error
+
+
 def training_set(cfg, transform=None) -> ReIDDataset:
     """All training images of DATASETS.NAMES; with the training transform unless another is given."""
     items = []
-    with compat.current_dataset_root() as root:
-        for name in cfg.DATASETS.NAMES:
-            data = DATASET_REGISTRY.get(name)(root=root, combineall=cfg.DATASETS.COMBINEALL)
-            if comm.is_main_process():
-                data.show_train()
-            items.extend(data.train)
+    for name in cfg.DATASETS.NAMES:
+        data = build_dataset(cfg, name, combineall=cfg.DATASETS.COMBINEALL)
+        if comm.is_main_process():
+            data.show_train()
+        if reads_cameras(cfg) and not getattr(data, "cameras_known", True):
+            raise ValueError(
+                f"{name}: the model embeds cameras, and no cameras are known here. Name them in the data set, or set "
+                "MODEL.CLIP.SIE_CAMERA False and MODEL.SAGA.DOMAIN_ANCHORS content"
+            )
+        items.extend(data.train)
     if not items:
         raise ValueError(f"no training image in {', '.join(cfg.DATASETS.NAMES)}: these data sets only test")
     transform = transform or build_transforms(cfg, is_train=True)
@@ -244,8 +279,7 @@ def _as_it_is(batch):
 
 def build_test_loader(cfg, dataset_name: str) -> tuple[DataLoader, int]:
     """Loader of a test set, queries first, and the number of queries."""
-    with compat.current_dataset_root() as root:
-        data = DATASET_REGISTRY.get(dataset_name)(root=root)
+    data = build_dataset(cfg, dataset_name)
     if comm.is_main_process():
         data.show_test()
     for split in ("query", "gallery"):

@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from fastreid.data.datasets import DATASET_REGISTRY
 from fastreid.data.datasets.bases import ImageDataset
@@ -104,6 +105,13 @@ def as_training(name: str, items: Iterable[Item]) -> list[TrainItem]:
     return [(path, f"{name}_{pid:04d}", f"{name}_{camid}") for path, pid, camid in items]
 
 
+def refuse_training(dataset: str) -> NoReturn:
+    raise RuntimeError(
+        f"{dataset} has no training images. Expected it in DATASETS.TESTS; train on another set, "
+        "e.g. DATASETS.NAMES ('Market1501',)"
+    )
+
+
 class EvaluationOnly(ImageDataset):
     """A data set without training images, for DATASETS.TESTS."""
 
@@ -112,10 +120,7 @@ class EvaluationOnly(ImageDataset):
 
     def show_train(self):
         """Called by the host when the set is named in DATASETS.NAMES."""
-        raise RuntimeError(
-            f"{type(self).__name__} has no training images. Expected it in DATASETS.TESTS; train on another set, "
-            "e.g. DATASETS.NAMES ('Market1501',)"
-        )
+        refuse_training(type(self).__name__)
 
 
 # ---- whole data sets -----------------------------------------------------------------------------------------------
@@ -222,14 +227,16 @@ def read_pair(dataset: str, query: Path, gallery: Path) -> tuple[list[Item], lis
         RuntimeError: a folder is empty, mixes images and sub-folders, or holds a file without a number.
     """
     named = [_by_person(dataset, folder) for folder in (query, gallery)]
-    people = sorted({name for items in named for _, name in items}, key=_natural)
+    people = sorted({name for items in named for _, name in items}, key=natural_key)
     number = {name: pid for pid, name in enumerate(people)}
     first, second = ([(str(path), number[name], camid) for path, name in items] for camid, items in enumerate(named))
     return first, second
 
 
-def _natural(name: str) -> tuple:
-    return (0, int(name), name) if name.isdecimal() else (1, 0, name)
+def natural_key(name: str) -> tuple:
+    """Sorts names by the numbers in them: 2 before 10, c2 before c10; 01 and 1 stay apart."""
+    parts = re.findall(r"\d+|\D+", name)
+    return tuple((0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts), name
 
 
 def _by_person(dataset: str, folder: Path) -> list[tuple[Path, str]]:

@@ -15,15 +15,14 @@ from typing import Any, Iterator, Optional, Sequence
 import torch
 import yaml
 from fastreid.config.config import BASE_KEY
-from fastreid.data.datasets import DATASET_REGISTRY
 from fastreid.engine import default_setup
 from fastreid.utils import comm
 from fastreid.utils import logger as host_logger
 from fastreid.utils.env import seed_all_rng
 from tabulate import tabulate
 
-from .. import compat
 from ..config import check_config, get_cfg
+from ..data.loading import build_dataset
 from .checkpoint import write_json
 from .hooks import CheckpointHook
 from .inference import load_model
@@ -169,12 +168,12 @@ def check_machine(runs: Sequence[Run]) -> None:
         ValueError: every problem found, one a line.
     """
     problems = []
-    with compat.current_dataset_root() as root:
-        for name in dict.fromkeys(n for r in runs for n in (*r.cfg.DATASETS.NAMES, *r.cfg.DATASETS.TESTS)):
-            try:
-                DATASET_REGISTRY.get(name)(root=root)
-            except (OSError, RuntimeError, ValueError) as error:
-                problems.append(str(error) if name in str(error) else f"{name}: {error}. Set FASTREID_DATASETS")
+    named = {name: r.cfg for r in runs for name in (*r.cfg.DATASETS.NAMES, *r.cfg.DATASETS.TESTS)}
+    for name, cfg in named.items():
+        try:
+            build_dataset(cfg, name)
+        except (OSError, RuntimeError, ValueError) as error:
+            problems.append(str(error) if name in str(error) else f"{name}: {error}. Set FASTREID_DATASETS")
     for device in dict.fromkeys(r.cfg.MODEL.DEVICE for r in runs):
         if device.startswith("cuda") and not torch.cuda.is_available():
             problems.append(
