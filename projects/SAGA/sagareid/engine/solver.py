@@ -75,7 +75,14 @@ def build_optimizer(cfg, model: nn.Module):
         else:
             joined[settings] = group
     optimizer.param_groups[:] = joined.values()
-    return optimizer, groups
+    return _fused(optimizer), groups
+
+
+def _fused(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """The same optimizer in torch's fused form, one pass over a parameter and its states, where there is one."""
+    if type(optimizer) not in (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD):
+        return optimizer
+    return type(optimizer)([group | {"fused": True} for group in optimizer.param_groups], fused=True)
 
 
 def warmup_cosine(epochs: int, warmup_epochs: int, warmup_factor: float, min_ratio: float) -> Callable[[int], float]:

@@ -274,10 +274,16 @@ class RefinementLayer(nn.Module):
             return self._attend_by_anchor(patches, anchors, own)
         return self._attend_by_patch(patches, anchors, own)
 
+    def _normed(self, patches: Tensor) -> Tensor:
+        """LN_q without its scale and shift, which are multiplied into what comes next: of patches that do not train (the
+        frozen tower's) the normed ones need no gradient."""
+        return F.layer_norm(patches, patches.shape[2:], eps=self.norm_q.eps)
+
     def _attend_by_patch(self, patches: Tensor, anchors: Tensor, own: Optional[Tensor]) -> tuple[Tensor, Tensor]:
         d, h = self.attn.embed_dim, self.num_heads
-        weight, bias = self.attn.in_proj_weight, self.attn.in_proj_bias
-        query = F.linear(self.norm_q(patches), weight[:d], bias[:d]).unflatten(2, (h, -1)).transpose(1, 2)
+        weight, bias = self.attn.in_proj_weight[:d], self.attn.in_proj_bias[:d]
+        query = F.linear(self._normed(patches), weight * self.norm_q.weight, bias + weight @ self.norm_q.bias)
+        query = query.unflatten(2, (h, -1)).transpose(1, 2)
         keys, values = self._keys_values(anchors)  # one set for the anchors that all images share
         if own is not None:
             sets = (keys, values), self._keys_values(own)
@@ -287,7 +293,7 @@ class RefinementLayer(nn.Module):
         return patches + self.attn.out_proj(attended), weights.mean(1)
 
     def _attend_by_anchor(self, patches: Tensor, anchors: Tensor, own: Optional[Tensor]) -> tuple[Tensor, Tensor]:
-        rows = F.layer_norm(patches, patches.shape[2:], eps=self.norm_q.eps)  # its scale and shift are in the scorers
+        rows = self._normed(patches)
         sets = [self._absorbed(x) for x in (anchors, own) if x is not None]
         scores = [
             (rows @ scorer.transpose(-2, -1) + offset).unflatten(2, (self.num_heads, -1)) for scorer, offset, _ in sets

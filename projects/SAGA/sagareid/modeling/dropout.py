@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,14 +17,16 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
 
     torch draws the mask number by number in one thread on CPUs without MKL's generator (AMD), which there was a fifth of
     a training step of the anchors. Here 64 random bits serve four numbers, so p is rounded to 1/65536, and the rest is
-    scaled by what it then is. On other devices torch's own.
+    scaled by what it then is. The bits are numpy's SFC64's, three times as fast as torch's Mersenne twister, which gives
+    each mask its seed. On other devices torch's own.
     """
     dropped = round(p * _LEVELS)
     if not training or x.device.type != "cpu" or not 0 < dropped < _LEVELS:
         return F.dropout(x, p, training)
-    bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)[: x.numel()]
+    seed = int(torch.randint(2**63 - 1, ()))
+    bits = np.random.SFC64(seed).random_raw(-(-x.numel() // 4)).view(np.int16)[: x.numel()]
     keep = torch.empty(x.shape, dtype=x.dtype)
-    torch.ge(bits.view(x.shape), dropped - _LEVELS // 2, out=keep)
+    torch.ge(torch.from_numpy(bits).view(x.shape), dropped - _LEVELS // 2, out=keep)
     return x * keep.mul_(_LEVELS / (_LEVELS - dropped))
 
 
