@@ -93,8 +93,13 @@ def add_saga_config(cfg: CN) -> None:
     # ---- other heads ----------------------------------------------------------------------------------------------
     # CLSHead: also CLIP-ReID's identity and triplet losses on the projection and on the token layer's class token.
     cfg.MODEL.HEADS.TRAIN_PROJ = False
+    # (Heads with one feature, and CLSHead, take the host's EMBEDDING_DIM: a linear layer of that width on it. 0: none.)
     # PatchPoolHead: mean, max or gem over the patch tokens.
     cfg.MODEL.HEADS.PATCH_POOL = "mean"
+    # AttentionPoolHead: attention heads of its one query.
+    cfg.MODEL.HEADS.POOL_HEADS = 8
+    # PartStripesHead: stripes of the patch grid, which share EMBEDDING_DIM.
+    cfg.MODEL.HEADS.NUM_STRIPES = 6
 
     # ---- losses beyond the host's CrossEntropyLoss and TripletLoss -------------------------------------------------
     # Names for MODEL.LOSSES.NAME: SupConLoss, I2TLoss, AnchorDiversityLoss, ClassifierDiversityLoss,
@@ -108,9 +113,13 @@ def add_saga_config(cfg: CN) -> None:
     cfg.MODEL.LOSSES.DECORRELATION = CN({"SCALE": 1.0})
 
     # ---- data -----------------------------------------------------------------------------------------------------
-    # Data sets of your own, or a registered one with other arguments, for DATASETS.NAMES and TESTS: a list of
+    # Data sets of your own, or a registered one with other arguments, for DATASETS.NAMES, TESTS and VALIDATION: a list of
     # {NAME: shop, TYPE: CSVDataset, PATH: crops.csv}; further keys are the arguments of the class TYPE. docs/own_data.md
     cfg.DATASETS.CUSTOM = []
+    # Data sets whose query and gallery steer training and are apart from TESTS: every TEST.EVAL_PERIOD epochs they are
+    # evaluated in the place of TESTS, and the run's result is its best state by them (mean of Rank-1 and mAP), with which
+    # TESTS are evaluated once, at the end. Empty: the last state is the result.
+    cfg.DATASETS.VALIDATION = []
     # Random erasing fills with normal noise in normalised space, one value per pixel. False: the host's INPUT.REA.VALUE.
     cfg.INPUT.REA.PIXEL_NOISE = False
     # Share of the image that such a box covers.
@@ -127,11 +136,13 @@ def add_saga_config(cfg: CN) -> None:
     # Cached augmentation views of each image; training draws one at random. 1 with AUGMENT False: the test transform.
     cfg.CACHE.NUM_VIEWS = 4
     cfg.CACHE.AUGMENT = True
-    # Which outputs are kept: patches and/or cls and/or proj.
+    # Which outputs are kept: patches, cls, proj, layer_cls (the token layer's class token; LastBlockHead reads it).
     cfg.CACHE.FIELDS = ["patches", "cls", "proj"]
     cfg.CACHE.DTYPE = "float16"  # float16, bfloat16 or float32
     # Folder of the cache. Empty: OUTPUT_DIR/feature_cache beside the stages.
     cfg.CACHE.DIR = ""
+    # Seed of the augmented views, for runs of several seeds that share one cache. -1: SEED.
+    cfg.CACHE.SEED = -1
 
     # ---- solver ---------------------------------------------------------------------------------------------------
     # autocast type where SOLVER.AMP.ENABLED: bfloat16 (CPU and GPU) or float16 (GPU, with a gradient scaler).
@@ -140,6 +151,8 @@ def add_saga_config(cfg: CN) -> None:
     # MIN_LR_RATIO (1.0: constant). WARMUP_ITERS belongs to the host's own schedules and must be 0.
     cfg.SOLVER.WARMUP_EPOCHS = 0
     cfg.SOLVER.MIN_LR_RATIO = 0.01
+    # Evaluations of DATASETS.VALIDATION in a row without a better state after which training stops. 0: never.
+    cfg.SOLVER.PATIENCE = 0
     # [[glob, factor], ...]: learning rate of matching parameters = BASE_LR * factor; the first match counts.
     cfg.SOLVER.LR_FACTORS = []
 
@@ -262,7 +275,7 @@ def check_config(cfg: CN) -> None:
         # a class with arguments of its own to give is used through DATASETS.CUSTOM
         registered = DATASET_REGISTRY._obj_map
         plain = {n for n, c in registered.items() if all(p.default is not p.empty for p in _own_parameters(c))}
-        for key in ("NAMES", "TESTS"):
+        for key in ("NAMES", "TESTS", "VALIDATION"):
             for name in cfg.DATASETS[key]:
                 if name in registered and name not in plain:
                     problems.append(f"DATASETS.{key}: {name} is set up by an entry of DATASETS.CUSTOM; name that entry")
@@ -298,6 +311,25 @@ def check_config(cfg: CN) -> None:
         cfg.SOLVER.SCHED != "WarmupCosineLR" or cfg.SOLVER.WARMUP_ITERS == 0,
         "SOLVER.SCHED WarmupCosineLR warms up by SOLVER.WARMUP_EPOCHS; set SOLVER.WARMUP_ITERS 0",
     )
+    validation = list(cfg.DATASETS.VALIDATION)
+    for key in ("NAMES", "TESTS"):
+        shared = [name for name in validation if name in cfg.DATASETS[key]]
+        needs(
+            not shared,
+            f"DATASETS.VALIDATION names {', '.join(shared)}, as DATASETS.{key} does: it must be apart from it",
+        )
+    needs(
+        cfg.SOLVER.PATIENCE >= 0 and (validation or not cfg.SOLVER.PATIENCE),
+        f"SOLVER.PATIENCE {cfg.SOLVER.PATIENCE} counts evaluations of DATASETS.VALIDATION: 0 or more, and 0 without such a set",
+    )
+    needs(
+        not (validation and cfg.TEST.SELECT_BEST),
+        "TEST.SELECT_BEST selects on test data, DATASETS.VALIDATION on data apart from it: one of the two",
+    )
+    needs(
+        not (validation and cfg.CACHE.ENABLED) or {"cls", "proj"} <= set(cfg.CACHE.FIELDS),
+        "DATASETS.VALIDATION is read from the feature cache, too, for evaluation: CACHE.FIELDS with cls and proj",
+    )
     needs(
         not cfg.INPUT.AFFINE.ENABLED,
         "INPUT.AFFINE does not run: FastReID 1.4.0 passes torchvision an argument that is gone",
@@ -309,7 +341,7 @@ def check_config(cfg: CN) -> None:
         )
 
     tokens = model.BACKBONE.NAME == "build_clip_vit_backbone" and model.BACKBONE.OUTPUT == "tokens"
-    if model.HEADS.NAME in ("CLSHead", "PromptHead"):
+    if model.HEADS.NAME in ("CLSHead", "LastBlockHead", "PromptHead"):
         needs(
             tokens,
             f"{model.HEADS.NAME} reads CLIP's class token: MODEL.BACKBONE.NAME build_clip_vit_backbone with OUTPUT tokens",

@@ -149,16 +149,27 @@ class RunCheckpointer(Checkpointer):
         super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
         self._config = config
 
-    def save(self, name: str, **kwargs) -> None:
-        """Write `<name>.pth` and point `last_checkpoint` at it."""
+    def save(self, name: str, tag: bool = True, **kwargs) -> None:
+        """Write `<name>.pth` and, with `tag`, point `last_checkpoint` at it: resuming goes on from there."""
         if not self.save_dir or not self.save_to_disk:
             return
         data = {"model": self.model.state_dict(), "config": self._config, "rng": random_state(), **kwargs}
         for key, obj in self.checkpointables.items():
             data[key] = obj.state_dict()
         path = Path(self.save_dir, f"{name}.pth")
-        write_atomically(path, lambda temporary: torch.save(data, temporary))
+        self._write(path, data)
+        if tag:
+            self.tag_last_checkpoint(path.name)
+
+    def promote(self, name: str, target: str, **kwargs) -> None:
+        """Write what `<name>.pth` holds as `<target>.pth`, with these keys in it, and point `last_checkpoint` there."""
+        path = Path(self.save_dir, f"{target}.pth")
+        self._write(path, load_state(Path(self.save_dir, f"{name}.pth")) | kwargs)
         self.tag_last_checkpoint(path.name)
+        self.remove(name)
+
+    def _write(self, path: Path, data: dict[str, Any]) -> None:
+        write_atomically(path, lambda temporary: torch.save(data, temporary))
         logger.info("Saved checkpoint %s", path)
 
     def remove(self, name: str) -> None:

@@ -1,4 +1,4 @@
-"""Outputs of a frozen image tower, kept on disk for stages that train on top of it.
+"""Outputs of a frozen image tower, kept on disk for stages that train on top of it and are validated on the way.
 
 V views, n images, P*N patch tokens, D token width, E joint width. A cache is a folder named by the hash of everything
 that changes its content: tower weights, image list, transforms, token layers, number format, seed. It is written in
@@ -24,7 +24,7 @@ from tqdm import tqdm
 from ..data.loading import ReIDDataset, SampleKey, SeededSamples, sample_seed
 from .checkpoint import write_json
 
-__all__ = ["CachedFeatures", "FeatureCache", "build_feature_cache"]
+__all__ = ["CachedFeatures", "FeatureCache", "build_feature_cache", "cached_test_loader"]
 
 logger = logging.getLogger(__name__)
 
@@ -69,9 +69,12 @@ class CachedFeatures(Dataset):
     def __init__(self, dataset: ReIDDataset):
         self.images = dataset
         self.cache: FeatureCache | None = None
+        pids, camids = ([item[i] for item in dataset.img_items] for i in (1, 2))
+        if dataset.relabel:
+            pids, camids = [dataset.pid_dict[p] for p in pids], [dataset.cam_dict[c] for c in camids]
         self._labels = {
-            "targets": torch.tensor([dataset.pid_dict[pid] for _, pid, _ in dataset.img_items]),
-            "camids": torch.tensor([dataset.cam_dict[cam] for _, _, cam in dataset.img_items]),
+            "targets": torch.tensor(pids),
+            "camids": torch.tensor(camids),
             "cameras": torch.tensor([dataset.camera_index(cam) for _, _, cam in dataset.img_items]),
         }
 
@@ -144,7 +147,7 @@ def build_feature_cache(cfg, model: nn.Module, dataset: ReIDDataset) -> FeatureC
         "augment": cfg.CACHE.AUGMENT,
         "dtype": cfg.CACHE.DTYPE,
         "autocast": amp,
-        "seed": cfg.SEED,
+        "seed": _seed(cfg),
     }
     folder = Path(cfg.CACHE.DIR or Path(cfg.OUTPUT_DIR, "feature_cache"), _digest(model, dataset, settings))
     shapes = _field_shapes(cfg, model)
@@ -162,6 +165,21 @@ def build_feature_cache(cfg, model: nn.Module, dataset: ReIDDataset) -> FeatureC
     if not cache.complete:
         raise RuntimeError(f"the feature cache in {folder} is not whole although every process has built its share")
     return cache
+
+
+def cached_test_loader(cfg, model: nn.Module, loader: DataLoader) -> DataLoader:
+    """The batches of a test loader, as cached features instead of images. Called on every process."""
+    once = cfg.clone()
+    once.defrost()
+    once.CACHE.NUM_VIEWS, once.CACHE.AUGMENT = 1, False
+    cached = CachedFeatures(loader.dataset)
+    cached.attach(build_feature_cache(once, model, loader.dataset))
+    batches = [[SampleKey(i, 0) for i in batch] for batch in loader.batch_sampler]
+    return DataLoader(cached, batch_sampler=batches, collate_fn=lambda batch: batch)
+
+
+def _seed(cfg) -> int:
+    return cfg.CACHE.SEED if cfg.CACHE.SEED >= 0 else cfg.SEED
 
 
 def _field_shapes(cfg, model: nn.Module) -> dict[str, tuple[int, ...]]:
@@ -215,7 +233,7 @@ def _fill(cfg, model: nn.Module, dataset: ReIDDataset, cache: FeatureCache, auto
     batches = torch.tensor([len(block) for block in rows]).cumsum(0).tolist()
     spans = [range(start, stop) for start, stop in zip([0, *batches], batches)]
     loader = DataLoader(
-        _ViewedSamples(dataset, cfg.SEED, keys),
+        _ViewedSamples(dataset, _seed(cfg), keys),
         batch_sampler=spans,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         generator=torch.Generator(),  # building the cache draws nothing from the run's random state

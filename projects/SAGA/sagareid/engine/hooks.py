@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from statistics import fmean
 
 from fastreid.engine import hooks
 from fastreid.engine.train_loop import HookBase
+from fastreid.utils import comm
 from tqdm import tqdm
 
-__all__ = ["CheckpointHook", "EvaluationHook", "ProgressHook"]
+__all__ = ["CheckpointHook", "EvaluationHook", "ProgressHook", "Selection", "ValidationHook", "by_set"]
 
 logger = logging.getLogger(__name__)
 
@@ -31,10 +35,75 @@ class EvaluationHook(hooks.EvalHook):
         pass
 
 
+def by_set(metrics: Mapping) -> dict[str, Mapping]:
+    """Metrics of one data set (under "") or of several as {data set: metrics}."""
+    return dict(metrics) if any(isinstance(v, Mapping) for v in metrics.values()) else {"": metrics}
+
+
+@dataclass
+class Selection:
+    """The best state so far by the validation sets.
+
+    Attributes:
+        patience: evaluations in a row without a better one after which training is over; 0 for never.
+        metric: (Rank-1 + mAP) / 2 of that state, in percent, the mean over the sets.
+        epoch: 0-based; that state is the one after it.
+        stale: evaluations since.
+        metrics: everything measured of it.
+    """
+
+    patience: int = 0
+    metric: float = float("-inf")
+    epoch: int = -1
+    stale: int = 0
+    metrics: dict = field(default_factory=dict)
+
+    def update(self, epoch: int, metrics: Mapping) -> bool:
+        """Take in an evaluation; returns whether it is the best so far."""
+        metric = fmean(m["metric"] for m in by_set(metrics).values())
+        if metric > self.metric:
+            self.metric, self.epoch, self.stale, self.metrics = metric, epoch, 0, dict(metrics)
+            return True
+        self.stale += 1
+        return False
+
+    @property
+    def exhausted(self) -> bool:
+        return 0 < self.patience <= self.stale
+
+
+class ValidationHook(EvaluationHook):
+    """Evaluates on the validation sets and keeps the best state; at the end tests that state, once.
+
+    Stands in the place of `EvaluationHook`, before `CheckpointHook`.
+    """
+
+    BEST = "model_best_validation"
+
+    def __init__(self, period: int, validate: Callable[[], Mapping], test: Callable[[], Mapping]):
+        """validate, test: metrics on the main process, anything on the others."""
+        super().__init__(period, lambda: {"validation": self._validated} if comm.is_main_process() else {})
+        self._validate, self._test = validate, test
+
+    def _do_eval(self) -> None:
+        trainer = self.trainer
+        self._validated = comm.all_gather(self._validate())[0]
+        super()._do_eval()
+        if trainer.selection.update(trainer.epoch, self._validated):
+            state = {"epoch": trainer.epoch, "best": trainer.selection.metric, "selection": asdict(trainer.selection)}
+            trainer.checkpointer.save(self.BEST, tag=False, **state)
+        if trainer.over:
+            comm.synchronize()
+            trainer.load_weights(self.BEST)
+            self._func = self._test
+            super()._do_eval()
+
+
 class CheckpointHook(HookBase):
     """`last.pth` after every epoch for resuming, `model_<epoch>.pth` every `period` epochs, `model_final.pth` at the end.
 
     With `select_best`, also `model_best.pth` by the test metric; the run's output says that a test metric chose it.
+    With validation sets, `model_final.pth` is the best state by them, and until the end `model_best_validation.pth`.
     """
 
     LAST, FINAL, BEST = "last", "model_final", "model_best"
@@ -44,7 +113,7 @@ class CheckpointHook(HookBase):
         self.best = float("-inf")
 
     def after_epoch(self) -> None:
-        trainer, done = self.trainer, self.trainer.epoch + 1
+        trainer = self.trainer
         latest = trainer.storage.latest()
         name = trainer.result_metric
         metric = latest[name][0] if name in latest else None
@@ -55,11 +124,16 @@ class CheckpointHook(HookBase):
             )
             trainer.checkpointer.save(self.BEST, epoch=trainer.epoch, best=self.best)
         state = {"epoch": trainer.epoch, "best": self.best}
-        if done == trainer.max_epoch:
-            trainer.checkpointer.save(self.FINAL, **state)
+        if trainer.selection:
+            state["selection"] = asdict(trainer.selection)
+        if trainer.over:
+            if trainer.selection:
+                trainer.checkpointer.promote(ValidationHook.BEST, self.FINAL, **state)
+            else:
+                trainer.checkpointer.save(self.FINAL, **state)
             trainer.checkpointer.remove(self.LAST)
             return
-        if done % self.period == 0:
+        if (trainer.epoch + 1) % self.period == 0:
             trainer.checkpointer.save(f"model_{trainer.epoch:04d}", **state)
         trainer.checkpointer.save(self.LAST, **state)
 

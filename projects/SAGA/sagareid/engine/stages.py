@@ -24,7 +24,7 @@ from tabulate import tabulate
 from ..config import check_config, get_cfg
 from ..data.loading import build_dataset
 from .checkpoint import write_json
-from .hooks import CheckpointHook
+from .hooks import CheckpointHook, by_set
 from .inference import load_model
 from .trainer import SAGATrainer
 
@@ -168,7 +168,7 @@ def check_machine(runs: Sequence[Run]) -> None:
         ValueError: every problem found, one a line.
     """
     problems = []
-    named = {name: r.cfg for r in runs for name in (*r.cfg.DATASETS.NAMES, *r.cfg.DATASETS.TESTS)}
+    named = {name: r.cfg for r in runs for key in ("NAMES", "TESTS", "VALIDATION") for name in r.cfg.DATASETS[key]}
     for name, cfg in named.items():
         try:
             build_dataset(cfg, name)
@@ -257,7 +257,9 @@ def _set_aside(folder: Path) -> None:
 
 
 def run_all(runs: Sequence[Run], args) -> list[dict]:
-    """Train the runs in order and return their results: {"stage", "metrics", "seconds"}.
+    """Train the runs in order and return their results: {"stage", "metrics", "seconds", "checkpoint", "steps"}.
+
+    With DATASETS.VALIDATION, "validation" too: the "metric" that chose the state, its "epoch", "steps" and "metrics".
 
     With `args.resume`, finished runs are skipped and the unfinished one goes on where its last checkpoint stands.
 
@@ -296,6 +298,7 @@ def _train(run: Run, args) -> dict:
         if comm.is_main_process():
             write_json(run.folder / "seconds.json", seconds)
     result = {"stage": run.name, "metrics": metrics or {}, "seconds": seconds, "checkpoint": str(run.final)}
+    result |= trainer.record()
     if comm.is_main_process():
         write_json(run.folder / RESULT, result)
     return result
@@ -326,8 +329,7 @@ def table(results: Sequence[dict]) -> str:
     """One line a stage: Rank-1, mAP, mINP in percent, and minutes."""
     rows = []
     for r in results:
-        sets = r["metrics"] if any(isinstance(v, dict) for v in r["metrics"].values()) else {"": r["metrics"]}
-        for dataset, m in sets.items():
+        for dataset, m in by_set(r["metrics"]).items():
             minutes = f"{r['seconds'] / 60:.1f}" if "seconds" in r else ""
             rows.append(
                 [r["stage"] or "run", dataset, *(m.get(k, float("nan")) for k in ("Rank-1", "mAP", "mINP")), minutes]

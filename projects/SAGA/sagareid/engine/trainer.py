@@ -6,7 +6,7 @@ import logging
 import time
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Mapping, Optional
 
 import torch
 from fastreid.engine import hooks
@@ -26,9 +26,9 @@ from ..data import loading
 from ..data.transforms import build_transforms
 from ..evaluation.evaluator import SAGAEvaluator
 from . import solver
-from .checkpoint import RunCheckpointer, restore_random_state
-from .feature_cache import CachedFeatures, build_feature_cache
-from .hooks import CheckpointHook, EvaluationHook, ProgressHook
+from .checkpoint import RunCheckpointer, load_state, restore_random_state
+from .feature_cache import CachedFeatures, build_feature_cache, cached_test_loader
+from .hooks import CheckpointHook, EvaluationHook, ProgressHook, Selection, ValidationHook
 
 __all__ = ["SAGATrainer", "StepTrainer"]
 
@@ -71,11 +71,17 @@ class StepTrainer(SimpleTrainer):
             storage.put_scalar(name, value.item() if comm.get_world_size() == 1 else storage.latest()["total_loss"][0])
 
 
+class _Stop(BaseException):
+    """Ends FastReID's loop before its last epoch; no Exception, which the loop would log as a failure."""
+
+
 class SAGATrainer(DefaultTrainer):
     """`DefaultTrainer` by its documented overrides: it trains any FastReID config, ours and the host's."""
 
     def __init__(self, cfg):
         check_config(cfg)
+        self.selection = Selection(cfg.SOLVER.PATIENCE) if cfg.DATASETS.VALIDATION else None
+        self._validation: dict[str, tuple] = {}
         autocast = cfg.SOLVER.AMP.ENABLED
         plain = cfg.clone()
         plain.defrost()
@@ -152,15 +158,22 @@ class SAGATrainer(DefaultTrainer):
         Returns:
             Metrics by name, in percent; by data set and name where there are several sets.
         """
-        results = OrderedDict()
         layout = getattr(_unwrapped(model), "feature_layout", None)
-        for name in cfg.DATASETS.TESTS:
-            loader, evaluator = cls.build_evaluator(cfg, name, layout=layout)
-            with compat.quiet_host():
-                results[name] = inference_on_dataset(model, loader, evaluator, flip_test=cfg.TEST.FLIP.ENABLED)
-            if comm.is_main_process():
-                print_csv_format(OrderedDict(results[name], dataset=name))
-        return next(iter(results.values())) if len(results) == 1 else results
+        return _evaluate(
+            cfg, model, {name: cls.build_evaluator(cfg, name, layout=layout) for name in cfg.DATASETS.TESTS}
+        )
+
+    def validate(self) -> OrderedDict:
+        """As `test`, on DATASETS.VALIDATION; from cached features where training reads them, unless TEST.FLIP needs images."""
+        cfg, model = self.cfg, _unwrapped(self.model)
+        if not self._validation:
+            for name in cfg.DATASETS.VALIDATION:
+                loader, num_query = self.build_test_loader(cfg, name)
+                if cfg.CACHE.ENABLED and not cfg.TEST.FLIP.ENABLED:
+                    loader = cached_test_loader(cfg, model, loader)
+                layout = getattr(model, "feature_layout", None)
+                self._validation[name] = loader, SAGAEvaluator(cfg, num_query, layout=layout)
+        return _evaluate(cfg, self.model, self._validation)
 
     def build_hooks(self):
         cfg = self.cfg
@@ -174,7 +187,10 @@ class SAGATrainer(DefaultTrainer):
             ret.append(hooks.PreciseBN(self.model, self.build_train_loader(cfg), cfg.TEST.PRECISE_BN.NUM_ITER))
         if len(cfg.MODEL.FREEZE_LAYERS) and cfg.SOLVER.FREEZE_ITERS > 0:
             ret.append(hooks.LayerFreeze(self.model, cfg.MODEL.FREEZE_LAYERS, cfg.SOLVER.FREEZE_ITERS))
-        ret.append(EvaluationHook(cfg.TEST.EVAL_PERIOD, evaluate))
+        if self.selection:
+            ret.append(ValidationHook(cfg.TEST.EVAL_PERIOD, self.validate, evaluate))
+        else:
+            ret.append(EvaluationHook(cfg.TEST.EVAL_PERIOD, evaluate))
         if comm.is_main_process():
             ret += [
                 CheckpointHook(cfg.SOLVER.CHECKPOINT_PERIOD, cfg.TEST.SELECT_BEST),
@@ -202,22 +218,67 @@ class SAGATrainer(DefaultTrainer):
         for hook in self._hooks:
             if isinstance(hook, CheckpointHook):
                 hook.best = checkpoint["best"]
+        if self.selection:
+            self.selection = Selection(**checkpoint["selection"])
         logger.info("going on at epoch %d of %d", self.start_epoch, self.max_epoch)
+
+    def load_weights(self, name: str) -> None:
+        """Weights of `<name>.pth` of this run into the model."""
+        state = load_state(Path(self.cfg.OUTPUT_DIR, f"{name}.pth"))["model"]
+        _unwrapped(self.model).load_state_dict(state)
+
+    @property
+    def over(self) -> bool:
+        """Whether no epoch comes after this one."""
+        return self.epoch + 1 >= self.max_epoch or (self.selection is not None and self.selection.exhausted)
+
+    def after_epoch(self) -> None:
+        super().after_epoch()
+        if self.over and self.epoch + 1 < self.max_epoch:
+            logger.info("no better state in %d evaluations on validation: training ends", self.selection.stale)
+            raise _Stop
+
+    def record(self) -> dict[str, Any]:
+        """What a result says beside its metrics: steps taken and, with validation sets, which state they chose."""
+        record: dict[str, Any] = {"steps": (self.epoch + 1) * self.iters_per_epoch}
+        if self.selection:
+            chosen = self.selection.epoch + 1
+            record["validation"] = {
+                "metric": self.selection.metric,
+                "epoch": chosen,
+                "steps": chosen * self.iters_per_epoch,
+                "metrics": self.selection.metrics,
+            }
+        return record
 
     def train(self) -> dict[str, Any]:
         """Train to the end; returns the last evaluation's metrics (on the main process)."""
+        self.epoch = self.start_epoch - 1
         if self.cfg.CACHE.ENABLED:
             dataset = self.data_loader.dataset
             dataset.attach(build_feature_cache(self.cfg, _unwrapped(self.model), dataset.images))
         if self._random_state is not None:  # last, so that nothing built since draws from it
             restore_random_state(self._random_state)
-        if self.start_epoch >= self.max_epoch:
+        if self.over:
             self._last_eval_results = self.test(self.cfg, self.model)
             return self._last_eval_results
         try:
             return super().train()
+        except _Stop:
+            return self._last_eval_results
         finally:
             self._trainer._data_loader_iter.close()  # ends the worker processes
+
+
+def _evaluate(cfg, model: nn.Module, sets: Mapping[str, tuple]) -> OrderedDict:
+    """Metrics by name, in percent; by data set and name where there are several of `sets`, {name: (loader, evaluator)}."""
+    results = OrderedDict()
+    for name, (loader, evaluator) in sets.items():
+        with compat.quiet_host():
+            results[name] = inference_on_dataset(model, loader, evaluator, flip_test=cfg.TEST.FLIP.ENABLED)
+        if comm.is_main_process():
+            print_csv_format(OrderedDict(results[name], dataset=name))
+    return next(iter(results.values())) if len(results) == 1 else results
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:

@@ -1,12 +1,14 @@
-"""Heads to compare against: CLIP-ReID's global pooling, and plain pooling of the patch tokens.
+"""Heads to compare against: CLIP-ReID's global pooling, and other ways to make one feature of the patch tokens.
 
-B images, N patches, D token width, E joint width, C identities.
+Each reads the tokens of the deepest token layer alone. B images, N patches, D token width, E joint width, F width of the
+pooled feature, S stripes, C identities.
 """
 
 from __future__ import annotations
 
 from typing import Optional
 
+import open_clip
 import torch
 import torch.nn.functional as F
 from fastreid.config import configurable
@@ -15,9 +17,18 @@ from torch import Tensor, nn
 
 from ..structures import CLIPFeatures, as_features
 from . import clip_models, losses
-from .heads import ClassifierHead, batch_norm_neck, head_outputs, identity_classifier, image_text_term
+from .blocks import block_at_row
+from .heads import (
+    ClassifierHead,
+    batch_norm_neck,
+    clip_parts,
+    embedding_layer,
+    head_outputs,
+    identity_classifier,
+    image_text_term,
+)
 
-__all__ = ["CLSHead", "PatchPoolHead"]
+__all__ = ["AttentionPoolHead", "CLSHead", "LastBlockHead", "PartStripesHead", "PatchPoolHead", "SequentialHead"]
 
 
 @REID_HEADS_REGISTRY.register()
@@ -27,6 +38,9 @@ class CLSHead(nn.Module):
     Trains with identity and triplet loss on the class token and, with I2TLoss, with cross-entropy of the projection
     against the text features of all identities. `train_proj` adds CLIP-ReID's identity and triplet losses on the
     projection and a triplet loss on the class token of the token layer.
+
+    With `embedding_dim`, identity and triplet loss train a linear layer on the class token ("refined" in evaluation): what
+    global pooling can learn on a frozen tower.
     """
 
     @configurable
@@ -37,23 +51,25 @@ class CLSHead(nn.Module):
         embed_dim: int,
         num_classes: int,
         neck_feat: str,
+        embedding_dim: int = 0,
         i2t: Optional[dict] = None,
         train_proj: Optional[dict] = None,
         context_shape: Optional[tuple[int, int]] = None,
     ):
         """
         Args:
-            feat_dim: D. embed_dim: E.
+            feat_dim: D. embed_dim: E. embedding_dim: F; 0 for no linear layer.
             i2t: {"scale", "epsilon"} of the image-to-text loss; None for none.
             train_proj: {"epsilon", "ce_scale", "margin", "tri_scale"}; None for none.
             context_shape: (S, W) of the identity prompts' context, kept for anchors that start from it.
         """
         super().__init__()
         self.feat_dim, self.embed_dim, self.neck_feat = feat_dim, embed_dim, neck_feat
-        self.i2t, self.train_proj = i2t, train_proj
-        self.bottleneck = batch_norm_neck(feat_dim)
+        self.embedding_dim, self.i2t, self.train_proj = embedding_dim, i2t, train_proj
+        self.embedding = embedding_layer(feat_dim, embedding_dim)
+        self.bottleneck = batch_norm_neck(embedding_dim or feat_dim)
         self.bottleneck_proj = batch_norm_neck(embed_dim)
-        self.classifier = identity_classifier(feat_dim, num_classes)
+        self.classifier = identity_classifier(embedding_dim or feat_dim, num_classes)
         self.classifier_proj = identity_classifier(embed_dim, num_classes)
         if i2t is not None:
             self.register_buffer("text_features", torch.zeros(num_classes, embed_dim))
@@ -68,6 +84,7 @@ class CLSHead(nn.Module):
             "embed_dim": dims.embed_dim,
             "num_classes": cfg.MODEL.HEADS.NUM_CLASSES,
             "neck_feat": cfg.MODEL.HEADS.NECK_FEAT,
+            "embedding_dim": cfg.MODEL.HEADS.EMBEDDING_DIM,
             "i2t": {"scale": loss.I2T.SCALE, "epsilon": loss.I2T.EPSILON} if "I2TLoss" in loss.NAME else None,
             "train_proj": {
                 "epsilon": loss.CE.EPSILON,
@@ -82,20 +99,22 @@ class CLSHead(nn.Module):
 
     @property
     def feature_layout(self) -> dict[str, int]:
-        return {"cls": self.feat_dim, "proj": self.embed_dim}
+        own = {"refined": self.embedding_dim} if self.embedding_dim else {}
+        return own | {"cls": self.feat_dim, "proj": self.embed_dim}
 
     def forward(self, features: CLIPFeatures, targets: Optional[Tensor] = None):
-        """Training: `head_outputs`. Evaluation: (B, D+E) raw class token and its projection."""
+        """Training: `head_outputs`. Evaluation: (B, F+D+E) raw embedding (if any), class token and its projection."""
         if not isinstance(features, CLIPFeatures) or features.cls is None or features.proj is None:
             raise TypeError(
                 "CLSHead needs a class token: use build_clip_vit_backbone with MODEL.BACKBONE.OUTPUT tokens"
             )
         features = features.float()
         cls, proj = features.cls, features.proj
+        feature = self.embedding(cls)
         if not self.training:
             if self.neck_feat == "after":
-                cls, proj = self.bottleneck(cls), self.bottleneck_proj(proj)
-            return torch.cat([cls, proj], dim=1)
+                feature, proj = self.bottleneck(feature), self.bottleneck_proj(proj)
+            return torch.cat([feature, cls, proj] if self.embedding_dim else [feature, proj], dim=1)
         terms = {}
         normed_proj = self.bottleneck_proj(proj)  # its statistics serve NECK_FEAT after, whatever is trained
         if self.train_proj:
@@ -108,7 +127,13 @@ class CLSHead(nn.Module):
         if self.i2t:
             i2t = image_text_term(proj, self.text_features, targets, self.i2t["epsilon"])
             terms["loss_i2t"] = self.i2t["scale"] * i2t
-        return head_outputs(self.classifier(self.bottleneck(cls))[None], cls, terms)
+        return head_outputs(self.classifier(self.bottleneck(feature))[None], feature, terms)
+
+
+def _patches(features) -> Tensor:
+    """(B, N, D) patch tokens of the deepest token layer, or of a map, in float32."""
+    features = as_features(features)
+    return features.patches.chunk(features.num_layers, dim=1)[-1].float()
 
 
 @REID_HEADS_REGISTRY.register()
@@ -128,18 +153,140 @@ class PatchPoolHead(ClassifierHead):
 
     @classmethod
     def from_config(cls, cfg):
-        return {
-            "pool_type": cfg.MODEL.HEADS.PATCH_POOL,
-            "feat_dim": cfg.MODEL.BACKBONE.FEAT_DIM,
-            "num_classes": cfg.MODEL.HEADS.NUM_CLASSES,
-            "neck_feat": cfg.MODEL.HEADS.NECK_FEAT,
-        }
+        return super().from_config(cfg) | {"pool_type": cfg.MODEL.HEADS.PATCH_POOL}
 
     def pool(self, features) -> Tensor:
-        patches = as_features(features).float().patches
+        patches = _patches(features)
         if self.pool_type == "mean":
             return patches.mean(1)
         if self.pool_type == "max":
             return patches.amax(1)
         # GeM (Radenovic et al. 2018) is defined for non-negative activations; tokens are signed
         return F.softplus(patches).pow(self.power).mean(1).pow(1.0 / self.power)
+
+
+@REID_HEADS_REGISTRY.register()
+class AttentionPoolHead(ClassifierHead):
+    """One learned query attends to the patch tokens: open_clip's attentional pooler (CoCa, Yu et al. 2022)."""
+
+    @configurable
+    def __init__(self, *, num_heads: int, **kwargs):
+        super().__init__(**kwargs)
+        width = kwargs["feat_dim"]
+        if width % num_heads:
+            raise ValueError(f"MODEL.HEADS.POOL_HEADS {num_heads} does not divide the token width {width}")
+        self.pooler = open_clip.transformer.AttentionalPooler(width, width, n_head=num_heads, n_queries=1)
+
+    @classmethod
+    def from_config(cls, cfg):
+        return super().from_config(cfg) | {"num_heads": cfg.MODEL.HEADS.POOL_HEADS}
+
+    def pool(self, features) -> Tensor:
+        return self.pooler(_patches(features))[:, 0]
+
+
+@REID_HEADS_REGISTRY.register()
+class PartStripesHead(ClassifierHead):
+    """S horizontal stripes of the patch grid, each with its own linear reduction, neck and classifier (PCB, Sun et al. 2018).
+
+    The feature of an image is its stripes' features side by side; the triplet loss reads that, too.
+    """
+
+    @configurable
+    def __init__(self, *, num_stripes: int, embedding_dim: int, **kwargs):
+        """embedding_dim: F of the image; a stripe has F / S. 0: a stripe keeps the width of a token."""
+        width = kwargs["feat_dim"]
+        if num_stripes < 1 or embedding_dim % num_stripes:
+            raise ValueError(
+                f"MODEL.HEADS.EMBEDDING_DIM {embedding_dim} must be a multiple of MODEL.HEADS.NUM_STRIPES {num_stripes}, "
+                "of which there is one or more"
+            )
+        stripe = embedding_dim // num_stripes or width
+        super().__init__(**kwargs | {"feat_dim": num_stripes * stripe})
+        self.num_stripes = num_stripes
+        self.reduction = nn.ModuleList(nn.Linear(width, stripe) for _ in range(num_stripes))
+        self.classifier = nn.ModuleList(identity_classifier(stripe, kwargs["num_classes"]) for _ in range(num_stripes))
+
+    @classmethod
+    def from_config(cls, cfg):
+        return super().from_config(cfg) | {"num_stripes": cfg.MODEL.HEADS.NUM_STRIPES}
+
+    def pool(self, features) -> Tensor:
+        grid = as_features(features).grid
+        if grid[0] < self.num_stripes:
+            raise ValueError(
+                f"MODEL.HEADS.NUM_STRIPES is {self.num_stripes}, the patch grid has {grid[0]} rows; lower it"
+            )
+        patches = _patches(features).transpose(1, 2).unflatten(2, grid)
+        stripes = F.adaptive_avg_pool2d(patches, (self.num_stripes, 1))[..., 0].unbind(2)
+        return torch.cat([reduce(stripe) for reduce, stripe in zip(self.reduction, stripes)], dim=1)
+
+    def classify(self, normed: Tensor) -> Tensor:
+        """(B, S*F/S) after the neck, whose statistics are each channel's own, to (S, B, C)."""
+        stripes = normed.chunk(self.num_stripes, dim=1)
+        return torch.stack([classifier(stripe) for classifier, stripe in zip(self.classifier, stripes)])
+
+
+@REID_HEADS_REGISTRY.register()
+class SequentialHead(ClassifierHead):
+    """A recurrent scan over the patches, row by row, in both directions: x + GRU(LN(x)), then the mean over the patches."""
+
+    @configurable
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        width = kwargs["feat_dim"]
+        if width % 2:
+            raise ValueError(f"SequentialHead halves the token width between two directions; {width} is odd")
+        self.norm = nn.LayerNorm(width)
+        self.scan = nn.GRU(width, width // 2, batch_first=True, bidirectional=True)
+
+    def pool(self, features) -> Tensor:
+        patches = _patches(features)
+        return (patches + self.scan(self.norm(patches))[0]).mean(1)
+
+
+@REID_HEADS_REGISTRY.register()
+class LastBlockHead(ClassifierHead):
+    """CLIP's own way from the token layer to its class token, trained: a copy of the blocks after it and of ln_post.
+
+    The control of equal capacity: as many parameters as refinement layers have, global pooling instead of anchors. It
+    starts out as the tower's class token, exactly.
+    """
+
+    @configurable
+    def __init__(self, *, blocks: nn.ModuleList, norm: nn.Module, **kwargs):
+        """blocks, norm: of an image tower; their weights are taken from the backbone by `initialize`."""
+        super().__init__(**kwargs)
+        self.blocks, self.norm = blocks, norm
+
+    @classmethod
+    def from_config(cls, cfg):
+        if not clip_parts(cfg):
+            raise TypeError(
+                "LastBlockHead goes on from CLIP's tokens: use build_clip_vit_backbone with MODEL.BACKBONE.OUTPUT tokens"
+            )
+        name = cfg.MODEL.CLIP.NAME
+        after = clip_models.clip_dims(name).layers - max(cfg.MODEL.CLIP.TOKEN_LAYERS)
+        if after < 1:
+            raise ValueError(
+                f"LastBlockHead: no block of {name} comes after MODEL.CLIP.TOKEN_LAYERS {cfg.MODEL.CLIP.TOKEN_LAYERS}; "
+                "name an earlier layer"
+            )
+        blocks, norm = clip_models.build_last_blocks(name, after)
+        return super().from_config(cfg) | {"blocks": blocks, "norm": norm}
+
+    @torch.no_grad()
+    def initialize(self, backbone: nn.Module, source: dict[str, Tensor]) -> None:
+        """Start from the tower's own blocks after the token layer, and its ln_post."""
+        first = backbone.depth - len(self.blocks) + 1
+        for number, block in enumerate(self.blocks, start=first):
+            block.load_state_dict(backbone.block(number).state_dict())
+        self.norm.load_state_dict(backbone.visual.ln_post.state_dict())
+
+    def pool(self, features) -> Tensor:
+        if features.layer_cls is None:
+            raise TypeError("LastBlockHead reads the class token of the token layer: add layer_cls to CACHE.FIELDS")
+        x = torch.cat([features.layer_cls[:, -1:].float(), _patches(features)], dim=1)
+        for block in self.blocks[:-1]:
+            x = block(x)
+        return self.norm(block_at_row(self.blocks[-1], x, 0))

@@ -28,6 +28,7 @@ __all__ = [
     "ClipDims",
     "anchor_phrase_embeddings",
     "anchor_phrases",
+    "build_last_blocks",
     "build_text_encoder",
     "build_vision_tower",
     "clip_dims",
@@ -157,6 +158,12 @@ def build_vision_tower(name: str, image_size: Sequence[int], stride: int) -> nn.
     scale = dims.width**-0.5
     visual.positional_embedding = nn.Parameter(scale * torch.randn(1 + grid[0] * grid[1], dims.width))
     return visual
+
+
+def build_last_blocks(name: str, count: int) -> tuple[nn.ModuleList, nn.Module]:
+    """The image tower's last `count` blocks and the norm of its class token, with random weights."""
+    visual = _build(name, "vision").visual
+    return nn.ModuleList(list(visual.transformer.resblocks)[-count:]), visual.ln_post
 
 
 def build_text_encoder(name: str) -> TextEncoder:

@@ -10,12 +10,15 @@ from typing import Optional
 import torch
 from torch import Tensor, nn
 
+from ..structures import CLIPFeatures
 from . import clip_models, losses
 from .text import PROMPT_LENGTH
 
 __all__ = [
     "ClassifierHead",
     "batch_norm_neck",
+    "clip_parts",
+    "embedding_layer",
     "frozen_text_encoder",
     "head_outputs",
     "identity_classifier",
@@ -39,6 +42,27 @@ def identity_classifier(width: int, num_classes: int) -> nn.Linear:
     classifier = nn.Linear(width, num_classes, bias=False)
     nn.init.normal_(classifier.weight, std=0.001)
     return classifier
+
+
+def embedding_layer(width: int, embedding_dim: int) -> nn.Module:
+    """MODEL.HEADS.EMBEDDING_DIM: a linear layer on the pooled feature, or none for 0.
+
+    Of equal widths it starts as the identity, so that training starts from what the pooling gives.
+    """
+    if not embedding_dim:
+        return nn.Identity()
+    layer = nn.Linear(width, embedding_dim)
+    if embedding_dim == width:
+        nn.init.eye_(layer.weight)
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
+def clip_parts(cfg) -> Optional[tuple[int, int]]:
+    """(D, E) of the class token and its projection where the backbone gives them; None for a map of any backbone."""
+    if cfg.MODEL.BACKBONE.NAME != "build_clip_vit_backbone" or cfg.MODEL.BACKBONE.OUTPUT != "tokens":
+        return None
+    return cfg.MODEL.BACKBONE.FEAT_DIM, clip_models.clip_dims(cfg.MODEL.CLIP.NAME).embed_dim
 
 
 def head_outputs(logits: Tensor, features: Tensor, losses: Optional[dict[str, Tensor]] = None) -> dict:
@@ -98,30 +122,74 @@ def image_text_term(proj: Tensor, text_features: Tensor, targets: Tensor, epsilo
 class ClassifierHead(nn.Module):
     """One pooled feature, a BNNeck and one identity classifier; subclasses say how to pool.
 
-    In evaluation a head returns one raw (B, F) tensor, the concatenation of the parts in `feature_layout`.
+    In evaluation a head returns one raw (B, F) tensor, the concatenation of the parts in `feature_layout`. Where the
+    backbone gives CLIP's class token and projection, these join as they join SAGAHead's feature, so that heads compare
+    by the same rows: "refined" is a head's own feature, "fusion" the three together.
     """
 
-    def __init__(self, *, feat_dim: int, num_classes: int, neck_feat: str):
+    def __init__(
+        self,
+        *,
+        feat_dim: int,
+        num_classes: int,
+        neck_feat: str,
+        embedding_dim: int = 0,
+        clip_parts: Optional[tuple[int, int]] = None,
+    ):
+        """
+        Args:
+            feat_dim: width that `pool` gives.
+            embedding_dim: width of a linear layer on top; 0 for none.
+            clip_parts: (D, E) of class token and projection, where they join the evaluation feature.
+        """
         super().__init__()
         if neck_feat not in ("before", "after"):
             raise ValueError(f"MODEL.HEADS.NECK_FEAT is {neck_feat!r}; expected before or after")
-        self.feat_dim, self.neck_feat = feat_dim, neck_feat
-        self.bottleneck = batch_norm_neck(feat_dim)
-        self.classifier = identity_classifier(feat_dim, num_classes)
+        self.embedding_dim, self.neck_feat, self.clip_parts = embedding_dim or feat_dim, neck_feat, clip_parts
+        self.embedding = embedding_layer(feat_dim, embedding_dim)
+        self.bottleneck = batch_norm_neck(self.embedding_dim)
+        self.classifier = identity_classifier(self.embedding_dim, num_classes)
+
+    @classmethod
+    def from_config(cls, cfg):
+        return {
+            "feat_dim": cfg.MODEL.BACKBONE.FEAT_DIM,
+            "num_classes": cfg.MODEL.HEADS.NUM_CLASSES,
+            "neck_feat": cfg.MODEL.HEADS.NECK_FEAT,
+            "embedding_dim": cfg.MODEL.HEADS.EMBEDDING_DIM,
+            "clip_parts": clip_parts(cfg),
+        }
 
     @property
     def feature_layout(self) -> dict[str, int]:
         """Name and width of each part of the evaluation feature, in order."""
-        return {"feature": self.feat_dim}
+        if not self.clip_parts:
+            return {"feature": self.embedding_dim}
+        return {"refined": self.embedding_dim, "cls": self.clip_parts[0], "proj": self.clip_parts[1]}
 
     def pool(self, features) -> Tensor:
         """CLIPFeatures or a (B, D, h, w) map to (B, D)."""
         raise NotImplementedError
 
     def forward(self, features, targets: Optional[Tensor] = None):
-        """Training: `head_outputs`. Evaluation: (B, D) raw feature, before or after the neck by NECK_FEAT."""
-        pooled = self.pool(features)
-        normed = self.bottleneck(pooled)
-        if not self.training:
-            return pooled if self.neck_feat == "before" else normed
-        return head_outputs(self.classifier(normed)[None], pooled)
+        """Training: `head_outputs`. Evaluation: (B, F) of `feature_layout`, its first part before or after the neck."""
+        feature = self.embedding(self.pool(features))
+        normed = self.bottleneck(feature)
+        if self.training:
+            return head_outputs(self.classify(normed), feature)
+        return self.evaluation_feature(feature if self.neck_feat == "before" else normed, features)
+
+    def classify(self, normed: Tensor) -> Tensor:
+        """(B, F) after the neck to (Q, B, C) logits of Q classifiers."""
+        return self.classifier(normed)[None]
+
+    def evaluation_feature(self, own: Tensor, features) -> Tensor:
+        """The head's own (B, F) feature, with CLIP's where the layout has them."""
+        if not self.clip_parts:
+            return own
+        if not isinstance(features, CLIPFeatures) or features.cls is None or features.proj is None:
+            raise TypeError(
+                f"{type(self).__name__} was built for CLIP's tokens: use build_clip_vit_backbone with "
+                "MODEL.BACKBONE.OUTPUT tokens"
+            )
+        return torch.cat([own, features.cls.float(), features.proj.float()], dim=1)

@@ -17,7 +17,14 @@ from torch import Tensor, nn
 from ..structures import CLIPFeatures, as_features
 from . import anchors as A
 from . import clip_models, losses
-from .heads import batch_norm_neck, frozen_text_encoder, head_outputs, identity_classifier, image_text_term
+from .heads import (
+    batch_norm_neck,
+    clip_parts,
+    frozen_text_encoder,
+    head_outputs,
+    identity_classifier,
+    image_text_term,
+)
 from .text import TextEncoder
 
 __all__ = ["Refined", "SAGAHead"]
@@ -125,7 +132,7 @@ class SAGAHead(nn.Module):
         saga, loss = cfg.MODEL.SAGA, cfg.MODEL.LOSSES
         feat_dim, K, M = cfg.MODEL.BACKBONE.FEAT_DIM, saga.NUM_ANCHORS, saga.NUM_DOMAIN_ANCHORS
         dims = clip_models.clip_dims(cfg.MODEL.CLIP.NAME)
-        on_clip = cfg.MODEL.BACKBONE.NAME == "build_clip_vit_backbone" and cfg.MODEL.BACKBONE.OUTPUT == "tokens"
+        parts = clip_parts(cfg)
 
         encoder = None
         if saga.FREE_ANCHORS:
@@ -169,7 +176,7 @@ class SAGAHead(nn.Module):
             "text_encoder": encoder,
             "domain_anchors": domain,
             "num_anchors": K,
-            "num_layers": len(cfg.MODEL.CLIP.TOKEN_LAYERS) if on_clip else 1,
+            "num_layers": len(cfg.MODEL.CLIP.TOKEN_LAYERS) if parts else 1,
             "refine_layers": saga.REFINE_LAYERS,
             "num_heads": saga.NUM_HEADS,
             "dropout": saga.DROPOUT,
@@ -179,7 +186,7 @@ class SAGAHead(nn.Module):
             "classifier_dropout": saga.CLASSIFIER_DROPOUT,
             "pool": saga.POOL,
             "neck_feat": cfg.MODEL.HEADS.NECK_FEAT,
-            "clip_parts": (feat_dim, dims.embed_dim) if on_clip else None,
+            "clip_parts": parts,
             "parts": cfg.TEST.PARTS,
             "loss_weights": {
                 name: w
