@@ -1,0 +1,151 @@
+"""Validation sets choose the state of a run, stop it, and survive interruption; the tests are evaluated once, at the end."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from sagareid import get_cfg
+from sagareid.config import check_config
+from sagareid.engine import stages
+from sagareid.engine.checkpoint import load_state
+from sagareid.engine.hooks import Selection
+from sagareid.engine.main import argument_parser
+from sagareid.engine.trainer import SAGATrainer, StepTrainer
+
+# a small run: a linear layer on the mean patch of an untrained tower, from cached features; 9 steps an epoch
+RUN = [
+    "--config-file", "configs/SAGA/quickstart.yml", "STAGES", "[]", "MODEL.BACKBONE.PRETRAIN", False,
+    "MODEL.HEADS.NAME", "PatchPoolHead", "MODEL.HEADS.EMBEDDING_DIM", 32, "MODEL.TRAINABLE", "['heads.*']",
+    "MODEL.LOSSES.NAME", "('CrossEntropyLoss',)", "CACHE.ENABLED", True, "CACHE.NUM_VIEWS", 1, "CACHE.DTYPE", "float32",
+    "SOLVER.IMS_PER_BATCH", 16, "SOLVER.MAX_EPOCH", 6, "SOLVER.CHECKPOINT_PERIOD", 1, "SOLVER.OPT", "Adam",
+    "SOLVER.AMP.ENABLED", False, "DATALOADER.NUM_WORKERS", 0, "TEST.EVAL_PERIOD", 1,
+    "DATASETS.VALIDATION", "['SyntheticPedestriansVal']", "SOLVER.PATIENCE", 2,
+]  # fmt: skip
+STEPS = 9
+
+
+@pytest.fixture(autouse=True)
+def in_repo(monkeypatch, repo):
+    monkeypatch.chdir(repo)
+
+
+@pytest.fixture
+def scripted(monkeypatch):
+    """Validation says that the state after the second epoch is the best. Returns how often the tests were evaluated."""
+    figures = {0: 10.0, 1: 30.0, 2: 20.0, 3: 30.0}  # as good is not better
+    tests = []
+    original = SAGATrainer.test
+    monkeypatch.setattr(SAGATrainer, "validate", lambda self: {"metric": figures[self.epoch]})
+    monkeypatch.setattr(
+        SAGATrainer, "test", classmethod(lambda cls, *args: tests.append(1) or original.__func__(cls, *args))
+    )
+    return tests
+
+
+def result(folder) -> dict:
+    return json.loads((folder / "result.json").read_text())
+
+
+def weights(folder, name: str) -> dict[str, torch.Tensor]:
+    return load_state(folder / f"{name}.pth")["model"]
+
+
+def same(a: dict, b: dict) -> bool:
+    return all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_the_best_state_is_the_result_and_patience_ends_the_run(scripted, train_net, tmp_path):
+    assert train_net(*RUN, "OUTPUT_DIR", tmp_path) == 0
+    found = result(tmp_path)
+    assert found["steps"] == 4 * STEPS
+    assert found["validation"] == {"metric": 30.0, "epoch": 2, "steps": 2 * STEPS, "metrics": {"metric": 30.0}}
+    assert same(weights(tmp_path, "model_final"), weights(tmp_path, "model_0001"))
+    assert not same(weights(tmp_path, "model_final"), weights(tmp_path, "model_0002"))
+    assert len(scripted) == 1
+    assert sorted(p.name for p in tmp_path.glob("*.pth") if not p.stem[-4:].isdigit()) == ["model_final.pth"]
+    assert train_net(RUN[0], RUN[1], "--eval-only", *RUN[2:], "OUTPUT_DIR", tmp_path) == 0
+    [evaluated] = json.loads((tmp_path / "evaluation.json").read_text())
+    assert evaluated["metrics"] == pytest.approx(found["metrics"])
+    lines = [json.loads(line) for line in (tmp_path / "metrics.json").read_text().splitlines()]
+    assert [line["validation/metric"] for line in lines if "validation/metric" in line][:3] == [10.0, 30.0, 20.0]
+    assert any("Rank-1" in line for line in lines), "the test of the chosen state is logged"
+
+
+def test_without_patience_every_epoch_is_trained(train_net, scripted, tmp_path):
+    assert train_net(*RUN, "OUTPUT_DIR", tmp_path, "SOLVER.PATIENCE", 0, "SOLVER.MAX_EPOCH", 4) == 0
+    assert result(tmp_path)["steps"] == 4 * STEPS and result(tmp_path)["validation"]["epoch"] == 2
+
+
+@pytest.mark.parametrize("where", ["a step", "the test", "the result"])
+def test_interrupted_and_resumed_is_the_same_run(where, scripted, train_net, tmp_path, monkeypatch):
+    """In the middle of an epoch after the best state; while the chosen state is tested; before the result is written."""
+    assert train_net(*RUN, "OUTPUT_DIR", tmp_path / "whole") == 0
+    calls = {"n": 0}
+    owner, name, at = {
+        "a step": (StepTrainer, "run_step", 3 * STEPS + 4),
+        "the test": (SAGATrainer, "test", 0),
+        "the result": (SAGATrainer, "record", 0),
+    }[where]
+    original = getattr(owner, name)
+
+    def interrupted(*args):
+        if calls["n"] == at:
+            raise KeyboardInterrupt
+        calls["n"] += 1
+        return original(*args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(owner, name, interrupted)
+        assert train_net(*RUN, "OUTPUT_DIR", tmp_path / "part") == 130
+    assert train_net(RUN[0], RUN[1], "--resume", *RUN[2:], "OUTPUT_DIR", tmp_path / "part") == 0
+    whole, part = (result(tmp_path / name) for name in ("whole", "part"))
+    assert {k: whole[k] for k in ("metrics", "steps", "validation")} == {
+        k: part[k] for k in ("metrics", "steps", "validation")
+    }
+    assert same(weights(tmp_path / "whole", "model_final"), weights(tmp_path / "part", "model_final"))
+
+
+def test_cached_validation_gives_the_figures_of_images(tiny_root, monkeypatch, tmp_path):
+    monkeypatch.setenv("FASTREID_DATASETS", str(tiny_root))
+    [run] = stages.plan(RUN[1], [*map(str, RUN[2:]), "OUTPUT_DIR", str(tmp_path)])
+    stages._setup(run, argument_parser().parse_args([]))
+    trainer = SAGATrainer(run.cfg)
+    cached = trainer.validate()
+    monkeypatch.setattr(type(trainer.model), "extract", None)  # a second look reads the cache alone
+    with pytest.raises(TypeError):
+        trainer.validate()
+    monkeypatch.undo()
+    monkeypatch.setenv("FASTREID_DATASETS", str(tiny_root))
+    cfg = run.cfg.clone()
+    cfg.defrost()
+    cfg.DATASETS.TESTS = cfg.DATASETS.VALIDATION
+    assert SAGATrainer.test(cfg, trainer.model) == pytest.approx(cached, abs=0.2)
+    assert (tmp_path / "feature_cache").is_dir()
+    stages.close_logs()
+
+
+def test_several_sets_count_alike():
+    selection = Selection(patience=1)
+    assert selection.update(0, {"A": {"metric": 10.0}, "B": {"metric": 20.0}}) and selection.metric == 15.0
+    assert not selection.update(1, {"A": {"metric": 29.0}, "B": {"metric": 1.0}}) and selection.exhausted
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["DATASETS.VALIDATION", ["SyntheticPedestrians"], "DATASETS.TESTS", ("SyntheticPedestrians",)], "as DATASETS.TESTS does"),
+        (["DATASETS.VALIDATION", ["Market1501"], "DATASETS.NAMES", ("Market1501",)], "as DATASETS.NAMES does"),
+        (["DATASETS.VALIDATION", ["Nowhere"]], "DATASETS.VALIDATION is 'Nowhere'"),
+        (["SOLVER.PATIENCE", 3], "SOLVER.PATIENCE 3"),
+        (["DATASETS.VALIDATION", ["SyntheticPedestriansVal"], "TEST.SELECT_BEST", True], "one of the two"),
+        (["DATASETS.VALIDATION", ["SyntheticPedestriansVal"], "CACHE.ENABLED", True, "CACHE.FIELDS", ["patches"]], "CACHE.FIELDS"),
+    ],
+)  # fmt: skip
+def test_what_cannot_work_is_refused(options, message):
+    cfg = get_cfg()
+    cfg.merge_from_list(["MODEL.DEVICE", "cpu", *options])
+    with pytest.raises(ValueError, match=message):
+        check_config(cfg)
