@@ -15,7 +15,7 @@ from .. import compat
 from . import stages
 from .checkpoint import write_json
 
-__all__ = ["main"]
+__all__ = ["argument_parser", "launch_runs", "main"]
 
 
 def argument_parser():
@@ -43,15 +43,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
         if not args.config_file:
             raise ValueError("name a config with --config-file, such as configs/SAGA/quickstart.yml")
         _import_modules(args)
-        stages.check_machine(stages.plan(args.config_file, args.opts, args.stage))  # before any process starts
-        launch(
-            _work,
-            args.num_gpus,
-            num_machines=args.num_machines,
-            machine_rank=args.machine_rank,
-            dist_url=args.dist_url,
-            args=(args,),
-        )
+        launch_runs(args)
     except KeyboardInterrupt:
         print("\ninterrupted; the same command with --resume goes on from the last whole epoch", file=sys.stderr)
         sys.exit(130)
@@ -62,6 +54,19 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
         if not args.traceback:
             print("(--traceback shows where)", file=sys.stderr)
         sys.exit(1)
+
+
+def launch_runs(args) -> None:
+    """What the parsed arguments ask for, on as many processes; errors are the caller's to show."""
+    stages.check_machine(stages.plan(args.config_file, args.opts, args.stage))  # before any process starts
+    launch(
+        _work,
+        args.num_gpus,
+        num_machines=args.num_machines,
+        machine_rank=args.machine_rank,
+        dist_url=args.dist_url,
+        args=(args,),
+    )
 
 
 def _import_modules(args) -> None:

@@ -28,7 +28,7 @@ from .hooks import CheckpointHook, by_set
 from .inference import load_model
 from .trainer import SAGATrainer
 
-__all__ = ["Run", "check_machine", "close_logs", "evaluate", "plan", "run_all"]
+__all__ = ["Run", "check_machine", "close_logs", "differences", "evaluate", "plan", "run_all"]
 
 logger = logging.getLogger(__name__)
 
@@ -215,7 +215,7 @@ def close_logs() -> None:
     host_logger._cached_log_stream.cache_clear()
 
 
-def _differences(run: Run) -> list[str]:
+def differences(run: Run) -> list[str]:
     """Keys in which the config differs from the one that the folder was trained with."""
     saved = get_cfg()
     saved.merge_from_file(str(run.folder / "config.yaml"))
@@ -269,7 +269,7 @@ def run_all(runs: Sequence[Run], args) -> list[dict]:
     results = []
     for run in runs:
         if args.resume and (run.folder / "config.yaml").is_file() and any(run.folder.glob("*.pth")):
-            changed = _differences(run)
+            changed = differences(run)
             if changed:
                 raise ValueError(
                     f"{run.folder} was trained with another configuration; {'; '.join(changed[:6])}. Give the changed run its "

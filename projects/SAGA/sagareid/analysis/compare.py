@@ -1,0 +1,223 @@
+"""Several configs, several seeds each, one table: every run is what tools/train_net.py makes of its config.
+
+A run's folder is OUTPUT/<config>/seed_<n>. What is finished there is not run again, what is not goes on where it stopped, and
+a run that fails does not stop the others.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Optional
+
+from tabulate import tabulate
+from tqdm import tqdm
+
+from ..engine import stages
+from ..engine.checkpoint import write_atomically, write_json
+from ..engine.hooks import by_set
+from ..engine.inference import load_model
+from ..engine.main import argument_parser, launch_runs
+from .complexity import complexity
+
+__all__ = ["Trial", "compare", "names_of", "split_words", "summarise", "table"]
+
+logger = logging.getLogger(__name__)
+
+METRICS = ("Rank-1", "mAP", "mINP")
+
+
+@dataclass
+class Trial:
+    """One config with one seed.
+
+    Attributes:
+        name: of the config, unique among those compared.
+        result: of its last stage, with "seconds" and "steps" of all stages; None for a run that failed.
+        cost: `Complexity` of its model, by field.
+        error: why it failed.
+    """
+
+    name: str
+    config: str
+    seed: int
+    folder: str
+    result: Optional[dict] = None
+    cost: Optional[dict] = None
+    error: Optional[str] = None
+
+
+def split_words(words: Sequence[str], seeds: Sequence[str]) -> tuple[list[str], list[int], list[str]]:
+    """Configs, seeds and KEY VALUE pairs of a command line on which pairs may come after either list.
+
+    Raises:
+        ValueError: no config, or a pair that is none.
+    """
+    count = next((i for i, s in enumerate(seeds) if not s.isdigit()), len(seeds))
+    configs = [w for w in words if w.endswith((".yml", ".yaml"))]
+    opts = [w for w in (*words, *seeds[count:]) if w not in configs]
+    if not configs:
+        raise ValueError("name one config or more, such as configs/study/saga.yml")
+    if not count:
+        raise ValueError("--seeds needs one number or more")
+    if len(opts) % 2:
+        raise ValueError(f"options are pairs of KEY VALUE; found {' '.join(opts)}")
+    for key, instead in (("SEED", "--seeds"), ("OUTPUT_DIR", "--output")):
+        if key in opts[::2]:
+            raise ValueError(f"{key} is set for each run: use {instead}")
+    return configs, [int(s) for s in seeds[:count]], opts
+
+
+def names_of(configs: Sequence[str]) -> list[str]:
+    """As much of the end of each path as tells the configs apart: occ_duke, or SAGA-occ_duke and CLIPReID-occ_duke.
+
+    Raises:
+        ValueError: a config that is named twice.
+    """
+    paths = [Path(c).resolve().with_suffix("").parts for c in configs]
+    if len(set(paths)) < len(paths):
+        raise ValueError("a config is named twice; name each once, and --seeds for several runs of it")
+    length = 1
+    while len({p[-length:] for p in paths}) < len(paths):
+        length += 1
+    return ["-".join(p[-length:]) for p in paths]
+
+
+def compare(
+    configs: Sequence[str],
+    seeds: Sequence[int],
+    output: str | Path,
+    opts: Sequence[str] = (),
+    arguments: Sequence[str] = (),
+    rows: Sequence[str] = ("refined",),
+) -> list[Trial]:
+    """Train and evaluate each config with each seed; write `comparison.json` and `comparison.md` after each.
+
+    Args:
+        opts: KEY VALUE pairs for all runs.
+        arguments: further ones of tools/train_net.py, such as ["--num-gpus", "2"].
+        rows: rows of the evaluation that the table shows beside the result's, where a model gives them.
+
+    Raises:
+        ValueError, FileNotFoundError: a config that cannot be planned; nothing has been run then.
+    """
+    output = Path(output)
+    trials = [
+        Trial(name, str(config), seed, str(output / name / f"seed_{seed}"))
+        for seed in seeds
+        for name, config in zip(names_of(configs), configs)
+    ]
+    for trial in trials[: len(configs)]:
+        stages.plan(trial.config, [*opts, "OUTPUT_DIR", trial.folder])
+    output.mkdir(parents=True, exist_ok=True)
+    with tqdm(trials, desc="comparing", unit="run", disable=None) as bar:
+        for trial in bar:
+            bar.set_postfix_str(f"{trial.name}, seed {trial.seed}")
+            _run(trial, opts, arguments)
+            done = [t for t in trials if t.result or t.error]
+            _write(output, done, summarise(done, rows))
+    return trials
+
+
+def _run(trial: Trial, opts: Sequence[str], arguments: Sequence[str]) -> None:
+    own = [*opts, "SEED", str(trial.seed), "OUTPUT_DIR", trial.folder]
+    args = argument_parser().parse_args(["--config-file", trial.config, "--resume", *arguments, *own])
+    try:
+        results = _finished(trial, own)
+        if results is None:
+            launch_runs(args)
+            results = _finished(trial, own)
+        cfg, model = load_model(results[-1]["checkpoint"], device="cpu")
+        trial.cost = asdict(complexity(cfg, model))
+        trial.result = results[-1] | {key: sum(r[key] for r in results) for key in ("seconds", "steps")}
+    except Exception as error:
+        trial.error = str(error) or type(error).__name__
+        logger.error("%s, seed %d failed: %s", trial.name, trial.seed, trial.error)
+
+
+def _finished(trial: Trial, opts: Sequence[str]) -> Optional[list[dict]]:
+    """Results of all stages where all are finished and of this very configuration."""
+    runs = stages.plan(trial.config, opts)
+    results = [run.result() for run in runs]
+    return results if all(results) and not any(stages.differences(run) for run in runs) else None
+
+
+def summarise(trials: Sequence[Trial], rows: Sequence[str] = ("refined",)) -> list[dict]:
+    """Mean and standard deviation over the seeds of each config, test set and row, with what the model costs."""
+    out = []
+    for name in dict.fromkeys(t.name for t in trials):
+        done = [t for t in trials if t.name == name and t.result]
+        if not done:
+            continue
+        results = [t.result for t in done]
+        cost = {
+            **done[0].cost,
+            "steps": _spread([r["steps"] for r in results]),
+            "minutes": _spread([r["seconds"] / 60 for r in results]),
+        }
+        if all("validation" in r for r in results):
+            cost["validation"] = _spread([r["validation"]["metric"] for r in results])
+            cost["chosen_steps"] = _spread([r["validation"]["steps"] for r in results])
+        sets = [by_set(r["metrics"]) for r in results]
+        for dataset in sets[0]:
+            for row, prefix in _rows(sets[0][dataset], rows):
+                figures = {m: _spread([s[dataset][prefix + m] for s in sets]) for m in METRICS}
+                seeds = [t.seed for t in done]
+                out.append({"name": name, "dataset": dataset, "row": row, "seeds": seeds, **figures, **cost})
+    return out
+
+
+def _rows(metrics: Mapping[str, float], rows: Sequence[str]) -> Iterator[tuple[str, str]]:
+    yield "result", ""
+    for row in rows:
+        if f"{row}/mAP" in metrics:
+            yield row, f"{row}/"
+
+
+def _spread(values: Sequence[float]) -> dict[str, Optional[float]]:
+    """Mean, and sample standard deviation of two or more."""
+    return {"mean": fmean(values), "sd": stdev(values) if len(values) > 1 else None}
+
+
+def table(summary: Sequence[dict], trials: Sequence[Trial] = ()) -> str:
+    """The summary as a Markdown table, and a line for each run that failed."""
+
+    def figure(value: Optional[Mapping], digits: int = 1) -> str:
+        if value is None:
+            return ""
+        spread = "" if value["sd"] is None else f" ± {value['sd']:.{digits}f}"
+        return f"{value['mean']:.{digits}f}{spread}"
+
+    def number(value: Optional[float], scale: float = 1.0) -> str:
+        return "" if value is None else f"{value / scale:.3g}"
+
+    columns = {
+        "config": lambda s: s["name"],
+        "data set": lambda s: s["dataset"],
+        "row": lambda s: s["row"],
+        "seeds": lambda s: str(len(s["seeds"])),
+        **{m: lambda s, m=m: figure(s[m]) for m in METRICS},
+        "validation": lambda s: figure(s.get("validation")),
+        "M parameters": lambda s: number(s["parameters"], 1e6),
+        "M trained": lambda s: number(s["trained"], 1e6),
+        "GFLOPs": lambda s: number(s["gflops"]),
+        "head GFLOPs": lambda s: number(s["head_gflops"]),
+        "steps": lambda s: figure(s["steps"], 0),
+        "minutes": lambda s: figure(s["minutes"]),
+    }
+    cells = {title: [cell(s) for s in summary] for title, cell in columns.items()}
+    used = {title: column for title, column in cells.items() if any(column)}
+    text = (
+        tabulate(used, headers="keys", tablefmt="github", disable_numparse=True) if summary else "nothing is finished"
+    )
+    failed = [f"failed: {t.name}, seed {t.seed}: {t.error}" for t in trials if t.error]
+    return "\n".join([text, *([""] if failed else []), *failed])
+
+
+def _write(output: Path, trials: Sequence[Trial], summary: Sequence[dict]) -> None:
+    write_json(output / "comparison.json", {"summary": list(summary), "runs": [asdict(t) for t in trials]})
+    text = table(summary, trials) + "\n"
+    write_atomically(output / "comparison.md", lambda temporary: Path(temporary).write_text(text))
