@@ -12,6 +12,7 @@ from PIL import Image
 
 from sagareid.config import check_config, custom_datasets, get_cfg
 from sagareid.data.loading import build_dataset, build_test_loader, training_set
+from sagareid.data.occluded import WrongNames
 
 
 def make(root, *names):
@@ -184,12 +185,12 @@ class TestFolder:
     @pytest.mark.parametrize(
         "options, message",
         [
-            ({"CAMERA": r"_c(\d)"}, r"finds no camera in 1 file\(s\) of .*: ann/x.jpg"),
+            ({"CAMERA": r"_c(\d)"}, r"1 file\(s\) in .*/ann are wrongly named: x.jpg. Expected names in which CAMERA"),
             ({"CAMERA": "(c"}, "is no regular expression"),
             ({"CAMERA": "c"}, "has 0 groups; expected one"),
             ({"TRAIN_SHARE": 1.5}, "expected a number from 0 to 1"),
             ({"TRAIN_SHARE": "half"}, "expected a number from 0 to 1"),
-            ({"PATH": "."}, r"1 image\(s\) in .* are nobody's: loose.jpg"),
+            ({"PATH": "."}, "loose.jpg. Expected images in one sub-folder per person"),
             ({"PATH": "empty"}, "no images in .*empty"),
             ({"PATH": "nowhere"}, "no folder .*nowhere"),
         ],
@@ -197,7 +198,7 @@ class TestFolder:
     def test_wrong_folders(self, cfg, tmp_path, options, message):
         make(tmp_path, "shop/ann/1_c1.jpg", "shop/ann/x.jpg", "loose.jpg")
         (tmp_path / "empty").mkdir()
-        with pytest.raises((ValueError, FileNotFoundError), match=message):
+        with pytest.raises((ValueError, FileNotFoundError, WrongNames), match=message):
             build(cfg, "FolderDataset", **{"PATH": "shop", **options})
 
 

@@ -4,9 +4,20 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Collection
+import importlib
+import os
+import sys
+from collections.abc import Collection, Iterable
 
-__all__ = ["add_dataclass_arguments"]
+__all__ = ["add_dataclass_arguments", "import_modules"]
+
+
+def import_modules(names: Iterable[str]) -> None:
+    """Import the user's modules, found as with `python -m`: in the working folder too."""
+    for name in names:
+        if os.getcwd() not in sys.path:
+            sys.path.insert(0, os.getcwd())
+        importlib.import_module(name)
 
 
 def add_dataclass_arguments(parser: argparse.ArgumentParser, cls: type, skip: Collection[str] = ()) -> None:

@@ -20,7 +20,7 @@ from typing import NamedTuple
 from fastreid.data.datasets import DATASET_REGISTRY
 from fastreid.data.datasets.bases import ImageDataset
 
-from .occluded import IMAGE_SUFFIXES, as_training, natural_key, refuse_training
+from .occluded import IMAGE_SUFFIXES, as_training, natural_key, refuse_training, WrongNames
 
 __all__ = ["CSVDataset", "FolderDataset", "Photo"]
 
@@ -190,7 +190,8 @@ class FolderDataset(OwnDataset):
 
     Raises:
         FileNotFoundError: no folder there.
-        ValueError: no images, a name without a camera, or an argument that is none.
+        ValueError: no images, or an argument that is none.
+        WrongNames: a name without a camera, or an image in no person's folder.
     """
 
     def __init__(
@@ -240,19 +241,14 @@ def _read_people(name: str, folder: Path, camera: re.Pattern | None) -> list[Pho
         for image in images:
             match = camera.search("/".join([*below, image])) if camera else None
             if camera and (match is None or not match[1]):
-                wrong.append("/".join([person, *below, image]))
+                wrong.append(Path(parent, image))
             photos.append(Photo(os.path.join(parent, image), person, match[1] if match else None))
     if loose:
-        raise ValueError(
-            f"{name}: {len(loose)} image(s) in {folder} are nobody's: {', '.join(loose[:3])}. Expected one folder a person"
-        )
+        raise WrongNames(name, [folder / image for image in loose], "images in one sub-folder per person")
     if not photos:
         raise ValueError(f"{name}: no images in {folder}. Expected one folder a person with files such as *.jpg")
     if wrong:
-        raise ValueError(
-            f"{name}: CAMERA {camera.pattern!r} finds no camera in {len(wrong)} file(s) of {folder}: "
-            f"{', '.join(wrong[:3])}. Rename them, or change the expression"
-        )
+        raise WrongNames(name, wrong, f"names in which CAMERA {camera.pattern!r} finds a camera")
     return photos
 
 

@@ -6,9 +6,8 @@ another number of workers, sees other images. Here each sample of batch b carrie
 
 from __future__ import annotations
 
-import os
+import difflib
 import random
-import re
 import zlib
 from contextlib import contextmanager
 from typing import Any, Iterator, NamedTuple, Optional, Sequence
@@ -23,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from .. import compat
 from ..config import custom_datasets, reads_cameras
+from . import host_datasets
 from .transforms import build_transforms
 
 __all__ = [
@@ -38,10 +38,6 @@ __all__ = [
     "seeded",
     "training_set",
 ]
-
-
-# The host's data sets that search the whole path of a file for its person and camera.
-READ_WHOLE_PATH = ("Market1501", "DukeMTMC", "VeRi")
 
 
 class UnreadableImage(RuntimeError):
@@ -205,15 +201,18 @@ def build_dataset(cfg, name: str, **options) -> ImageDataset:
         options: further arguments of its class.
 
     Raises:
-        OSError, RuntimeError, ValueError: the data is not there, or not as the class expects it.
+        OSError, RuntimeError, ValueError: the name is not known, or the data is not there or not as the class expects it.
     """
-    cls, own = custom_datasets(cfg).get(name) or (DATASET_REGISTRY.get(name), {})
+    known = {n: (cls, {}) for n, cls in DATASET_REGISTRY._obj_map.items()} | custom_datasets(cfg)
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=3)
+        raise ValueError(
+            f"{name} is neither a registered data set nor in DATASETS.CUSTOM"
+            + (f"; did you mean {' or '.join(close)}?" if close else "")
+        )
+    cls, own = known[name]
     with compat.current_dataset_root() as root:
-        if cls.__name__ in READ_WHOLE_PATH and re.search(r"[-\d]_c\d", os.path.abspath(root)):
-            raise ValueError(
-                f"{name}: FastReID would read people and cameras from the folder's own name, {os.path.abspath(root)}. "
-                "Expected no digit, _c and digit in it; move or link the data to another folder"
-            )
+        host_datasets.check_names(cls.__name__, root)
         try:
             return cls(root=root, **own, **options)
         except AssertionError as error:  # some of the host's own

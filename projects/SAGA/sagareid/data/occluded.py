@@ -31,6 +31,10 @@ __all__ = [
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
 REMEDY = "Set FASTREID_DATASETS, or run configs/SAGA/quickstart.yml, which needs no download."
 
+# Published images, people and cameras of each split; None where they are not stated. People and cameras are counted as
+# the data set's class gives them: distractors are one person more.
+Statistics = dict[str, tuple[int, int | None, int | None]]
+
 Item = tuple[str, int, int]
 TrainItem = tuple[str, str, str]
 
@@ -88,16 +92,23 @@ def parse_names(
         else:
             items.append((path, int(match[1]), int(match[2])))
     if wrong:
-        raise_wrong_names(dataset, wrong, f"names like {example} with cameras {cameras[0]} to {cameras[-1]}")
+        raise WrongNames(dataset, wrong, f"names like {example} with cameras {cameras[0]} to {cameras[-1]}")
     return items
 
 
-def raise_wrong_names(dataset: str, wrong: list[Path], expected: str) -> None:
-    shown = ", ".join(path.name for path in wrong[:3]) + (", ..." if len(wrong) > 3 else "")
-    raise RuntimeError(
-        f"{dataset}: {len(wrong)} file(s) in {wrong[0].parent} are wrongly named: {shown}. Expected {expected}. "
-        "Remove or rename them"
-    )
+class WrongNames(RuntimeError):
+    """Files whose names say neither person nor camera: `paths`, all of them, and in `args` what was expected."""
+
+    def __init__(self, dataset: str, wrong: Sequence[Path], expected: str):
+        super().__init__(dataset, wrong, expected)
+        self.dataset, self.paths, self.expected = dataset, list(wrong), expected
+
+    def __str__(self) -> str:
+        shown = ", ".join(path.name for path in self.paths[:3]) + (", ..." if len(self.paths) > 3 else "")
+        return (
+            f"{self.dataset}: {len(self.paths)} file(s) in {self.paths[0].parent} are wrongly named: {shown}. "
+            f"Expected {self.expected}. Remove or rename them"
+        )
 
 
 def as_training(name: str, items: Iterable[Item]) -> list[TrainItem]:
@@ -132,12 +143,14 @@ class OccludedDuke(ImageDataset):
     DukeMTMC-reID by published lists of file names (github.com/lightas/Occluded-DukeMTMC-Dataset).
     Terms: those of DukeMTMC, which its authors withdrew in 2019; non-commercial research.
     Statistics: 15,618 training images of 702 people, 2,210 queries of 519, 17,661 gallery images of 1,110; 8 cameras.
+    Made by ``tools/build_occluded_duke.py``.
     Folders: ``<root>/Occluded_Duke/{bounding_box_train,query,bounding_box_test}/0005_c2_f0046985.jpg``.
 
     Raises:
         RuntimeError: a folder is missing or empty, or a file is wrongly named.
     """
 
+    statistics: Statistics = {"train": (15_618, 702, 8), "query": (2_210, 519, 8), "gallery": (17_661, 1_110, 8)}
     dataset_name = "occluded_duke"
     folders = (
         "Occluded_Duke",
@@ -187,6 +200,7 @@ class OccludedMarket(ImageDataset):
         RuntimeError: a folder is missing or empty, or a file is wrongly named.
     """
 
+    statistics: Statistics = {"train": (9_287, None, None), "query": (2_343, None, None), "gallery": (15_913, 751, 6)}
     dataset_name = "occluded_market"
     _junk_pids = [0, -1]
     folders = ("Occluded_Market", "Occluded-Market", "Occluded-Market1501", "OccludedMarket", "occluded_market")
@@ -211,6 +225,8 @@ class OccludedMarket(ImageDataset):
 @DATASET_REGISTRY.register()
 class OccludedMarketNoDistractors(OccludedMarket):
     """OccludedMarket without the gallery's distractors: the published code's protocol, to compare with its figures."""
+
+    statistics = OccludedMarket.statistics | {"gallery": (13_115, 750, 6)}
 
     def __init__(self, root: str = "datasets", **kwargs):
         super().__init__(root, remove_distractors=True, **kwargs)
@@ -244,7 +260,7 @@ def _by_person(dataset: str, folder: Path) -> list[tuple[Path, str]]:
     if people:
         loose = [path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES]
         if loose:
-            raise_wrong_names(dataset, sorted(loose), "images in one sub-folder per person")
+            raise WrongNames(dataset, sorted(loose), "images in one sub-folder per person")
         return [(path, person.name) for person in people for path in list_images(dataset, person)]
     items, wrong = [], []
     for path in list_images(dataset, folder):
@@ -254,7 +270,7 @@ def _by_person(dataset: str, folder: Path) -> list[tuple[Path, str]]:
         else:
             items.append((path, str(int(match[1]))))
     if wrong:
-        raise_wrong_names(dataset, wrong, "names that begin with the person's number, like 001_002.jpg")
+        raise WrongNames(dataset, wrong, "names that begin with the person's number, like 001_002.jpg")
     return items
 
 
@@ -289,6 +305,7 @@ class OccludedREID(PairedByName):
         RuntimeError: a folder is missing or empty, or a file is wrongly placed.
     """
 
+    statistics: Statistics = {"query": (1_000, 200, 1), "gallery": (1_000, 200, 1)}
     folders = ("Occluded_REID", "Occluded-REID", "OccludedREID", "occluded_reid")
     splits = (("occluded_body_images", "query"), ("whole_body_images", "gallery"))
 
@@ -305,6 +322,7 @@ class PartialREID(PairedByName):
         RuntimeError: a folder is missing or empty, or a file is wrongly named.
     """
 
+    statistics: Statistics = {"query": (300, 60, 1), "gallery": (300, 60, 1)}
     folders = ("Partial_REID", "Partial-REID_Dataset", "Partial-REID", "PartialREID", "partial_reid")
     splits = (("partial_body_images", "query"), ("whole_body_images", "gallery"))
 
@@ -322,6 +340,7 @@ class PartialiLIDS(PairedByName):
         RuntimeError: a folder is missing or empty, or a file is wrongly named.
     """
 
+    statistics: Statistics = {"query": (119, 119, 1), "gallery": (119, 119, 1)}
     folders = ("PartialiLIDS", "Partial_iLIDS", "Partial-iLIDS", "PartialILIDS", "partial_ilids")
     splits = (("Probe", "query"), ("Gallery", "gallery"))
 
@@ -332,7 +351,7 @@ class PDukeMTMC(ImageDataset):
 
     Source: Zhuo et al., Occluded Person Re-identification, ICME 2018 (as OccludedREID). Terms: those of DukeMTMC, which
     its authors withdrew in 2019; non-commercial research.
-    Statistics: 12,927 training images of 665 people, 2,163 queries and 9,053 gallery images of 634.
+    Statistics: 12,927 training images of 665 people, 2,163 queries and 9,053 gallery images of 634; as two cameras, see below.
     Folders: ``<root>/P-DukeMTMC-reid/{train,test}/{occluded_body_images,whole_body_images}/<person>/*.jpg``.
 
     As in the published evaluations, occluded images are camera 0 and whole ones camera 1: queries are the occluded
@@ -342,6 +361,7 @@ class PDukeMTMC(ImageDataset):
         RuntimeError: a folder is missing or empty, or a file is wrongly placed.
     """
 
+    statistics: Statistics = {"train": (12_927, 665, 2), "query": (2_163, 634, 1), "gallery": (9_053, 634, 1)}
     dataset_name = "p_dukemtmc"
     folders = ("P-DukeMTMC-reid", "P-DukeMTMC-reID", "P-DukeMTMC", "PDukeMTMC", "p_dukemtmc")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import sys
 import traceback
@@ -12,6 +11,7 @@ from fastreid.engine import default_argument_parser, launch
 from fastreid.utils import comm
 
 from .. import compat
+from ..cli import import_modules
 from . import stages
 from .checkpoint import write_json
 
@@ -42,7 +42,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     try:
         if not args.config_file:
             raise ValueError("name a config with --config-file, such as configs/SAGA/quickstart.yml")
-        _import_modules(args)
+        import_modules(args.modules)
         launch_runs(args)
     except KeyboardInterrupt:
         print("\ninterrupted; the same command with --resume goes on from the last whole epoch", file=sys.stderr)
@@ -69,16 +69,8 @@ def launch_runs(args) -> None:
     )
 
 
-def _import_modules(args) -> None:
-    """Import the user's modules, found as with `python -m`: in the working folder too."""
-    if args.modules and os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    for name in args.modules:
-        importlib.import_module(name)
-
-
 def _work(args) -> None:
-    _import_modules(args)
+    import_modules(args.modules)
     try:
         with compat.quiet_host():
             _run(args)

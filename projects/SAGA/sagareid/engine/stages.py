@@ -28,7 +28,7 @@ from .hooks import CheckpointHook, by_set
 from .inference import load_model
 from .trainer import SAGATrainer
 
-__all__ = ["Run", "check_machine", "close_logs", "differences", "evaluate", "plan", "run_all"]
+__all__ = ["Run", "check_machine", "close_logs", "differences", "evaluate", "plan", "read_config", "run_all"]
 
 logger = logging.getLogger(__name__)
 
@@ -98,6 +98,17 @@ def _merge_file(cfg, file: str | Path, opts: Sequence[str] = ()) -> None:
         cfg.merge_from_list(list(opts))
 
 
+def read_config(config_file: str | Path | None = None, opts: Sequence[str] = ()):
+    """A config file over the defaults, then KEY VALUE pairs; for tools that need no stages. Errors as `plan`."""
+    cfg = get_cfg()
+    if config_file:
+        _merge_file(cfg, config_file, opts)
+    else:
+        with _readable_errors(cfg, "command line"):
+            cfg.merge_from_list(list(opts))
+    return cfg
+
+
 def _keys(cfg, prefix: str = "") -> list[str]:
     out = []
     for key, value in cfg.items():
@@ -127,8 +138,7 @@ def plan(config_file: str | Path, opts: Sequence[str] = (), stage: Optional[str]
     """
     opts = list(opts)
     asked = next((v for k, v in zip(opts[::2], opts[1::2]) if k == "MODEL.WEIGHTS"), "")
-    whole = get_cfg()
-    _merge_file(whole, config_file, opts)
+    whole = read_config(config_file, opts)
     if not whole.STAGES:
         if stage:
             raise ValueError(f"{config_file} has no STAGES, so there is no stage {stage!r}; run it without --stage")

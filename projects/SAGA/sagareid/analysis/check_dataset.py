@@ -1,0 +1,317 @@
+"""Is a data set whole? Counts against the published ones, every image decoded, and what would spoil an evaluation."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from fastreid.data.datasets import DATASET_REGISTRY
+from fastreid.data.datasets.bases import ImageDataset
+from PIL import Image, ImageDraw
+from tabulate import tabulate
+from tqdm import tqdm
+
+from ..config import custom_datasets
+from ..data.custom import SPLITS, OwnDataset
+from ..data.host_datasets import STATISTICS
+from ..data.loading import build_dataset
+from ..data.occluded import Statistics, WrongNames, natural_key
+from ..engine.checkpoint import write_atomically
+
+__all__ = ["KINDS", "Problem", "Report", "check_dataset", "contact_sheet", "contact_sheets", "published_statistics"]
+
+CHUNK = 64  # images that a thread takes at a time
+# What can be wrong, worst first, as the table says it.
+KINDS = {
+    "missing": "files that are not there",
+    "empty": "files of zero bytes",
+    "truncated": "images that end too early",
+    "unreadable": "files that are no image",
+    "wrong name": "files whose names say no person or camera",
+    "split": "splits that cannot be read",
+    "count": "splits that differ from the published statistics",
+    "duplicate": "images that are byte for byte in another split too",
+    "no match": "queries without an image of the person in another camera of the gallery",
+}
+
+
+class Problem(NamedTuple):
+    """One thing that is wrong: a key of `KINDS`, the file or split, and what was found."""
+
+    kind: str
+    where: str
+    found: str
+
+
+@dataclasses.dataclass
+class Report:
+    """What `check_dataset` found.
+
+    Attributes:
+        counts: images, people and cameras of each split that could be read.
+        published: the same as its authors state it; empty where no statistics are known.
+        problems: each of them makes `tools/check_dataset.py` end with exit code 1.
+        notes: worth knowing, and no fault of the files.
+    """
+
+    dataset: str
+    counts: dict[str, tuple[int, int, int]]
+    published: Statistics
+    problems: list[Problem]
+    notes: list[str]
+
+    def to_dict(self) -> dict:
+        """For JSON."""
+        return dataclasses.asdict(self) | {"problems": [problem._asdict() for problem in self.problems]}
+
+    def table(self, shown: int = 5) -> str:
+        """Counts, then the first problems of each kind, then the notes."""
+        rows = []
+        for split in SPLITS:
+            counts = self.counts.get(split)
+            if counts is None or not (any(counts) or split in self.published):
+                continue
+            published = self.published.get(split, (None,) * 3)
+            rows.append([split, *(_against(count, stated) for count, stated in zip(counts, published))])
+        headers = ["split", "images", "people", "cameras"]
+        parts = [f"{self.dataset}\n", tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True), ""]
+        if not self.published:
+            parts.append("no published statistics are known for it")
+        by_kind = Counter(problem.kind for problem in self.problems)
+        for kind, meaning in KINDS.items():
+            if by_kind[kind]:
+                parts.append(f"{by_kind[kind]} {meaning}:")
+                some = [problem for problem in self.problems if problem.kind == kind][:shown]
+                parts += [f"  {problem.where}: {problem.found}" for problem in some]
+                parts += (
+                    [f"  and {by_kind[kind] - shown} more (--json lists them all)"] if by_kind[kind] > shown else []
+                )
+        parts += [f"note: {note}" for note in self.notes]
+        parts.append("no problem found" if not self.problems else f"{len(self.problems)} problem(s)")
+        return "\n".join(parts)
+
+
+def _against(count: int, stated: int | None) -> str:
+    if stated is None:
+        return f"{count:,}"
+    return f"{count:,} of {stated:,}" + (f" ({count - stated:+,})" if count != stated else "")
+
+
+def published_statistics(cfg, name: str) -> Statistics:
+    """Published counts of a data set; empty where none are known."""
+    if name in custom_datasets(cfg):  # other arguments, other counts
+        return {}
+    return getattr(DATASET_REGISTRY.get(name), "statistics", None) or STATISTICS.get(name, {})
+
+
+# ---- checking -----------------------------------------------------------------------------------------------------------
+
+
+def check_dataset(cfg, name: str, workers: int | None = None) -> tuple[Report, dict[str, list[tuple]]]:
+    """Read a data set as a run would, and decode every image of it.
+
+    Args:
+        name: registered, or of DATASETS.CUSTOM.
+        workers: threads that decode; None: one a core.
+
+    Returns:
+        the report, and the (path, pid, camid) of each split that could be read.
+
+    Raises:
+        OSError, RuntimeError, ValueError: the data set as a whole is not there, or not as its class expects it.
+    """
+    problems: list[Problem] = []
+    try:
+        data = build_dataset(cfg, name)
+    except WrongNames as error:
+        problems += _wrong_names(error)
+        return Report(name, {}, published_statistics(cfg, name), problems, ["nothing else was checked"]), {}
+    items: dict[str, list[tuple]] = {}
+    for split in SPLITS:
+        try:
+            items[split] = list(getattr(data, split))
+        except WrongNames as error:
+            problems += _wrong_names(error)
+        except RuntimeError as error:
+            problems.append(Problem("split", split, str(error)))
+    counts = {split: (len(rows), *data.parse_data(rows)) for split, rows in items.items()}
+    published = published_statistics(cfg, name)
+    problems += _differences(counts, published)
+    problems += _decode({split: [row[0] for row in rows] for split, rows in items.items()}, workers)
+    notes = []
+    if "query" in items and "gallery" in items:
+        problems += _without_match(items["query"], items["gallery"])
+    notes += _notes(data, items)
+    order = list(KINDS)
+    problems.sort(key=lambda problem: (order.index(problem.kind), problem.where))
+    return Report(name, counts, published, problems, notes), items
+
+
+def _wrong_names(error: WrongNames) -> list[Problem]:
+    return [Problem("wrong name", str(path), f"expected {error.expected}") for path in error.paths]
+
+
+def _differences(counts: dict[str, tuple[int, int, int]], published: Statistics) -> Iterable[Problem]:
+    for split, stated in published.items():
+        pairs = zip(("images", "people", "cameras"), counts.get(split, ()), stated)
+        other = [
+            f"{count:,} {what}, published {expected:,}"
+            for what, count, expected in pairs
+            if expected not in (None, count)
+        ]
+        if other:
+            yield Problem("count", split, "; ".join(other))
+
+
+class _File(NamedTuple):
+    path: str
+    problem: Problem | None
+    digest: bytes  # of a file that could be read
+
+
+def read_whole(path: str) -> _File:
+    """Read and decode an image to the last pixel."""
+
+    def wrong(kind: str, found: object, digest: bytes = b"") -> _File:
+        return _File(path, Problem(kind, path, str(found)), digest)
+
+    try:
+        content = Path(path).read_bytes()
+    except FileNotFoundError:
+        return wrong("missing", "no such file")
+    except OSError as error:
+        return wrong("unreadable", error.strerror or error)
+    if not content:
+        return wrong("empty", "zero bytes")
+    digest = hashlib.blake2b(content, digest_size=16).digest()
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            try:
+                image.load()
+            except (OSError, SyntaxError, ValueError) as error:
+                early = "truncated" in str(error) or "premature" in str(error).lower()
+                return wrong("truncated" if early else "unreadable", error, digest)
+    except Exception as error:  # Pillow's readers raise many kinds on bytes that are no image
+        found = (
+            "no image format that Pillow knows" if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+        )
+        return wrong("unreadable", found, digest)
+    return _File(path, None, digest)
+
+
+def _decode(paths: dict[str, list[str]], workers: int | None) -> list[Problem]:
+    """Problems of the files themselves, and files that are in several splits.
+
+    Threads, not processes: Pillow decodes and hashlib hashes outside Python's lock, and threads start at once.
+    """
+    every = list(dict.fromkeys(path for some in paths.values() for path in some))
+    splits_of_path = defaultdict(set)
+    for split, some in paths.items():
+        for path in some:
+            splits_of_path[path].add(split)
+    problems, same = [], defaultdict(list)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    pool = ThreadPoolExecutor(workers or cores)
+    try:
+        chunks = [every[i : i + CHUNK] for i in range(0, len(every), CHUNK)]
+        with tqdm(total=len(every), desc="decoding", unit="image", disable=None) as bar:
+            for files in pool.map(lambda chunk: [read_whole(path) for path in chunk], chunks):
+                problems += [file.problem for file in files if file.problem]
+                for file in files:
+                    if file.digest:
+                        same[file.digest].append(file.path)
+                bar.update(len(files))
+    finally:
+        pool.shutdown(cancel_futures=True)  # Ctrl-C ends at once
+    for copies in same.values():
+        splits = sorted({split for path in copies for split in splits_of_path[path]}, key=SPLITS.index)
+        if len(splits) > 1:
+            others = [f"same as {path}" for path in copies[1:]] or ["the same file"]
+            problems.append(Problem("duplicate", copies[0], f"{', '.join(others)}; in {' and '.join(splits)}"))
+    return problems
+
+
+def _without_match(query: Sequence[tuple], gallery: Sequence[tuple]) -> Iterable[Problem]:
+    cameras = defaultdict(set)
+    for _, pid, camid in gallery:
+        cameras[pid].add(camid)
+    for path, pid, camid in query:
+        if not cameras[pid] - {camid}:
+            found = "only in the same camera" if cameras[pid] else "not in the gallery"
+            yield Problem("no match", path, f"person {pid}, camera {camid}: {found}")
+
+
+def _notes(data: ImageDataset, items: dict[str, list[tuple]]) -> list[str]:
+    notes = []
+    known = getattr(data, "cameras_known", True)
+    if not known:
+        notes.append("no cameras are known: each image counts as one of its own, and no match is excluded")
+    train = items.get("train", [])
+    seen = defaultdict(set)
+    for _, pid, camid in train:
+        seen[pid].add(camid)
+    alone = sum(count == 1 for count in Counter(pid for _, pid, _ in train).values())
+    if alone:
+        notes.append(f"{alone} training people have one image: a triplet has no positive for them")
+    single = sum(len(cameras) == 1 for cameras in seen.values())
+    if known and single:
+        notes.append(f"{single} training people are seen by one camera")
+    tested = {str(camid) for split in ("query", "gallery") for _, _, camid in items.get(split, ())}
+    trained = {str(camid).rpartition("_")[2] for _, _, camid in train}
+    if known and train and tested - trained:
+        notes.append(f"{len(tested - trained)} test camera(s) have no training image: a camera embedding ignores them")
+    if isinstance(data, OwnDataset):  # whose people have one number in all splits
+        people = {int(str(pid).rpartition("_")[2]) for _, pid, _ in train}
+        both = people & {pid for split in ("query", "gallery") for _, pid, _ in items.get(split, ())}
+        if both:
+            notes.append(f"{len(both)} people are in training and in test: the test flatters")
+    if not items.get("query") and not items.get("gallery") and len(items) == len(SPLITS):
+        notes.append("it has no query and no gallery, so it cannot be tested on")
+    return notes
+
+
+# ---- the contact sheet --------------------------------------------------------------------------------------------------
+
+
+def contact_sheets(items: Mapping[str, Sequence[tuple]], folder: str | Path) -> list[Path]:
+    """A `contact_sheet` of each split that has images, as <split>.png in the folder."""
+    paths = []
+    for split, rows in items.items():
+        if rows:
+            paths.append(Path(folder, f"{split}.png"))
+            contact_sheet(rows, paths[-1])
+    return paths
+
+
+def contact_sheet(items: Sequence[tuple], path: str | Path, columns: int = 12, rows: int = 5) -> None:
+    """Draw images of people spread over a split, with pid and camid, as a picture. An image that cannot be read is red.
+
+    Args:
+        items: (path, pid, camid), not empty. path: .png or .jpg.
+    """
+    items = sorted(items, key=lambda item: (natural_key(str(item[1])), item[0]))
+    chosen = [items[i] for i in np.unique(np.linspace(0, len(items) - 1, min(columns * rows, len(items))).astype(int))]
+    columns = min(columns, len(chosen))
+    width, height, caption = 64, 128, 14
+    sheet = Image.new("RGB", (columns * (width + 4), -(-len(chosen) // columns) * (height + caption + 4)), "white")
+    draw = ImageDraw.Draw(sheet)
+    for place, (file, pid, camid) in enumerate(chosen):
+        left, top = place % columns * (width + 4) + 2, place // columns * (height + caption + 4) + 2
+        try:
+            with Image.open(file) as image:
+                sheet.paste(image.convert("RGB").resize((width, height)), (left, top + caption))
+        except (OSError, SyntaxError, ValueError):
+            draw.rectangle((left, top + caption, left + width - 1, top + caption + height - 1), "#d1403f")
+        label = f"{str(pid).rpartition('_')[2]} c{str(camid).rpartition('_')[2]}"
+        draw.text((left, top), label, fill="black")
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    kind = Path(path).suffix.lstrip(".").upper().replace("JPG", "JPEG")
+    write_atomically(path, lambda temporary: sheet.save(temporary, kind))

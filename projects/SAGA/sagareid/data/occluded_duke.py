@@ -1,0 +1,132 @@
+"""Occluded-Duke from DukeMTMC-reID: its authors publish lists of file names, not images."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import filelock
+from tqdm import tqdm
+
+from .occluded import OccludedDuke, Statistics, find_splits, list_images, parse_names
+
+__all__ = ["MODES", "build_occluded_duke"]
+
+# split -> (list, folder)
+_PARTS = {
+    "train": ("train.list", "bounding_box_train"),
+    "query": ("query.list", "query"),
+    "gallery": ("gallery.list", "bounding_box_test"),
+}
+MODES: dict[str, Callable[[Path, Path], object]] = {
+    "copy": shutil.copyfile,
+    "link": os.link,
+    "symlink": lambda source, target: os.symlink(source.resolve(), target),
+}
+
+
+def build_occluded_duke(
+    source: str | os.PathLike,
+    lists: str | os.PathLike,
+    root: str | os.PathLike,
+    mode: str = "copy",
+    expected: Statistics | None = OccludedDuke.statistics,
+) -> Path:
+    """Make ``<root>/Occluded_Duke`` of the images that the lists name, all of it or none.
+
+    Args:
+        source: the folder DukeMTMC-reID (bounding_box_train, query, bounding_box_test), or the one that holds it. An image
+            is looked for in all three: the lists divide them anew.
+        lists: folder with train.list, query.list and gallery.list, one file name a line
+            (github.com/lightas/Occluded-DukeMTMC-Dataset, folder Occluded_Duke).
+        mode: a key of `MODES`; "link" needs source and root on one file system.
+        expected: images, people and cameras of each list; None: any.
+
+    Returns:
+        the new folder; the lists are kept in it.
+
+    Raises:
+        FileExistsError: there is one.
+        FileNotFoundError: a list is not there, or images of the lists are not in the source; the first are named.
+        ValueError: a list has a name twice, in common with another, or other counts than expected.
+        RuntimeError: the source has no such folders, or a list names what is no DukeMTMC-reID image.
+    """
+    lists, root = Path(lists).expanduser(), Path(root).expanduser().absolute()
+    target, partial = root / "Occluded_Duke", root / ".Occluded_Duke.partial"
+    names = {split: _read_list(lists / file) for split, (file, _) in _PARTS.items()}
+    _check(names, expected)
+    folders = find_splits("DukeMTMC-reID", source, ("DukeMTMC-reID", "."), [(folder,) for _, folder in _PARTS.values()])
+    images = {path.name: path for folder in folders for path in list_images("DukeMTMC-reID", folder)}
+    missing = [name for some in names.values() for name in some if name not in images]
+    if missing:
+        raise FileNotFoundError(
+            f"{len(missing)} image(s) of the lists are not in {folders[0].parent}: {', '.join(missing[:5])}"
+            f"{', ...' if len(missing) > 5 else ''}. Expected the whole DukeMTMC-reID; was it fully unpacked?"
+        )
+    root.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(root / ".Occluded_Duke.lock"):
+        if target.exists():
+            raise FileExistsError(
+                f"{target} is there already, and stays as it is. Move it away, or name another --root"
+            )
+        shutil.rmtree(partial, ignore_errors=True)  # of one that was killed
+        try:
+            _fill(partial, names, images, mode)
+            for file, _ in _PARTS.values():
+                shutil.copyfile(lists / file, partial / file)
+            partial.rename(target)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+    return target
+
+
+def _read_list(path: Path) -> list[str]:
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"no list {path}. Expected train.list, query.list and gallery.list of "
+            "github.com/lightas/Occluded-DukeMTMC-Dataset, folder Occluded_Duke"
+        )
+    return [line.strip() for line in path.read_text().splitlines() if line.strip()]
+
+
+def _check(names: dict[str, list[str]], expected: Statistics | None) -> None:
+    seen: dict[str, str] = {}
+    for split, some in names.items():
+        file = _PARTS[split][0]
+        for name in some:
+            if name in seen:
+                raise ValueError(f"{name} is in {seen[name]} and again in {file}; expected each image once")
+            seen[name] = file
+        items = parse_names(
+            file, [Path(file, name) for name in some], OccludedDuke.pattern, "0005_c2_f0046985.jpg", range(1, 9)
+        )
+        found = len(some), len({pid for _, pid, _ in items}), len({camera for _, _, camera in items})
+        if expected is not None and found != expected[split]:
+            raise ValueError(
+                "{}: {:,} images of {:,} people in {} cameras; ".format(file, *found)
+                + "expected {:,} of {:,} in {}. Take the list anew, or allow it with --any-size".format(
+                    *expected[split]
+                )
+            )
+
+
+def _fill(folder: Path, names: dict[str, list[str]], images: dict[str, Path], mode: str) -> None:
+    total = sum(map(len, names.values()))
+    with tqdm(total=total, desc=f"{mode} images", unit="image", disable=None) as bar:
+        for split, (_, name) in _PARTS.items():
+            (folder / name).mkdir(parents=True)
+            for image in names[split]:
+                try:
+                    MODES[mode](images[image], folder / name / image)
+                except OSError as error:
+                    if error.errno == errno.EXDEV:
+                        raise OSError(
+                            f"{images[image]} and {folder} are on different file systems, so no hard link can be made; "
+                            "use --copy or --symlink"
+                        ) from error
+                    raise
+                bar.update()
