@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from sagareid.config import check_config, custom_datasets, get_cfg
-from sagareid.data.loading import build_dataset, build_test_loader, training_set
+from sagareid.data.loading import build_dataset, build_test_loader, load_training_data, training_set
 from sagareid.data.occluded import WrongNames
 
 
@@ -154,7 +154,7 @@ class TestFolder:
         data = build(cfg, "FolderDataset", PATH="shop", CAMERA="^([^/]+)/")
         assert ids(data.query) == [(0, 0)] and ids(data.gallery) == [(0, 1)]
         with pytest.raises(RuntimeError, match="shop has no training images.*DATASETS.TESTS"):
-            data.show_train()
+            load_training_data(cfg, "shop")
 
     def test_people_are_divided_alike_every_time(self, cfg, tmp_path):
         make(tmp_path / "shop", *(f"{p}/{i}_c{c}.jpg" for p in range(10) for c in (1, 2) for i in range(2)))

@@ -20,7 +20,7 @@ from typing import NamedTuple
 from fastreid.data.datasets import DATASET_REGISTRY
 from fastreid.data.datasets.bases import ImageDataset
 
-from .occluded import IMAGE_SUFFIXES, as_training, natural_key, refuse_training, WrongNames
+from .occluded import IMAGE_SUFFIXES, as_training, natural_key, WrongNames
 
 __all__ = ["CSVDataset", "FolderDataset", "Photo"]
 
@@ -66,11 +66,6 @@ class OwnDataset(ImageDataset):
             for split in SPLITS
         }
         super().__init__(as_training(name, items["train"]), items["query"], items["gallery"], **kwargs)
-
-    def show_train(self):
-        if not self.train:
-            refuse_training(self.dataset_name)
-        super().show_train()
 
     def show_test(self):
         super().show_test()

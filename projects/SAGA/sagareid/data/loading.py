@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import random
 import zlib
+from collections import defaultdict
 from contextlib import contextmanager
 from typing import Any, Iterator, NamedTuple, Optional, Sequence
 
@@ -23,6 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 from .. import compat
 from ..config import custom_datasets, reads_cameras
 from . import host_datasets
+from .occluded import refuse_training
 from .transforms import build_transforms
 
 __all__ = [
@@ -34,6 +36,8 @@ __all__ = [
     "build_dataset",
     "build_test_loader",
     "build_train_loader",
+    "load_test_data",
+    "load_training_data",
     "sample_seed",
     "seeded",
     "training_set",
@@ -42,6 +46,10 @@ __all__ = [
 
 class UnreadableImage(RuntimeError):
     """An image of the data set cannot be read; the message names it."""
+
+    def without_traceback(self) -> UnreadableImage:
+        """The error itself, where a DataLoader's worker process has put a printed traceback around it."""
+        return UnreadableImage(str(self).rstrip().rpartition(f"{type(self).__name__}: ")[2])
 
 
 class ReIDDataset(CommDataset):
@@ -177,10 +185,22 @@ class DeviceLoader(DataLoader):
 
     def __iter__(self):
         # a generator: workers start at the first batch, so that `start_at` and a feature cache can be set before
-        for batch in super().__iter__():
-            yield {
-                k: v.to(self.device, non_blocking=True) if isinstance(v, torch.Tensor) else v for k, v in batch.items()
-            }
+        batches, unreadable = super().__iter__(), None
+        try:
+            for batch in batches:
+                yield {
+                    k: v.to(self.device, non_blocking=True) if isinstance(v, torch.Tensor) else v
+                    for k, v in batch.items()
+                }
+        except UnreadableImage as error:
+            unreadable = error.without_traceback()
+        finally:
+            # Now, not when the garbage collector finds them: workers that are forked in the meantime inherit their pipes, and
+            # PyTorch then waits 5 seconds for each.
+            if self.num_workers:
+                batches._shutdown_workers()
+        if unreadable is not None:
+            raise unreadable
 
 
 class TrainLoader(DeviceLoader):
@@ -219,21 +239,53 @@ def build_dataset(cfg, name: str, **options) -> ImageDataset:
             raise RuntimeError(f"{name}: {error or 'wrong file names'} (FASTREID_DATASETS is {root})") from error
 
 
+def load_training_data(cfg, name: str) -> ImageDataset:
+    """A data set of DATASETS.NAMES, with training images.
+
+    Raises:
+        RuntimeError: it has none. ValueError: the model embeds cameras and they are not known. Others as `build_dataset`.
+    """
+    data = build_dataset(cfg, name, combineall=cfg.DATASETS.COMBINEALL)
+    if not data.train:
+        refuse_training(name)
+    if reads_cameras(cfg) and not getattr(data, "cameras_known", True):
+        raise ValueError(
+            f"{name}: the model embeds cameras, and no cameras are known here. Name them in the data set, or set "
+            "MODEL.CLIP.SIE_CAMERA False and MODEL.SAGA.DOMAIN_ANCHORS content"
+        )
+    return data
+
+
+def load_test_data(cfg, name: str) -> ImageDataset:
+    """A data set of DATASETS.TESTS or VALIDATION that can be evaluated.
+
+    Raises:
+        ValueError: no query, no gallery, or no query with a match in another camera. Others as `build_dataset`.
+    """
+    # the host reads the split of its mode at once, and the others when they are asked for
+    data = build_dataset(cfg, name, mode="query")
+    for split in ("query", "gallery"):
+        if not getattr(data, split):
+            raise ValueError(f"{name}: its {split} split is empty, so there is nothing to evaluate")
+    cameras = defaultdict(set)
+    for _, pid, camid in data.gallery:
+        cameras[pid].add(camid)
+    if not any(cameras[pid] - {camid} for _, pid, camid in data.query):
+        raise ValueError(
+            f"{name}: no query has an image of the same person in another camera of the gallery, so there is nothing to "
+            "evaluate. With one camera only, leave the cameras out of a CSVDataset or FolderDataset"
+        )
+    return data
+
+
 def training_set(cfg, transform=None) -> ReIDDataset:
     """All training images of DATASETS.NAMES; with the training transform unless another is given."""
     items = []
     for name in cfg.DATASETS.NAMES:
-        data = build_dataset(cfg, name, combineall=cfg.DATASETS.COMBINEALL)
+        data = load_training_data(cfg, name)
         if comm.is_main_process():
             data.show_train()
-        if reads_cameras(cfg) and not getattr(data, "cameras_known", True):
-            raise ValueError(
-                f"{name}: the model embeds cameras, and no cameras are known here. Name them in the data set, or set "
-                "MODEL.CLIP.SIE_CAMERA False and MODEL.SAGA.DOMAIN_ANCHORS content"
-            )
         items.extend(data.train)
-    if not items:
-        raise ValueError(f"no training image in {', '.join(cfg.DATASETS.NAMES)}: these data sets only test")
     transform = transform or build_transforms(cfg, is_train=True)
     return ReIDDataset(items, transform, relabel=True, cameras=cfg.MODEL.CLIP.CAMERAS)
 
@@ -278,12 +330,9 @@ def _as_it_is(batch):
 
 def build_test_loader(cfg, dataset_name: str) -> tuple[DataLoader, int]:
     """Loader of a test set, queries first, and the number of queries."""
-    data = build_dataset(cfg, dataset_name)
+    data = load_test_data(cfg, dataset_name)
     if comm.is_main_process():
         data.show_test()
-    for split in ("query", "gallery"):
-        if not getattr(data, split):
-            raise ValueError(f"{dataset_name}: its {split} split is empty, so there is nothing to evaluate")
     test_set = ReIDDataset(
         data.query + data.gallery,
         build_transforms(cfg, is_train=False),

@@ -31,8 +31,8 @@ __all__ = [
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
 REMEDY = "Set FASTREID_DATASETS, or run configs/SAGA/quickstart.yml, which needs no download."
 
-# Published images, people and cameras of each split; None where they are not stated. People and cameras are counted as
-# the data set's class gives them: distractors are one person more.
+# Published images, people and cameras of each split, as a class's attribute `statistics`; None where they are not stated.
+# People and cameras are counted as the class gives them: distractors are one person more.
 Statistics = dict[str, tuple[int, int | None, int | None]]
 
 Item = tuple[str, int, int]
@@ -131,7 +131,9 @@ class EvaluationOnly(ImageDataset):
 
     def show_train(self):
         """Called by the host when the set is named in DATASETS.NAMES."""
-        refuse_training(type(self).__name__)
+        if not self.train:  # with DATASETS.COMBINEALL there are some
+            refuse_training(type(self).__name__)
+        super().show_train()
 
 
 # ---- whole data sets -----------------------------------------------------------------------------------------------
@@ -143,8 +145,8 @@ class OccludedDuke(ImageDataset):
     DukeMTMC-reID by published lists of file names (github.com/lightas/Occluded-DukeMTMC-Dataset).
     Terms: those of DukeMTMC, which its authors withdrew in 2019; non-commercial research.
     Statistics: 15,618 training images of 702 people, 2,210 queries of 519, 17,661 gallery images of 1,110; 8 cameras.
-    Made by ``tools/build_occluded_duke.py``.
-    Folders: ``<root>/Occluded_Duke/{bounding_box_train,query,bounding_box_test}/0005_c2_f0046985.jpg``.
+    Folders: ``<root>/Occluded_Duke/{bounding_box_train,query,bounding_box_test}/0005_c2_f0046985.jpg``, as
+    ``tools/build_occluded_duke.py`` makes them.
 
     Raises:
         RuntimeError: a folder is missing or empty, or a file is wrongly named.
@@ -200,7 +202,6 @@ class OccludedMarket(ImageDataset):
         RuntimeError: a folder is missing or empty, or a file is wrongly named.
     """
 
-    statistics: Statistics = {"train": (9_287, None, None), "query": (2_343, None, None), "gallery": (15_913, 751, 6)}
     dataset_name = "occluded_market"
     _junk_pids = [0, -1]
     folders = ("Occluded_Market", "Occluded-Market", "Occluded-Market1501", "OccludedMarket", "occluded_market")
@@ -225,8 +226,6 @@ class OccludedMarket(ImageDataset):
 @DATASET_REGISTRY.register()
 class OccludedMarketNoDistractors(OccludedMarket):
     """OccludedMarket without the gallery's distractors: the published code's protocol, to compare with its figures."""
-
-    statistics = OccludedMarket.statistics | {"gallery": (13_115, 750, 6)}
 
     def __init__(self, root: str = "datasets", **kwargs):
         super().__init__(root, remove_distractors=True, **kwargs)
@@ -351,7 +350,7 @@ class PDukeMTMC(ImageDataset):
 
     Source: Zhuo et al., Occluded Person Re-identification, ICME 2018 (as OccludedREID). Terms: those of DukeMTMC, which
     its authors withdrew in 2019; non-commercial research.
-    Statistics: 12,927 training images of 665 people, 2,163 queries and 9,053 gallery images of 634; as two cameras, see below.
+    Statistics: 12,927 training images of 665 people, 2,163 queries and 9,053 gallery images of 634.
     Folders: ``<root>/P-DukeMTMC-reid/{train,test}/{occluded_body_images,whole_body_images}/<person>/*.jpg``.
 
     As in the published evaluations, occluded images are camera 0 and whole ones camera 1: queries are the occluded

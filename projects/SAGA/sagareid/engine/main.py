@@ -58,7 +58,8 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
 
 def launch_runs(args) -> None:
     """What the parsed arguments ask for, on as many processes; errors are the caller's to show."""
-    stages.check_machine(stages.plan(args.config_file, args.opts, args.stage))  # before any process starts
+    runs = stages.plan(args.config_file, args.opts, args.stage)
+    stages.check_machine(runs, eval_only=args.eval_only)  # before any process starts
     launch(
         _work,
         args.num_gpus,

@@ -22,7 +22,7 @@ from fastreid.utils.env import seed_all_rng
 from tabulate import tabulate
 
 from ..config import check_config, get_cfg
-from ..data.loading import build_dataset
+from ..data.loading import load_test_data, load_training_data
 from .checkpoint import write_json
 from .hooks import CheckpointHook, by_set
 from .inference import load_model
@@ -171,19 +171,29 @@ def plan(config_file: str | Path, opts: Sequence[str] = (), stage: Optional[str]
     return [r for r in runs if r.name in chosen]
 
 
-def check_machine(runs: Sequence[Run]) -> None:
-    """See that the data and the device of every run are here. Draws the synthetic data set where it is not.
+def check_machine(runs: Sequence[Run], eval_only: bool = False) -> None:
+    """See that the data and the device of every run are here, and that the data can be trained and tested on.
+
+    Draws the synthetic data set where it is not. Files' names are read, images are not.
+
+    Args:
+        eval_only: no training data is needed.
 
     Raises:
         ValueError: every problem found, one a line.
     """
     problems = []
-    named = {name: r.cfg for r in runs for key in ("NAMES", "TESTS", "VALIDATION") for name in r.cfg.DATASETS[key]}
-    for name, cfg in named.items():
+    readers = {"TESTS": load_test_data}
+    if not eval_only:
+        readers |= {"NAMES": load_training_data, "VALIDATION": load_test_data}
+    needed = {(read, name): r.cfg for r in runs for key, read in readers.items() for name in r.cfg.DATASETS[key]}
+    for (read, name), cfg in needed.items():
         try:
-            build_dataset(cfg, name)
+            read(cfg, name)
         except (OSError, RuntimeError, ValueError) as error:
-            problems.append(str(error) if name in str(error) else f"{name}: {error}. Set FASTREID_DATASETS")
+            problem = str(error) if name in str(error) else f"{name}: {error}. Set FASTREID_DATASETS"
+            if problem not in problems:
+                problems.append(problem)
     for device in dict.fromkeys(r.cfg.MODEL.DEVICE for r in runs):
         if device.startswith("cuda") and not torch.cuda.is_available():
             problems.append(
