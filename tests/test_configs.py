@@ -7,6 +7,7 @@ import json
 import pytest
 
 from sagareid.engine import stages
+from sagareid.engine.trainer import StepTrainer
 
 ABLATIONS = sorted((stages.Path(__file__).parents[1] / "configs/SAGA/ablations").glob("*.yml"))
 DATASETS = [p for p in sorted(ABLATIONS[0].parents[1].glob("*.yml")) if p.name != "Base-SAGA.yml"]
@@ -49,13 +50,28 @@ def test_an_ablation_differs_from_the_recipe_it_names():
         assert changed or len(runs) > len(reference), path.stem
 
 
+@pytest.fixture
+def every_parameter_learns(monkeypatch):
+    """After each training step, every parameter that trains has a gradient: DistributedDataParallel waits for all of them."""
+    step, stages_seen = StepTrainer.run_step, set()
+
+    def checked(self):
+        step(self)
+        assert [n for n, p in self.model.named_parameters() if p.requires_grad and p.grad is None] == []
+        stages_seen.add(id(self))
+
+    monkeypatch.setattr(StepTrainer, "run_step", checked)
+    return stages_seen
+
+
 @pytest.mark.parametrize("path", ABLATIONS, ids=lambda p: p.stem)
-def test_an_ablation_trains_resumes_and_evaluates(path, train_net, tmp_path):
+def test_an_ablation_trains_resumes_and_evaluates(path, train_net, tmp_path, every_parameter_learns):
     """Every option in training (all its stages), resuming (a finished run is recognised), and evaluation alone."""
     size = ["MODEL.CLIP.TOKEN_LAYERS", "[2,4]" if path.stem == "two_path" else "[4]"]
     run = ["--config-file", path, *TINY, *size, "OUTPUT_DIR", tmp_path]
     assert train_net(*run) == 0
     results = json.loads((tmp_path / "results.json").read_text())
+    assert every_parameter_learns
     assert train_net("--resume", *run) == 0
     assert json.loads((tmp_path / "results.json").read_text()) == results
     assert train_net("--eval-only", *run) == 0

@@ -173,6 +173,41 @@ def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> tuple[torch.optim.O
     return optimizer, groups
 
 
+@contextmanager
+def without_ddp() -> Iterator[None]:
+    """Keep the host's trainer from wrapping the model in DistributedDataParallel while it is built.
+
+    Why: engine/defaults.py:210 wraps with ``device_ids``, which a model on the CPU refuses; and before the weights are
+    loaded, so that what each process then starts afresh differs between them. `SAGATrainer` wraps it later.
+    Goes when: the host leaves ``device_ids`` out on the CPU and loads before it wraps.
+    """
+    from fastreid.engine import defaults
+
+    before, defaults.DistributedDataParallel = defaults.DistributedDataParallel, lambda model, **options: model
+    try:
+        yield
+    finally:
+        defaults.DistributedDataParallel = before
+
+
+@contextmanager
+def as_one_process() -> Iterator[None]:
+    """Let host code inside the scope see one process, whatever the job has.
+
+    Why: data/samplers/*.py draw other batches for each number of processes (a share of the identities at a time), so a run
+    can neither be compared with one of another number of processes nor resumed by it.
+    Goes when: the host's samplers draw the batch of all processes first.
+    """
+    from fastreid.utils import comm
+
+    before = comm.get_world_size, comm.get_rank
+    comm.get_world_size, comm.get_rank = lambda: 1, lambda: 0
+    try:
+        yield
+    finally:
+        comm.get_world_size, comm.get_rank = before
+
+
 # ---- loading -------------------------------------------------------------------------------------------------------
 @contextmanager
 def current_dataset_root() -> Iterator[str]:

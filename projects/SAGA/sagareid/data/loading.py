@@ -1,7 +1,8 @@
-"""Loaders whose every sample is a function of the seed and its place in the run, for any number of workers.
+"""Loaders whose every sample is a function of the seed and its place in the run, for any number of workers and processes.
 
 A FastReID loader draws augmentations from whatever state the random generators are in, so a resumed run, or one with
-another number of workers, sees other images. Here each sample of batch b carries its own seed.
+another number of workers or processes, sees other images. Here each sample of batch b carries its own seed, and every
+process draws the same batch of SOLVER.IMS_PER_BATCH images and keeps its share of it.
 """
 
 from __future__ import annotations
@@ -151,6 +152,8 @@ class SeededBatches:
 
     FastReID's samplers draw from numpy's global state; here they have one of their own, so what else draws from it does
     not change the order of the images.
+
+    The batches are those of the whole job. A process keeps its share: consecutive images, so whole identities.
     """
 
     def __init__(self, batches, seed: int):
@@ -160,7 +163,7 @@ class SeededBatches:
     def __iter__(self) -> Iterator[list[SampleKey]]:
         own = np.random.RandomState(self._seed % 2**32).get_state()
         batches, number = iter(self._batches), 0
-        rank = comm.get_rank()
+        rank, processes = comm.get_rank(), comm.get_world_size()
         while True:
             outside = np.random.get_state()
             np.random.set_state(own)
@@ -172,7 +175,10 @@ class SeededBatches:
                 own = np.random.get_state()
                 np.random.set_state(outside)
             if number >= self.start:
-                yield [SampleKey(i, sample_seed(self._seed, number, rank, slot)) for slot, i in enumerate(indices)]
+                # the 0 keeps these seeds apart from those of cached views
+                keys = [SampleKey(i, sample_seed(self._seed, number, 0, slot)) for slot, i in enumerate(indices)]
+                share = len(keys) // processes
+                yield keys[rank * share : (rank + 1) * share]
             number += 1
 
 
@@ -298,7 +304,8 @@ def build_train_loader(cfg, dataset: Optional[Dataset] = None) -> TrainLoader:
     """
     dataset = dataset or SeededSamples(training_set(cfg))
     _check_batch(cfg, dataset)
-    with seeded(cfg.SEED):  # FastReID's samplers draw their seed when they are made
+    # FastReID's samplers draw their seed when they are made, and give one process what all share
+    with seeded(cfg.SEED), compat.as_one_process():
         host = compat.build_train_loader(cfg, train_set=dataset)
     batched = hasattr(type(dataset), "__getitems__")
     return TrainLoader(
@@ -328,8 +335,22 @@ def _as_it_is(batch):
     return batch
 
 
+def _share_of_batches(images: int, size: int) -> list[range]:
+    """This process's share of consecutive whole batches. Gathered in the order of the ranks they are the data set.
+
+    FastReID splits the images first and shrinks the batch by the number of processes. Batches that do not depend on it
+    give the same features to the last bit, since a matrix product may round by its number of rows.
+    """
+    batches = [range(start, min(start + size, images)) for start in range(0, images, size)]
+    rank, processes = comm.get_rank(), comm.get_world_size()
+    return batches[len(batches) * rank // processes : len(batches) * (rank + 1) // processes]
+
+
 def build_test_loader(cfg, dataset_name: str) -> tuple[DataLoader, int]:
-    """Loader of a test set, queries first, and the number of queries."""
+    """Loader of a test set, queries first, and the number of queries.
+
+    TEST.IMS_PER_BATCH images are a batch of one process, however many there are.
+    """
     data = load_test_data(cfg, dataset_name)
     if comm.is_main_process():
         data.show_test()
@@ -343,7 +364,7 @@ def build_test_loader(cfg, dataset_name: str) -> tuple[DataLoader, int]:
     host, num_query = compat.build_test_loader(cfg, test_set=test_set, num_query=len(data.query))
     loader = DeviceLoader(
         test_set,
-        batch_sampler=host.batch_sampler,
+        batch_sampler=_share_of_batches(len(test_set), cfg.TEST.IMS_PER_BATCH),
         num_workers=host.num_workers,
         collate_fn=host.collate_fn,
         pin_memory=host.pin_memory,

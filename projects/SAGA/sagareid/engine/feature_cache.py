@@ -3,6 +3,9 @@
 V views, n images, P*N patch tokens, D token width, E joint width. A cache is a folder named by the hash of everything
 that changes its content: tower weights, image list, transforms, token layers, number format, seed. It is written in
 blocks; a byte per block says that the block is whole, so an interrupted build goes on where it stopped.
+
+The processes of a machine share the work and the files, which they map into memory. Another machine builds a cache of its
+own, CACHE.DIR/machine<n>: maps of one file do not stay in step over a network.
 """
 
 from __future__ import annotations
@@ -149,19 +152,23 @@ def build_feature_cache(cfg, model: nn.Module, dataset: ReIDDataset) -> FeatureC
         "autocast": amp,
         "seed": _seed(cfg),
     }
-    folder = Path(cfg.CACHE.DIR or Path(cfg.OUTPUT_DIR, "feature_cache"), _digest(model, dataset, settings))
+    machine = comm.get_rank() // comm.get_local_size()
+    place = Path(cfg.CACHE.DIR or Path(cfg.OUTPUT_DIR, "feature_cache"), f"machine{machine}" if machine else "")
+    folder = place / _digest(model, dataset, settings)
     shapes = _field_shapes(cfg, model)
     views, images = cfg.CACHE.NUM_VIEWS, len(dataset)
-    if comm.is_main_process():
+    if comm.get_local_rank() == 0:
         folder.mkdir(parents=True, exist_ok=True)
         _announce(folder, FeatureCache.nbytes(shapes, dtype, views, images))
         write_json(folder / "settings.json", settings)
         FeatureCache(folder, shapes, dtype, views, images)  # the files, before the other processes map them
     comm.synchronize()
     cache = FeatureCache(folder, shapes, dtype, views, images)
-    if not cache.complete:
+    whole = cache.complete
+    comm.synchronize()  # nobody fills before everybody has looked
+    if not whole:
         _fill(cfg, model, dataset, cache, getattr(torch, amp) if amp else None)
-        comm.synchronize()
+    comm.synchronize()
     if not cache.complete:
         raise RuntimeError(f"the feature cache in {folder} is not whole although every process has built its share")
     return cache
@@ -227,7 +234,7 @@ class _ViewedSamples(SeededSamples):
 
 def _fill(cfg, model: nn.Module, dataset: ReIDDataset, cache: FeatureCache, autocast: torch.dtype | None) -> None:
     todo = [(v, b) for v in range(cache.views) for b in range(cache.blocks) if not cache.done[v, b]]
-    todo = todo[comm.get_rank() :: comm.get_world_size()]
+    todo = todo[comm.get_local_rank() :: comm.get_local_size()]
     rows = [list(range(b * BLOCK, min((b + 1) * BLOCK, cache.images))) for _, b in todo]
     keys = [(v, i) for (v, _), block in zip(todo, rows) for i in block]
     batches = torch.tensor([len(block) for block in rows]).cumsum(0).tolist()

@@ -8,14 +8,54 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from statistics import fmean
 
+import torch.distributed as dist
 from fastreid.engine import hooks
 from fastreid.engine.train_loop import HookBase
 from fastreid.utils import comm
+from fastreid.utils.env import seed_all_rng
+from torch import nn
 from tqdm import tqdm
 
-__all__ = ["CheckpointHook", "EvaluationHook", "ProgressHook", "Selection", "ValidationHook", "by_set"]
+from ..data.loading import sample_seed
+
+__all__ = [
+    "BuffersOfRankZero",
+    "CheckpointHook",
+    "EvaluationHook",
+    "OwnRandomness",
+    "ProgressHook",
+    "Selection",
+    "ValidationHook",
+    "by_set",
+]
 
 logger = logging.getLogger(__name__)
+
+
+class BuffersOfRankZero(HookBase):
+    """After each epoch every process takes over the buffers of rank 0, which the checkpoint holds: running statistics of
+    batch norms that each process takes of its own images. What evaluates then is one model, and the one that is saved."""
+
+    def __init__(self, model: nn.Module):
+        self._model = model
+
+    def after_epoch(self) -> None:
+        if comm.get_world_size() > 1:
+            for buffer in self._model.buffers():
+                dist.broadcast(buffer, 0)
+
+
+class OwnRandomness(HookBase):
+    """Dropout of a process other than rank 0: seeded at each epoch by epoch and rank, so a resumed run repeats it.
+
+    Rank 0 goes on with the state that checkpoints hold, as a run of one process does.
+    """
+
+    def __init__(self, seed: int):
+        self._seed = seed
+
+    def before_epoch(self) -> None:
+        seed_all_rng(sample_seed(self._seed, self.trainer.epoch, comm.get_rank()))
 
 
 class EvaluationHook(hooks.EvalHook):

@@ -7,20 +7,37 @@ import sys
 import traceback
 from typing import Optional, Sequence
 
-from fastreid.engine import default_argument_parser, launch
+from fastreid.engine import default_argument_parser
 from fastreid.utils import comm
 
 from .. import compat
 from ..cli import import_modules
 from . import stages
 from .checkpoint import write_json
+from .launch import AUTO, launch, message_of, number_of_processes
 
 __all__ = ["argument_parser", "launch_runs", "main"]
 
 
 def argument_parser():
-    """FastReID's parser, with --stage, --import and --traceback."""
+    """FastReID's parser, with --stage, --import, --dist-timeout and --traceback."""
     parser = default_argument_parser()
+    parser.set_defaults(dist_url=AUTO)
+    for action in parser._actions:
+        if action.dest == "num_gpus":
+            action.help = "processes on this machine, each with a GPU of its own; on the CPU with MODEL.DEVICE cpu"
+        if action.dest == "dist_url":
+            action.help = (
+                "where several machines meet: tcp://HOST:PORT of machine 0 (default: a free port of this machine)"
+            )
+    parser.add_argument(
+        "--dist-timeout",
+        type=float,
+        default=1800.0,
+        metavar="SECONDS",
+        help="how long a process waits for another that is silent; more than the evaluation's ranking, which one process does "
+        "(default: %(default)g)",
+    )
     parser.add_argument(
         "--stage", default=None, metavar="NAME", help="run only this stage of the config, or several: A,B"
     )
@@ -50,7 +67,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     except Exception as error:
         if args.traceback or os.environ.get("SAGAREID_TRACEBACK"):
             traceback.print_exc()
-        print(f"error: {error}" if not isinstance(error, KeyError) else f"error: missing {error}", file=sys.stderr)
+        print(f"error: {message_of(error)}", file=sys.stderr)
         if not args.traceback:
             print("(--traceback shows where)", file=sys.stderr)
         sys.exit(1)
@@ -59,15 +76,10 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
 def launch_runs(args) -> None:
     """What the parsed arguments ask for, on as many processes; errors are the caller's to show."""
     runs = stages.plan(args.config_file, args.opts, args.stage)
-    stages.check_machine(runs, eval_only=args.eval_only)  # before any process starts
-    launch(
-        _work,
-        args.num_gpus,
-        num_machines=args.num_machines,
-        machine_rank=args.machine_rank,
-        dist_url=args.dist_url,
-        args=(args,),
-    )
+    processes = number_of_processes(args)
+    if int(os.environ.get("LOCAL_RANK", 0)) == 0:  # torchrun ends the others
+        stages.check_machine(runs, eval_only=args.eval_only, processes=processes)  # before any process starts
+    launch(_work, (args,), args, device=runs[0].cfg.MODEL.DEVICE)
 
 
 def _work(args) -> None:

@@ -171,13 +171,14 @@ def plan(config_file: str | Path, opts: Sequence[str] = (), stage: Optional[str]
     return [r for r in runs if r.name in chosen]
 
 
-def check_machine(runs: Sequence[Run], eval_only: bool = False) -> None:
+def check_machine(runs: Sequence[Run], eval_only: bool = False, processes: int = 1) -> None:
     """See that the data and the device of every run are here, and that the data can be trained and tested on.
 
     Draws the synthetic data set where it is not. Files' names are read, images are not.
 
     Args:
         eval_only: no training data is needed.
+        processes: of the whole job; they share each batch.
 
     Raises:
         ValueError: every problem found, one a line.
@@ -199,8 +200,23 @@ def check_machine(runs: Sequence[Run], eval_only: bool = False) -> None:
             problems.append(
                 f"MODEL.DEVICE is {device}, but PyTorch sees no GPU here: add MODEL.DEVICE cpu, or install a CUDA build of it"
             )
+    if not eval_only:
+        problems += dict.fromkeys(problem for r in runs for problem in _indivisible(r.cfg, processes))
     if problems:
         raise ValueError("\n  ".join(["this machine cannot run it:", *problems]) if len(problems) > 1 else problems[0])
+
+
+def _indivisible(cfg, processes: int) -> list[str]:
+    """What keeps `processes` from sharing a batch by whole identities."""
+    batch, sampler = cfg.SOLVER.IMS_PER_BATCH, cfg.DATALOADER.SAMPLER_TRAIN
+    group = cfg.DATALOADER.NUM_INSTANCE if "Identity" in sampler else 1
+    if batch % (processes * group) == 0:
+        return []
+    images = f"{group} images of an identity" if group > 1 else "one image"
+    return [
+        f"SOLVER.IMS_PER_BATCH {batch} is the batch of all {processes} processes, and {sampler} gives each of them {images} "
+        f"or a multiple: set a multiple of {processes * group}"
+    ]
 
 
 # ---- running ----------------------------------------------------------------------------------------------------------
@@ -214,10 +230,16 @@ def _setup(run: Run, args) -> None:
         cfg.defrost()
         cfg.SEED = int(torch.randint(2**31, ()).item() if comm.get_world_size() == 1 else comm.shared_random_seed())
         cfg.freeze()
-    run.folder.mkdir(parents=True, exist_ok=True)
+    if comm.is_main_process():
+        run.folder.mkdir(parents=True, exist_ok=True)
+    comm.synchronize()
+    if not run.folder.is_dir():
+        raise FileNotFoundError(
+            f"{run.folder.absolute()} was made by rank 0 and is not here: OUTPUT_DIR must be on a disk that all machines share"
+        )
     host_logger.setup_logger(str(run.folder), distributed_rank=comm.get_rank(), name="sagareid")
     default_setup(cfg, args)
-    seed_all_rng(cfg.SEED + comm.get_rank())
+    seed_all_rng(cfg.SEED)  # the same for every process: they build the same model; see hooks.OwnRandomness
     logger.info("seed %d", cfg.SEED)
 
 
@@ -295,7 +317,7 @@ def run_all(runs: Sequence[Run], args) -> list[dict]:
                     f"{run.folder} was trained with another configuration; {'; '.join(changed[:6])}. Give the changed run its "
                     "own OUTPUT_DIR, or leave --resume out to begin anew (the old run is kept aside)"
                 )
-        done = run.result() if args.resume else None
+        done = comm.all_gather(run.result() if args.resume else None)[0]  # one answer for all processes
         if done is None:
             if not args.resume and comm.is_main_process():
                 _set_aside(run.folder)

@@ -28,7 +28,15 @@ from ..evaluation.evaluator import SAGAEvaluator
 from . import solver
 from .checkpoint import RunCheckpointer, load_state, restore_random_state
 from .feature_cache import CachedFeatures, build_feature_cache, cached_test_loader
-from .hooks import CheckpointHook, EvaluationHook, ProgressHook, Selection, ValidationHook
+from .hooks import (
+    BuffersOfRankZero,
+    CheckpointHook,
+    EvaluationHook,
+    OwnRandomness,
+    ProgressHook,
+    Selection,
+    ValidationHook,
+)
 
 __all__ = ["SAGATrainer", "StepTrainer"]
 
@@ -88,7 +96,7 @@ class SAGATrainer(DefaultTrainer):
         if reads_cameras(cfg) and not cfg.MODEL.CLIP.CAMERAS:
             plain.MODEL.CLIP.CAMERAS = loading.training_set(cfg).cameras
         plain.SOLVER.AMP.ENABLED = False  # FastReID's own mixed precision is CUDA and float16 only
-        with compat.quiet_host():
+        with compat.quiet_host(), compat.without_ddp():
             super().__init__(plain)
         self.cfg.defrost()
         self.cfg.SOLVER.AMP.ENABLED = autocast
@@ -183,10 +191,13 @@ class SAGATrainer(DefaultTrainer):
             return self._last_eval_results
 
         ret = [hooks.IterationTimer(), hooks.LRScheduler(self.optimizer, self.scheduler)]
+        if not comm.is_main_process():
+            ret.append(OwnRandomness(cfg.SEED))
         if cfg.TEST.PRECISE_BN.ENABLED and hooks.get_bn_modules(self.model):
             ret.append(hooks.PreciseBN(self.model, self.build_train_loader(cfg), cfg.TEST.PRECISE_BN.NUM_ITER))
         if len(cfg.MODEL.FREEZE_LAYERS) and cfg.SOLVER.FREEZE_ITERS > 0:
             ret.append(hooks.LayerFreeze(self.model, cfg.MODEL.FREEZE_LAYERS, cfg.SOLVER.FREEZE_ITERS))
+        ret.append(BuffersOfRankZero(self.model))
         if self.selection:
             ret.append(ValidationHook(cfg.TEST.EVAL_PERIOD, self.validate, evaluate))
         else:
@@ -200,6 +211,22 @@ class SAGATrainer(DefaultTrainer):
         return ret
 
     # ---- running ---------------------------------------------------------------------------------------------------
+
+    def _distribute(self) -> None:
+        """Wrap the model for several processes. Every process takes over rank 0's weights and buffers here.
+
+        Statistics of FastReID's own batch norms are those of each process's images, as in FastReID, unless its NORM keys
+        say syncBN (GPUs alone); `BuffersOfRankZero` makes them agree before they are used.
+        """
+        if comm.get_world_size() == 1:
+            return
+        gpu = self._trainer.device_type == "cuda"
+        self._trainer.model = DistributedDataParallel(
+            self.model,
+            device_ids=[comm.get_local_rank()] if gpu else None,
+            broadcast_buffers=False,
+            find_unused_parameters=not getattr(self.model, "every_parameter_learns", False),
+        )
 
     @property
     def result_metric(self) -> str:
@@ -254,6 +281,7 @@ class SAGATrainer(DefaultTrainer):
     def train(self) -> dict[str, Any]:
         """Train to the end; returns the last evaluation's metrics (on the main process)."""
         self.epoch = self.start_epoch - 1
+        self._distribute()
         if self.cfg.CACHE.ENABLED:
             dataset = self.data_loader.dataset
             dataset.attach(build_feature_cache(self.cfg, _unwrapped(self.model), dataset.images))
@@ -273,6 +301,7 @@ class SAGATrainer(DefaultTrainer):
 def _evaluate(cfg, model: nn.Module, sets: Mapping[str, tuple]) -> OrderedDict:
     """Metrics by name, in percent; by data set and name where there are several of `sets`, {name: (loader, evaluator)}."""
     results = OrderedDict()
+    model = _unwrapped(model)  # processes evaluate shares of different length, which the wrapper might wait for
     for name, (loader, evaluator) in sets.items():
         with compat.quiet_host():
             results[name] = inference_on_dataset(model, loader, evaluator, flip_test=cfg.TEST.FLIP.ENABLED)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..structures import CLIPFeatures, as_features
 from . import clip_models, losses
 from .blocks import block_at_row
+from .distributed import gather_batch
 from .heads import (
     ClassifierHead,
     batch_norm_neck,
@@ -71,6 +72,9 @@ class CLSHead(nn.Module):
         self.bottleneck_proj = batch_norm_neck(embed_dim)
         self.classifier = identity_classifier(embedding_dim or feat_dim, num_classes)
         self.classifier_proj = identity_classifier(embed_dim, num_classes)
+        if not train_proj:  # kept for their statistics and for checkpoints; no loss reaches them
+            self.bottleneck_proj.requires_grad_(False)
+            self.classifier_proj.requires_grad_(False)
         if i2t is not None:
             self.register_buffer("text_features", torch.zeros(num_classes, embed_dim))
             self.register_buffer("prompt_context", torch.zeros(context_shape))
@@ -98,6 +102,11 @@ class CLSHead(nn.Module):
         }
 
     @property
+    def learns_from(self) -> set[str]:
+        """Outputs of the backbone that the losses reach."""
+        return {"cls"} | ({"proj"} if self.i2t else set()) | ({"proj", "layer_cls"} if self.train_proj else set())
+
+    @property
     def feature_layout(self) -> dict[str, int]:
         own = {"refined": self.embedding_dim} if self.embedding_dim else {}
         return own | {"cls": self.feat_dim, "proj": self.embed_dim}
@@ -121,8 +130,9 @@ class CLSHead(nn.Module):
             p = self.train_proj
             proj_logits = self.classifier_proj(normed_proj)
             terms["loss_cls_proj"] = p["ce_scale"] * losses.identity_loss(proj_logits, targets, p["epsilon"])
-            for name, feature in (("proj", proj), ("layer", features.layer_cls[:, -1])):
-                triplet = losses.batch_hard_triplet_loss(feature, targets, p["margin"])
+            identities = gather_batch(targets)
+            for name, other in (("proj", proj), ("layer", features.layer_cls[:, -1])):
+                triplet = losses.batch_hard_triplet_loss(gather_batch(other), identities, p["margin"])
                 terms[f"loss_triplet_{name}"] = p["tri_scale"] * triplet
         if self.i2t:
             i2t = image_text_term(proj, self.text_features, targets, self.i2t["epsilon"])
@@ -136,8 +146,14 @@ def _patches(features) -> Tensor:
     return features.patches.chunk(features.num_layers, dim=1)[-1].float()
 
 
+class PatchHead(ClassifierHead):
+    """A head whose losses reach the patch tokens alone."""
+
+    learns_from = {"patches"}
+
+
 @REID_HEADS_REGISTRY.register()
-class PatchPoolHead(ClassifierHead):
+class PatchPoolHead(PatchHead):
     """Patch tokens pooled without anchors: their mean, their maximum, or their generalised mean (GeM)."""
 
     POOLS = ("mean", "max", "gem")
@@ -166,7 +182,7 @@ class PatchPoolHead(ClassifierHead):
 
 
 @REID_HEADS_REGISTRY.register()
-class AttentionPoolHead(ClassifierHead):
+class AttentionPoolHead(PatchHead):
     """One learned query attends to the patch tokens: open_clip's attentional pooler (CoCa, Yu et al. 2022)."""
 
     @configurable
@@ -186,7 +202,7 @@ class AttentionPoolHead(ClassifierHead):
 
 
 @REID_HEADS_REGISTRY.register()
-class PartStripesHead(ClassifierHead):
+class PartStripesHead(PatchHead):
     """S horizontal stripes of the patch grid, each with its own linear reduction, neck and classifier (PCB, Sun et al. 2018).
 
     The feature of an image is its stripes' features side by side; the triplet loss reads that, too.
@@ -228,7 +244,7 @@ class PartStripesHead(ClassifierHead):
 
 
 @REID_HEADS_REGISTRY.register()
-class SequentialHead(ClassifierHead):
+class SequentialHead(PatchHead):
     """A recurrent scan over the patches, row by row, in both directions: x + GRU(LN(x)), then the mean over the patches."""
 
     @configurable
@@ -252,6 +268,8 @@ class LastBlockHead(ClassifierHead):
     The control of equal capacity: as many parameters as refinement layers have, global pooling instead of anchors. It
     starts out as the tower's class token, exactly.
     """
+
+    learns_from = {"patches", "layer_cls"}
 
     @configurable
     def __init__(self, *, blocks: nn.ModuleList, norm: nn.Module, **kwargs):

@@ -5,6 +5,7 @@ B images, (H, W) image, (h, w) patch grid, N=h*w, D width, E joint width, P toke
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Optional, Sequence
 
 import torch
@@ -69,6 +70,18 @@ class CLIPBackbone(nn.Module):
     def block(self, number: int) -> nn.Module:
         """Transformer block by 1-based number, clamped to the depth."""
         return self.visual.transformer.resblocks[min(max(number, 1), self.depth) - 1]
+
+    def unread(self, outputs: Collection[str]) -> list[nn.Parameter]:
+        """Parameters that none of `outputs` ("patches", "layer_cls", "cls", "proj") depends on."""
+        if "proj" in outputs:
+            return []
+        parameters = [self.visual.proj]
+        if "cls" in outputs:
+            return parameters
+        if not outputs:
+            return list(self.parameters())
+        behind = [self.block(number) for number in range(self.token_layers[-1] + 1, self.depth + 1)]
+        return parameters + [p for m in (self.visual.ln_post, *behind) for p in m.parameters()]
 
     def _shift_class_token(self, module: nn.Module, args: tuple[Tensor]) -> Optional[tuple[Tensor]]:
         if self._class_shift is None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..structures import CLIPFeatures
 from . import clip_models, losses
+from .distributed import GlobalBatchNorm1d
 from .text import PROMPT_LENGTH
 
 __all__ = [
@@ -27,8 +28,8 @@ __all__ = [
 
 
 def batch_norm_neck(width: int) -> nn.BatchNorm1d:
-    """BNNeck (Luo et al. 2019): batch norm whose bias stays at zero."""
-    neck = nn.BatchNorm1d(width)
+    """BNNeck (Luo et al. 2019): batch norm over the whole batch, of all processes, whose bias stays at zero."""
+    neck = GlobalBatchNorm1d(width)
     neck.bias.requires_grad_(False)
     return neck
 

@@ -16,6 +16,7 @@ from ..structures import CLIPFeatures
 from . import losses as L
 from .clip_backbone import CLIPBackbone
 from .clip_models import release_clip_weights
+from .distributed import gather_batch
 
 __all__ = ["SAGABaseline"]
 
@@ -32,6 +33,9 @@ class SAGABaseline(Baseline):
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
         self.modules_in_eval: list[nn.Module] = []
+        if isinstance(self.backbone, CLIPBackbone) and self.every_parameter_learns:
+            for parameter in self.backbone.unread(self.heads.learns_from):
+                parameter.requires_grad_(False)
         self.initialize_heads({})
         release_clip_weights()
 
@@ -51,6 +55,12 @@ class SAGABaseline(Baseline):
     def feature_layout(self) -> Optional[dict[str, int]]:
         """Parts of the evaluation feature in order; None for a FastReID head."""
         return getattr(self.heads, "feature_layout", None)
+
+    @property
+    def every_parameter_learns(self) -> bool:
+        """Whether every parameter that trains gets a gradient in each step: known of heads that say, in `learns_from`, which
+        outputs of the backbone their losses reach. What of a CLIP tower serves none of these is frozen."""
+        return hasattr(self.heads, "learns_from")
 
     @property
     def backbone_frozen(self) -> bool:
@@ -104,7 +114,11 @@ class SAGABaseline(Baseline):
         return self.losses(self.heads(features, targets), targets)
 
     def losses(self, outputs: dict, gt_labels: Tensor) -> dict[str, Tensor]:
-        """FastReID's loss names and log keys; identity and triplet loss in float32, over every classifier of the head."""
+        """FastReID's loss names and log keys; identity and triplet loss in float32, over every classifier of the head.
+
+        With several processes the triplets are those of all their images. FastReID's own heads keep its losses, which see
+        the images of one process.
+        """
         own = outputs.get("losses", {})
         if "pred_class_logits" not in outputs:
             return dict(own)
@@ -117,8 +131,8 @@ class SAGABaseline(Baseline):
             terms["loss_cls"] = ce["scale"] * L.identity_loss(outputs["logits"], gt_labels, ce["eps"])
         if "TripletLoss" in names:
             tri = kwargs["tri"]
-            features = outputs["features"]
+            features, identities = gather_batch(outputs["features"]), gather_batch(gt_labels)
             features = torch.nn.functional.normalize(features, dim=1) if tri["norm_feat"] else features
             margin = tri["margin"] or None  # FastReID: margin 0 is the soft margin
-            terms["loss_triplet"] = tri["scale"] * L.batch_hard_triplet_loss(features, gt_labels, margin)
+            terms["loss_triplet"] = tri["scale"] * L.batch_hard_triplet_loss(features, identities, margin)
         return terms | own

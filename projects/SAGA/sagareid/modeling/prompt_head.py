@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..structures import CLIPFeatures
 from . import clip_models, losses
+from .distributed import gather_batch
 from .heads import frozen_text_encoder
 from .text import PromptLearner, TextEncoder
 
@@ -65,6 +66,11 @@ class PromptHead(nn.Module):
         }
 
     @property
+    def learns_from(self) -> set[str]:
+        """No output of the backbone: images are constants here."""
+        return set()
+
+    @property
     def feature_layout(self) -> dict[str, int]:
         return {"cls": self.feat_dim, "proj": self.embed_dim}
 
@@ -94,7 +100,8 @@ class PromptHead(nn.Module):
             return torch.cat([features.cls, features.proj], dim=1).float()
         if self.text_encoder is None:
             raise ValueError("PromptHead trains with the text tower: set MODEL.CLIP.TEXT_TOWER True")
-        image, text = features.proj.detach(), self.text(targets)
+        image, text = gather_batch(features.proj.detach()), gather_batch(self.text(targets))
+        targets = gather_batch(targets)
         contrast = losses.supervised_contrastive_loss
         return {
             "losses": {"loss_supcon": self.scale * (contrast(image, text, targets) + contrast(text, image, targets))}

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..structures import CLIPFeatures, as_features
 from . import anchors as A
 from . import clip_models, losses
+from .distributed import gather_batch
 from .heads import (
     batch_norm_neck,
     clip_parts,
@@ -196,6 +197,12 @@ class SAGAHead(nn.Module):
         }
 
     @property
+    def learns_from(self) -> set[str]:
+        """Outputs of the backbone that the losses reach."""
+        clip = isinstance(self.domain_anchors, A.ClipDomainAnchors)
+        return {"patches"} | ({"proj"} if clip or "I2TLoss" in self.loss_weights else set())
+
+    @property
     def feature_layout(self) -> dict[str, int]:
         layout = {"refined": self.embedding_dim}
         if self.clip_parts:
@@ -327,17 +334,21 @@ class SAGAHead(nn.Module):
 
         def anchor_consistency():
             margin = self.loss_weights["AnchorConsistencyLoss"]["margin"]
-            return losses.anchor_consistency_loss(*self.part_features(refined), targets, margin)
+            parts, mass = (gather_batch(x) for x in self.part_features(refined))
+            return losses.anchor_consistency_loss(parts, mass, gather_batch(targets), margin)
 
         def image_text():
             return image_text_term(features.proj, self.text_features, targets, self.loss_weights["I2TLoss"]["epsilon"])
+
+        def decorrelation():
+            return losses.decorrelation_loss(gather_batch(refined.feature), gather_batch(features.cls))
 
         terms = {
             "I2TLoss": ("i2t", image_text),
             "AnchorDiversityLoss": ("anchor_div", lambda: losses.anchor_diversity_loss(refined.text_anchors)),
             "ClassifierDiversityLoss": ("classifier_div", classifier_diversity),
             "AnchorConsistencyLoss": ("anchor_cons", anchor_consistency),
-            "DecorrelationLoss": ("decorr", lambda: losses.decorrelation_loss(refined.feature, features.cls)),
+            "DecorrelationLoss": ("decorr", decorrelation),
         }
         return {
             f"loss_{terms[name][0]}": weight["scale"] * terms[name][1]() for name, weight in self.loss_weights.items()
