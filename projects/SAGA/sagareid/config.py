@@ -93,7 +93,8 @@ def add_saga_config(cfg: CN) -> None:
     # ---- other heads ----------------------------------------------------------------------------------------------
     # CLSHead: also CLIP-ReID's identity and triplet losses on the projection and on the token layer's class token.
     cfg.MODEL.HEADS.TRAIN_PROJ = False
-    # (Heads with one feature, and CLSHead, take the host's EMBEDDING_DIM: a linear layer of that width on it. 0: none.)
+    # Heads with one feature, and CLSHead, take the host's EMBEDDING_DIM: a linear layer of that width on it. 0: none.
+
     # PatchPoolHead: mean, max or gem over the patch tokens.
     cfg.MODEL.HEADS.PATCH_POOL = "mean"
     # AttentionPoolHead: attention heads of its one query.
@@ -107,8 +108,7 @@ def add_saga_config(cfg: CN) -> None:
     cfg.MODEL.LOSSES.SUPCON = CN({"SCALE": 1.0})
     cfg.MODEL.LOSSES.I2T = CN({"SCALE": 1.0, "EPSILON": 0.1})
     cfg.MODEL.LOSSES.ANCHOR_DIVERSITY = CN({"SCALE": 0.05})
-    # Counts with two classifiers or more.
-    cfg.MODEL.LOSSES.CLASSIFIER_DIVERSITY = CN({"SCALE": 0.5})
+    cfg.MODEL.LOSSES.CLASSIFIER_DIVERSITY = CN({"SCALE": 0.5})  # counts with two classifiers or more
     cfg.MODEL.LOSSES.ANCHOR_CONSISTENCY = CN({"SCALE": 1.0, "MARGIN": 0.3})
     cfg.MODEL.LOSSES.DECORRELATION = CN({"SCALE": 1.0})
 

@@ -1,6 +1,7 @@
 """Captions of drawn pedestrians: text from attributes, about what can be seen and nothing else.
 
-Three kinds, all well below CLIP's 77 tokens:
+Three kinds, all well below CLIP's 77 tokens::
+
     caption          the whole person, "a tall slim person with long brown hair, wearing a red and white striped ..."
     part_caption     one attribute place, "the upper garment of a person: a red and white striped jacket"
     REGION_PHRASES   what a region is, whatever it looks like, "the upper body of a person"; they are the anchor

@@ -12,8 +12,10 @@ A *shot* is a `Shot`: view, limbs, framing, camera and, in some shots, an occlud
 Lengths are in pixels of a 96x48 picture (height, width), whatever the size drawn; the picture is drawn at twice its
 size and averaged down. Every byte follows from the seeds: no state, no `hash()`, no dependence on the process.
 
-Masks (uint8, H x W), `Drawing.mask`:
+Masks (uint8, H x W), `Drawing.mask`::
+
     0 background    1 occluder    2 person, visible    3 person, hidden behind the occluder
+
 so that {2, 3} is the full silhouette and {1, 3} the occluder. `Drawing.parts` holds the `PARTS` number of what the
 person shows at a pixel (0: no person), as if there were no occluder.
 """

@@ -5,7 +5,8 @@ model, trained with open_clip's `ClipLoss` on people whose identities no data se
 
 A tower this small trained through CLS alone leaves its patches poor, while real CLIP's patches carry local meaning,
 which SAGA reads. Three losses on the patch tokens of the penultimate block make up for it (`LocalHead`, dropped
-after training):
+after training)::
+
     pooled   a gated mean of the patches against the whole caption
     part     the mean of the patches where an attribute shows against that attribute's short caption
     region   the same mean against the anchor phrases: what the place is, whatever it looks like
