@@ -1,7 +1,7 @@
-# make env | test | quickstart | clean.    PYTHON=/path/to/python3.12 picks the interpreter.
+# make env | test | quickstart | docs | clean.    PYTHON=/path/to/python3.12 picks the interpreter.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help env test quickstart clean
+.PHONY: help env test quickstart docs clean
 
 VENV := .venv
 STAMP := $(VENV)/.installed
@@ -11,6 +11,7 @@ help:
 	@echo "make env         .venv/ with everything (Python 3.11 or 3.12; about 5.5 GB)"
 	@echo "make test        the tests, on the CPU"
 	@echo "make quickstart  train and evaluate all stages on drawn pedestrians"
+	@echo "make docs        build/docs/index.html: guides, every key, every command, the API"
 	@echo "make clean       remove build products; .venv/, outputs and data stay"
 
 env: $(STAMP)
@@ -42,6 +43,9 @@ quickstart: env
 	$(VENV)/bin/python tools/train_net.py --config-file configs/SAGA/quickstart.yml --resume
 	$(VENV)/bin/python tools/visualize.py logs/SAGA/quickstart/anchors
 
+docs: env
+	$(VENV)/bin/python -m sphinx -q -W --keep-going -d build/doctrees docs build/docs
+
 clean:
 	rm -rf $(STAMP) build dist .pytest_cache projects/SAGA/*.egg-info projects/SAGA/sagareid/evaluation/ranking_*
-	find projects tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
+	find projects tests tools docs -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,286 @@
+"""The site in docs/ builds without a warning, its links lead somewhere, and what its pages quote is in the source."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import shlex
+import subprocess
+import sys
+from html.parser import HTMLParser
+from io import StringIO
+from urllib.parse import unquote, urlsplit
+
+import pytest
+from sphinx.application import Sphinx
+
+
+@pytest.fixture(scope="module")
+def generators(repo):
+    sys.path.insert(0, str(repo / "docs"))
+    import generators
+
+    sys.path.remove(str(repo / "docs"))
+    return generators
+
+
+@pytest.fixture(scope="module")
+def site(repo, session_tmp):
+    """The site as `make docs` builds it."""
+    [options] = re.findall(r"-m sphinx (.*)", (repo / "Makefile").read_text())
+    folder = session_tmp / "docs"
+    options = options.replace("build/doctrees", str(session_tmp / "doctrees")).replace("build/docs", str(folder))
+    done = subprocess.run(
+        [sys.executable, "-m", "sphinx", *shlex.split(options)], cwd=repo, capture_output=True, text=True
+    )
+    assert "-W" in options and done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+class _Page(HTMLParser):
+    def __init__(self, text: str):
+        super().__init__()
+        self.links, self.ids = [], set()
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        self.ids.add(attributes.get("id"))
+        if tag == "a" and attributes.get("href"):
+            self.links.append(attributes["href"])
+
+
+def test_every_internal_link_of_the_site_leads_somewhere(site):
+    pages = {path: _Page(path.read_text()) for path in site.rglob("*.html")}
+    dead = []
+    for path, page in pages.items():
+        for link in page.links:
+            url = urlsplit(link)
+            if url.scheme or url.netloc:
+                continue
+            target = (path.parent / unquote(url.path)).resolve() if url.path else path
+            lost = target in pages and url.fragment and unquote(url.fragment) not in pages[target].ids
+            if not target.exists() or lost:
+                dead.append(f"{path.name}: {link}")
+    assert len(pages) > 20 and not dead
+
+
+def test_reference_pages_hold_keys_commands_and_docstrings(site, repo):
+    text = {p.relative_to(site).as_posix(): p.read_text() for p in (site / "reference").rglob("*.html")}
+    assert 'id="model-saga-num-anchors"' in text["reference/configuration.html"]
+    for tool in (repo / "tools").glob("*.py"):
+        assert f"usage: {tool.name}" in text["reference/commands.html"]
+    assert 'id="sagareid.modeling.anchors.AnchorPool"' in text["reference/api/modeling.html"]
+    assert "The method on one page" in text["reference/method.html"]
+
+
+def test_every_key_of_ours_has_a_comment_and_none_is_left_out(generators):
+    from fastreid.config import get_cfg as host_cfg
+    from sagareid.config import get_cfg
+    from sagareid.engine.stages import _keys
+
+    keys = {key.name: key for section in generators.our_sections() for key in section.keys}
+    assert set(keys) == set(_keys(get_cfg())) - set(_keys(host_cfg()))
+    assert not [name for name, key in keys.items() if not key.comment]
+    assert keys["MODEL.SAGA.NUM_ANCHORS"].default == 24 and keys["MODEL.SAGA.NUM_ANCHORS"].comment == "K, text anchors."
+    assert keys["CACHE.DTYPE"].comment == "float16, bfloat16 or float32"
+    assert keys["TEST.NFC.K2"].comment == keys["TEST.NFC.ENABLED"].comment
+
+
+def test_a_key_that_does_not_exist_is_a_warning(generators, tmp_path):
+    (tmp_path / "reference").mkdir()
+    (tmp_path / "index.md").write_text("# T\n\n`MODEL.SAGA.NUM_ANCHORS 12`, `MODEL.SAGA` and `MODEL.SAGA.NUM_ANKERS`\n")
+    (tmp_path / "reference" / "configuration.md").write_text("# Keys\n\n```{config-keys} ours\n```\n")
+    warnings = StringIO()
+    app = Sphinx(
+        tmp_path, None, tmp_path / "out", tmp_path / "trees", "html", {"extensions": ["myst_parser", "generators"]},
+        status=None, warning=warnings,
+    )  # fmt: skip
+    app.build()
+    assert re.findall(r"no configuration key ([A-Z._]+)", warnings.getvalue()) == ["MODEL.SAGA.NUM_ANKERS"]
+    assert 'href="reference/configuration.html#model-saga-num-anchors"' in (tmp_path / "out/index.html").read_text()
+
+
+# ---- commands that the pages give ---------------------------------------------------------------------------------------
+
+
+def _pages(repo):
+    return sorted((repo / "docs").rglob("*.md"))
+
+
+def _blocks(text: str) -> list[tuple[str, str]]:
+    """(language, body) of every code block of a page."""
+    return re.findall(r"^```([^\n]*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+
+
+def _commands(text: str) -> list[list[str]]:
+    """The words of every `python tools/...` line in the code blocks of a page."""
+    lines = (
+        "\n".join(body for language, body in _blocks(text) if language in ("", "bash", "console", "sh"))
+        .replace("\\\n", " ")
+        .splitlines()
+    )
+    return [shlex.split(line, comments=True) for line in lines if line.startswith("python tools/")]
+
+
+def test_commands_name_tools_options_configs_and_keys_that_exist(repo, generators):
+    from sagareid.config import get_cfg
+    from sagareid.engine.stages import _keys
+
+    keys, helps, wrong, seen = set(_keys(get_cfg())), {}, [], 0
+    for page in _pages(repo):
+        own = set(re.findall(r"^# (\S+\.yml)\b", page.read_text(), re.MULTILINE))
+        for _, tool, *words in _commands(page.read_text()):
+            seen += 1
+            if not (repo / tool).is_file():
+                wrong.append(f"{page.name}: {tool}")
+                continue
+            if tool not in helps:
+                helps[tool] = generators.help_text(repo / tool)
+            wrong += [f"{page.name}: {tool} {w}" for w in words if w.startswith("--") and w not in helps[tool]]
+            for word in words:
+                if word.endswith(".yml") and word not in own and "*" not in word and not (repo / word).is_file():
+                    wrong.append(f"{page.name}: {word}")
+                if re.fullmatch(r"[A-Z_]+(\.[A-Z_0-9]+)+", word) and word not in keys:
+                    wrong.append(f"{page.name}: {word}")
+    assert seen > 5 and not wrong
+
+
+SMALL = [
+    "MODEL.BACKBONE.PRETRAIN", False, "MODEL.WEIGHTS", "", "SOLVER.MAX_EPOCH", 1, "SOLVER.WARMUP_EPOCHS", 0,
+    "SOLVER.IMS_PER_BATCH", 24, "DATALOADER.NUM_WORKERS", 0, "INPUT.SIZE_TRAIN", "[48,24]", "INPUT.SIZE_TEST", "[48,24]",
+    "CACHE.NUM_VIEWS", 1, "TEST.EVAL_PERIOD", 1,
+]  # fmt: skip
+
+
+@pytest.fixture
+def guide(repo, tmp_path, monkeypatch):
+    """Write a guide's files into a folder of their own and forget what they register; returns the guide's commands."""
+    from fastreid.data.datasets import DATASET_REGISTRY
+    from fastreid.modeling.backbones import BACKBONE_REGISTRY
+    from fastreid.modeling.heads import REID_HEADS_REGISTRY
+
+    registries = DATASET_REGISTRY, BACKBONE_REGISTRY, REID_HEADS_REGISTRY
+    for registry in registries:
+        monkeypatch.setattr(registry, "_obj_map", dict(registry._obj_map))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").symlink_to(repo / "configs")
+    modules = []
+
+    def write(page: str) -> list[list[str]]:
+        text = (repo / "docs" / page).read_text()
+        for _, code in _blocks(text):
+            if named := re.match(r"# (\S+)\.(py|yml)\n", code):
+                (tmp_path / f"{named[1]}.{named[2]}").write_text(code)
+                modules.append(named[1])
+        return [words[2:] for words in _commands(text)]
+
+    yield write
+    for name in modules:
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize("page, runs", [("new_head.md", 1), ("new_backbone.md", 2)])
+def test_what_a_guide_builds_trains_and_evaluates_by_its_own_commands(page, runs, guide, train_net, tmp_path):
+    commands = guide(page)
+    assert len(commands) == runs
+    for command in commands:
+        assert train_net(*command, *SMALL, "OUTPUT_DIR", tmp_path / "out") == 0
+        [result] = json.loads((tmp_path / "out" / "results.json").read_text())
+        assert 0 <= result["metrics"]["mAP"] <= 100
+    if page == "new_head.md":
+        assert "loss_spread" in (tmp_path / "out" / "metrics.json").read_text()
+
+
+def test_the_guides_data_set_trains_and_evaluates_by_its_own_command(guide, train_net, tiny_root, tmp_path):
+    for split, source in (("train", "bounding_box_train"), ("query", "query"), ("gallery", "bounding_box_test")):
+        (tmp_path / "Corridor" / split).mkdir(parents=True)
+        for number, image in enumerate(sorted((tiny_root / "synthetic_pedestrians" / source).glob("*.jpg"))):
+            person, camera = re.match(r"(\d+)_c(\d)", image.name).groups()
+            name = f"{person}_cam{int(camera) % 3 + 1}_{number:04d}.jpg"
+            (tmp_path / "Corridor" / split / name).write_bytes(image.read_bytes())
+    [command] = guide("new_dataset.md")
+    run = [*command, *SMALL, "OUTPUT_DIR", tmp_path / "out"]
+    assert train_net(*run, "STAGES", "[]", root=tmp_path) == 0
+    (tmp_path / "Corridor" / "query" / "stray.jpg").touch()
+    assert train_net(*run, root=tmp_path) == 1
+
+
+# ---- troubleshooting: the quoted messages are in the source ---------------------------------------------------------------
+
+
+class _Messages(ast.NodeVisitor):
+    """Every string of a module, with a mark where a value goes in."""
+
+    def __init__(self, source: str):
+        self.found: list[str] = []
+        tree = ast.parse(source)
+        self.constants = {
+            node.targets[0].id: node.value.value
+            for node in tree.body
+            if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant) and hasattr(node.targets[0], "id")
+        }
+        self.visit(tree)
+
+    def visit_JoinedStr(self, node):
+        self.found.append(self.text(node))
+
+    visit_BinOp = visit_Constant = visit_JoinedStr
+
+    def text(self, node) -> str:
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            return re.sub(r"%(?:\.\d+)?[sdf]", "\0", node.value)
+        if isinstance(node, ast.JoinedStr):
+            return "".join(map(self.text, node.values))
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+            return self.text(node.left) + self.text(node.right)
+        if isinstance(node, ast.IfExp):
+            return self.text(node.body)
+        if isinstance(node, ast.FormattedValue) and isinstance(node.value, ast.Name):
+            return str(self.constants.get(node.value.id, "\0"))
+        return "\0"
+
+
+def _as_pattern(quoted: str) -> str:
+    """A regular expression of a quoted message, in which `…` stands for anything."""
+    return ".*".join(re.escape(piece) for piece in " ".join(quoted.split()).split("…"))
+
+
+@pytest.fixture(scope="module")
+def quoted(repo) -> list[str]:
+    page = (repo / "docs/troubleshooting.md").read_text()
+    return [body.strip() for language, body in _blocks(page) if language == "text"]
+
+
+def test_every_quoted_message_is_in_the_source_word_for_word(quoted, repo):
+    files = [*(repo / "projects/SAGA/sagareid").rglob("*.py"), *(repo / "tools").glob("*.py")]
+    source = {" ".join(text.split()) for file in files for text in _Messages(file.read_text()).found}
+    source |= {line.strip(' ;\\"') for line in (repo / "Makefile").read_text().replace('echo "', "\n").splitlines()}
+    lost = [q for q in quoted if not any(re.fullmatch(_as_pattern(q), text, re.DOTALL) for text in source)]
+    assert len(quoted) > 40 and not lost
+    assert not [q for q in quoted if len(q.replace("…", "")) < 12], "too little text to be told apart"
+
+
+@pytest.mark.parametrize(
+    "argv, begins",
+    [
+        ([], "name a config"),
+        (["--config-file", "configs/SAGA/quick.yml"], "no config file"),
+        (["--config-file", "configs/SAGA/quickstart.yml", "SOLVER.MAX_EPOHC", "3"], "…: …. Nearest keys"),
+        (["--config-file", "configs/SAGA/quickstart.yml", "MODEL.HEADS.NAME", "SAGAHaed", "STAGES", "[]"], "… is …; valid"),
+        (["--config-file", "configs/SAGA/quickstart.yml", "--stage", "anchor"], "no stage"),
+        (["--config-file", "configs/SAGA/occ_duke.yml", "MODEL.DEVICE", "cpu"], "…: no '…' folder"),
+        (["--config-file", "configs/SAGA/quickstart.yml", "MODEL.BACKBONE.PRETRAIN_PATH", "/no.pt"], "MODEL.BACKBONE.PRETRAIN_PATH …"),
+        (["--config-file", "configs/SAGA/quickstart.yml", "--stage", "anchors", "SOLVER.IMS_PER_BATCH", "24"], "no checkpoint at"),
+        (["--config-file", "configs/SAGA/quickstart.yml", "SOLVER.IMS_PER_BATCH", "1000", "STAGES", "[]", "DATALOADER.SAMPLER_TRAIN", "NaiveIdentitySampler"], "…: a batch of"),
+    ],
+)  # fmt: skip
+def test_a_user_who_errs_meets_the_quoted_message(argv, begins, quoted, train_net, repo, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(repo)
+    output = ["OUTPUT_DIR", tmp_path / "out"] if argv else []
+    assert train_net(*argv, *output) == 1
+    error = " ".join(capfd.readouterr().err.split())
+    [message] = [q for q in quoted if q.startswith(begins)]
+    assert re.search(_as_pattern(message), error), error
