@@ -94,7 +94,7 @@ def test_a_config_that_cannot_be_planned_stops_before_anything_runs(run, tmp_pat
 
 def test_words():
     configs, seeds, opts = compare.split_words(
-        ["a.yml", "b.yml", "SOLVER.MAX_EPOCH", "1"], ["0", "2", "MODEL.DEVICE", "cpu"]
+        ["Base-a.yml", "a.yml", "b.yml", "SOLVER.MAX_EPOCH", "1"], ["0", "2", "MODEL.DEVICE", "cpu"]
     )
     assert (configs, seeds) == (["a.yml", "b.yml"], [0, 2])
     assert opts == ["SOLVER.MAX_EPOCH", "1", "MODEL.DEVICE", "cpu"]

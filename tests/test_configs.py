@@ -5,12 +5,18 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 
 from sagareid.engine import stages
+from sagareid.engine.checkpoint import load_state
 from sagareid.engine.trainer import StepTrainer
 
-ABLATIONS = sorted((stages.Path(__file__).parents[1] / "configs/SAGA/ablations").glob("*.yml"))
-DATASETS = [p for p in sorted(ABLATIONS[0].parents[1].glob("*.yml")) if p.name != "Base-SAGA.yml"]
+CONFIGS = stages.Path(__file__).parents[1] / "configs"
+ABLATIONS = sorted((CONFIGS / "SAGA/ablations").glob("*.yml"))
+DATASETS, CLIPREID, BASELINES, STUDY = (
+    [p for p in sorted((CONFIGS / folder).glob("*.yml")) if not p.name.startswith("Base-")]
+    for folder in ("SAGA", "CLIPReID", "baselines", "study")
+)
 
 # the embedded CLIP's architecture with random weights, one tiny epoch a stage
 TINY = [
@@ -32,7 +38,8 @@ def test_plans(path):
 
 
 def test_every_output_folder_is_its_own():
-    folders = [stages.plan(p)[0].folder.parent for p in [*DATASETS, *ABLATIONS]]
+    runs = [stages.plan(p)[0] for p in [*DATASETS, *ABLATIONS, *CLIPREID, *BASELINES, *STUDY]]
+    folders = [run.folder.parent if run.name else run.folder for run in runs]
     assert len(set(folders)) == len(folders)
 
 
@@ -77,3 +84,96 @@ def test_an_ablation_trains_resumes_and_evaluates(path, train_net, tmp_path, eve
     assert train_net("--eval-only", *run) == 0
     [evaluated] = json.loads((tmp_path / "evaluation.json").read_text())
     assert evaluated["metrics"] == pytest.approx(results[-1]["metrics"], abs=1e-3)
+
+
+# ---- CLIP-ReID --------------------------------------------------------------------------------------------------------
+
+
+def test_clip_reid_has_the_data_sets_of_saga():
+    ours = {p.name: stages.plan(p)[-1].cfg.DATASETS for p in DATASETS if p.name != "quickstart.yml"}
+    theirs = {p.name: stages.plan(p)[-1].cfg.DATASETS for p in CLIPREID}
+    assert ours == theirs
+
+
+@pytest.mark.parametrize("path", CLIPREID, ids=lambda p: p.stem)
+def test_clip_reid_plans(path):
+    prompts, backbone = stages.plan(path)
+    assert (prompts.name, backbone.name) == ("prompts", "backbone")
+    assert prompts.cfg.SOLVER.MAX_EPOCH == 120 and backbone.cfg.SOLVER.MAX_EPOCH == 60
+    assert backbone.cfg.SOLVER.STEPS == [30, 50] and backbone.cfg.MODEL.HEADS.TRAIN_PROJ
+
+
+def test_clip_reid_trains_all_its_losses(train_net, tmp_path):
+    run = ["--config-file", CLIPREID[0], *TINY, "OUTPUT_DIR", tmp_path]
+    assert train_net(*run) == 0
+    logged = set().union(*map(json.loads, (tmp_path / "backbone" / "metrics.json").read_text().splitlines()))
+    terms = {"cls", "triplet", "i2t", "cls_proj", "triplet_proj", "triplet_layer"}
+    assert {f"loss_{term}" for term in terms} <= logged
+    assert {"cls/mAP", "proj/mAP"} <= set(json.loads((tmp_path / "results.json").read_text())[-1]["metrics"])
+
+
+# ---- FastReID's own models --------------------------------------------------------------------------------------------
+
+# no ImageNet weights, no GPU, small images (MGN needs three rows of features), one epoch of three steps
+ON_CPU = [
+    "MODEL.DEVICE", "cpu", "SOLVER.AMP.ENABLED", False, "MODEL.BACKBONE.PRETRAIN", False, "INPUT.SIZE_TRAIN", "[48,16]",
+    "INPUT.SIZE_TEST", "[48,16]", "DATALOADER.NUM_WORKERS", 0, "SOLVER.MAX_EPOCH", 1, "SOLVER.WARMUP_ITERS", 0,
+    "SOLVER.DELAY_EPOCHS", 0, "SOLVER.FREEZE_ITERS", 0, "SOLVER.IMS_PER_BATCH", 48,
+    "DATASETS.NAMES", "['SyntheticPedestrians']", "DATASETS.TESTS", "['SyntheticPedestrians']",
+]  # fmt: skip
+
+
+def test_the_baselines_are_there():
+    assert {p.stem for p in BASELINES} == {"bagtricks_R50", "AGW_R50", "sbs_R50", "mgn_R50-ibn", "bagtricks_vit"}
+
+
+@pytest.mark.parametrize("path", BASELINES, ids=lambda p: p.stem)
+def test_a_baseline_trains_and_evaluates(path, train_net, tmp_path):
+    size = ["MODEL.BACKBONE.DEPTH", "small"] if "vit" in path.stem else []
+    run = ["--config-file", path, *ON_CPU, *size, "OUTPUT_DIR", tmp_path]
+    assert train_net(*run) == 0
+    [result] = json.loads((tmp_path / "results.json").read_text())
+    assert result["steps"] == 3 and 0 <= result["metrics"]["mAP"] <= 100
+
+
+def test_a_baseline_without_its_weights_says_which_file(train_net, tmp_path, capfd):
+    path = next(p for p in BASELINES if "vit" in p.stem)
+    assert train_net("--config-file", path, *ON_CPU, "MODEL.BACKBONE.PRETRAIN", True, "OUTPUT_DIR", tmp_path) == 1
+    assert "jx_vit_base_p16_224-80ecf9dd.pth" in capfd.readouterr().err
+
+
+def test_a_baseline_learns(train_net, tmp_path):
+    """Not a matter of course: as installed, FastReID 1.4.0 changes no weight on PyTorch 2, without a word."""
+    path = next(p for p in BASELINES if p.stem == "bagtricks_R50")
+    smaller = [
+        "MODEL.BACKBONE.DEPTH", "18x", "MODEL.BACKBONE.FEAT_DIM", 512, "INPUT.SIZE_TRAIN", "[48,24]", "INPUT.SIZE_TEST",
+        "[48,24]", "SOLVER.IMS_PER_BATCH", 16, "SOLVER.MAX_EPOCH", 4, "SOLVER.CHECKPOINT_PERIOD", 1,
+    ]  # fmt: skip
+    run = ["--config-file", path, *ON_CPU, *smaller, "OUTPUT_DIR", tmp_path]
+    assert train_net(*run) == 0
+    lines = [json.loads(line) for line in (tmp_path / "metrics.json").read_text().splitlines()]
+    losses = [line["loss_triplet"] for line in lines if "loss_triplet" in line]  # medians of an epoch
+    assert losses[-1] < 0.9 * losses[0]
+    first, last = (load_state(tmp_path / f"{name}.pth")["model"] for name in ("model_0000", "model_final"))
+    moved = {k for k in first if k.endswith("weight") and not torch.equal(first[k], last[k])}
+    assert {"backbone.conv1.weight", "backbone.layer4.1.conv2.weight", "heads.weight"} <= moved
+    [trained] = json.loads((tmp_path / "results.json").read_text())
+    assert train_net("--eval-only", *run) == 0
+    [evaluated] = json.loads((tmp_path / "evaluation.json").read_text())
+    assert evaluated["metrics"] == pytest.approx(trained["metrics"], abs=1e-3)
+
+
+# ---- the study --------------------------------------------------------------------------------------------------------
+
+
+def test_the_heads_of_the_study_differ_in_their_head_alone():
+    cfgs = {p.stem: stages.plan(p)[0].cfg for p in STUDY}
+    assert len(cfgs) == 10
+    for name, cfg in cfgs.items():
+        other = {
+            key
+            for key in stages._keys(cfg)
+            if str(stages._get(cfg, key)) != str(stages._get(cfgs["cls"], key)) and not key.startswith("MODEL.HEADS.")
+        }
+        assert other <= {"OUTPUT_DIR", "MODEL.SAGA.FREE_ANCHORS", "MODEL.LOSSES.NAME"}, name
+    assert len({str(c.MODEL.HEADS) + str(c.MODEL.SAGA) for c in cfgs.values()}) == len(cfgs)

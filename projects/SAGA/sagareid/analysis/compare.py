@@ -53,12 +53,15 @@ class Trial:
 def split_words(words: Sequence[str], seeds: Sequence[str]) -> tuple[list[str], list[int], list[str]]:
     """Configs, seeds and KEY VALUE pairs of a command line on which pairs may come after either list.
 
+    Base-*.yml, on which others stand, are left out, so that a folder's *.yml may be named.
+
     Raises:
         ValueError: no config, or a pair that is none.
     """
     count = next((i for i, s in enumerate(seeds) if not s.isdigit()), len(seeds))
-    configs = [w for w in words if w.endswith((".yml", ".yaml"))]
-    opts = [w for w in (*words, *seeds[count:]) if w not in configs]
+    files = [w for w in words if w.endswith((".yml", ".yaml"))]
+    configs = [f for f in files if not Path(f).name.startswith("Base-")]
+    opts = [w for w in (*words, *seeds[count:]) if w not in files]
     if not configs:
         raise ValueError("name one config or more, such as configs/study/saga.yml")
     if not count:
