@@ -13,6 +13,7 @@ from pathlib import Path
 
 import sagareid  # noqa: F401  (registers, and lets the host import)
 from sagareid.analysis import compare
+from sagareid.cli import import_modules
 
 
 def main() -> None:
@@ -22,11 +23,16 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("logs/comparison"), help="folder (default: %(default)s)")
     parser.add_argument("--rows", nargs="*", default=["refined"], help="rows beside the result's (default: refined)")
     parser.add_argument("--num-gpus", default="1", help="of each run, one after the other (default: %(default)s)")
+    parser.add_argument(
+        "--import", dest="modules", action="append", default=[], metavar="MODULE", help="import it first"
+    )
     args = parser.parse_intermixed_args()
+    arguments = ["--num-gpus", args.num_gpus, *(f"--import={module}" for module in args.modules)]
     try:
+        import_modules(args.modules)
         configs, seeds, opts = compare.split_words(args.words, args.seeds)
-        trials = compare.compare(configs, seeds, args.output, opts, ["--num-gpus", args.num_gpus], args.rows)
-    except (OSError, ValueError) as error:
+        trials = compare.compare(configs, seeds, args.output, opts, arguments, args.rows)
+    except (ImportError, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:

@@ -20,6 +20,7 @@ from ..engine import stages
 from ..engine.checkpoint import write_atomically, write_json
 from ..engine.hooks import by_set
 from ..engine.inference import load_model
+from ..engine.launch import message_of
 from ..engine.main import argument_parser, launch_runs
 from .complexity import complexity
 
@@ -137,7 +138,7 @@ def _run(trial: Trial, opts: Sequence[str], arguments: Sequence[str]) -> None:
         trial.cost = asdict(complexity(cfg, model))
         trial.result = results[-1] | {key: sum(r[key] for r in results) for key in ("seconds", "steps")}
     except Exception as error:
-        trial.error = str(error) or type(error).__name__
+        trial.error = message_of(error)
         logger.error("%s, seed %d failed: %s", trial.name, trial.seed, trial.error)
 
 
