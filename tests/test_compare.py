@@ -151,3 +151,19 @@ def test_operations_and_parameters_are_those_counted_by_hand():
         assert cost.gflops == cost.head_gflops
         assert cost.parameters == cost.head_parameters == sum(p.numel() for p in model.parameters())
         assert cost.trained == cost.parameters - D, "the neck's bias stays at zero"
+
+
+def test_operations_of_anchors_that_are_parameters_themselves():
+    from sagareid.structures import CLIPFeatures
+
+    features = CLIPFeatures(
+        torch.randn(1, 18, 128), (6, 3), torch.randn(1, 128), torch.randn(1, 128), torch.randn(1, 1, 128)
+    )
+    counts = [
+        complexity.complexity(
+            config(), _OfHead(head("SAGAHead", "MODEL.HEADS.NUM_CLASSES", 4, *options), features)
+        ).gflops
+        for options in (["MODEL.SAGA.FREE_ANCHORS", True], ["MODEL.CLIP.TEXT_TOWER", False])
+    ]
+    assert counts[0] > 0
+    assert counts[0] == counts[1], "stored text anchors cost what free ones do"

@@ -33,8 +33,6 @@ from fastreid.utils.events import EventStorage
 from open_clip.transformer import ResidualAttentionBlock
 from tabulate import tabulate
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from .. import compat
 from ..data import loading, synthetic
@@ -49,6 +47,7 @@ from ..modeling.prompt_head import PromptHead
 from ..modeling.saga_head import SAGAHead
 from ..modeling.text import PROMPT_LENGTH, TextEncoder
 from ..structures import CLIPFeatures
+from .complexity import count_flops
 
 __all__ = ["CASES", "SIZES", "SMOKE", "Case", "Size", "plain_features", "run", "table", "tower_flops"]
 
@@ -210,7 +209,9 @@ def _plain_anchors(head: SAGAHead, text: PlainText) -> Tensor:
     return head.text_anchors.proj(text(head.text_anchors.prompts()))
 
 
-def _plain_anchor_losses(model: nn.Module, text: PlainText, features: CLIPFeatures, targets: Tensor) -> dict[str, Tensor]:
+def _plain_anchor_losses(
+    model: nn.Module, text: PlainText, features: CLIPFeatures, targets: Tensor
+) -> dict[str, Tensor]:
     head = model.heads
     feature = plain_refined(head, features, _plain_anchors(head, text))
     normed = head.bottleneck(feature)
@@ -394,7 +395,9 @@ def _anchors_cached(s: _Setting) -> Case:
     def by_hand() -> dict[str, Tensor]:
         return _plain_anchor_losses(plain, text, plain.extract(batch).float(), batch["targets"])
 
-    return _training_case("anchors_cached", ANCHOR_WORDS, s.size.batch, s.cfgs["anchors"], pair, lambda: model(batch), by_hand)
+    return _training_case(
+        "anchors_cached", ANCHOR_WORDS, s.size.batch, s.cfgs["anchors"], pair, lambda: model(batch), by_hand
+    )
 
 
 def _anchors_live(s: _Setting) -> Case:
@@ -555,14 +558,7 @@ def matmul_peak(dtype: torch.dtype, sizes: Sequence[int], device: str) -> dict[s
 
 def tower_flops(model: nn.Module, images: Tensor) -> int:
     """Floating-point operations (2 per multiply-add) of the backbone on a batch, as it runs: counted, not from a formula."""
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # its fused operator is not counted
-    try:
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            model.backbone(images)
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
-    return counter.get_total_flops()
+    return count_flops(lambda: model.backbone(images)).get_total_flops()
 
 
 def _extraction_share(s: _Setting, model: nn.Module, seconds: float, peak: float) -> dict[str, float]:
@@ -698,7 +694,11 @@ class Result:
 def machine(device: str) -> dict[str, Any]:
     """What it runs on: processor, cores, threads, bfloat16 instructions, versions."""
     info = Path("/proc/cpuinfo")
-    lines = dict(x.split(":", 1) for x in info.read_text().split("\n\n")[0].splitlines() if ":" in x) if info.is_file() else {}
+    lines = (
+        dict(x.split(":", 1) for x in info.read_text().split("\n\n")[0].splitlines() if ":" in x)
+        if info.is_file()
+        else {}
+    )
     lines = {k.strip(): v.strip() for k, v in lines.items()}
     name = lines.get("model name") or platform.processor()
     if "cpu family" in lines:
@@ -789,12 +789,19 @@ def table(result: Result) -> str:
         f"torch {m['torch']}. {result.model['name']} at {'x'.join(map(str, result.model['image']))}, random weights."
     )
     peaks = ", ".join(f"{k} {v['best']:.0f} GFLOP/s" for k, v in result.peak_gflops.items())
-    lines += ["", f"Matrix products reach {peaks} here and now. Peak memory of the process {result.peak_memory_mib:.0f} MiB."]
+    lines += [
+        "",
+        f"Matrix products reach {peaks} here and now. Peak memory of the process {result.peak_memory_mib:.0f} MiB.",
+    ]
     if result.cases:
         rows = []
         for c in result.cases:
             ratio, memory = c["ratio"], c["peak_memory_mib"]
-            target = "" if c["target"] is None else f"{c['target']:g} {'met' if ratio['median'] >= c['target'] else 'MISSED'}"
+            target = (
+                ""
+                if c["target"] is None
+                else f"{c['target']:g} {'met' if ratio['median'] >= c['target'] else 'MISSED'}"
+            )
             rows.append(
                 [
                     c["case"],
@@ -808,7 +815,17 @@ def table(result: Result) -> str:
                     f"{c['largest_difference']:.0e}",
                 ]
             )
-        headers = ["case", "batch", "plain ms", "ours ms", "ratio (quartiles)", "target", "images/s", "MiB plain / ours", "differ by"]
+        headers = [
+            "case",
+            "batch",
+            "plain ms",
+            "ours ms",
+            "ratio (quartiles)",
+            "target",
+            "images/s",
+            "MiB plain / ours",
+            "differ by",
+        ]
         lines += ["", tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True), ""]
         lines += [f"Plain {c['case']}: {c['plain']}." for c in result.cases]
     if result.tower:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Optional
+from typing import Any, Callable, Optional
 
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-__all__ = ["Complexity", "complexity"]
+__all__ = ["Complexity", "complexity", "count_flops"]
 
 
 @dataclass(frozen=True)
@@ -31,17 +31,23 @@ class Complexity:
     head_gflops: Optional[float]
 
 
-@torch.no_grad()
-def complexity(cfg, model: nn.Module) -> Complexity:
-    """Count a model in evaluation mode, as `load_model` gives it, on one image of INPUT.SIZE_TEST."""
-    images = torch.zeros(1, 3, *cfg.INPUT.SIZE_TEST, device=model.pixel_mean.device)
+def count_flops(run: Callable[[], Any]) -> FlopCounterMode:
+    """Run something and count it: matrix products, convolutions and attention, two operations per multiply-add."""
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # fused kernels that the counter does not know
     try:
-        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            model({"images": images})
+        # with gradients: the counter hooks parameters that are a module's input (free anchors), which takes a graph
+        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            run()
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+    return counter
+
+
+def complexity(cfg, model: nn.Module) -> Complexity:
+    """Count a model in evaluation mode, as `load_model` gives it, on one image of INPUT.SIZE_TEST."""
+    images = torch.zeros(1, 3, *cfg.INPUT.SIZE_TEST, device=model.pixel_mean.device)
+    counter = count_flops(lambda: model({"images": images}))
     heads = getattr(model, "heads", None)
     of_heads = counter.get_flop_counts().get(f"{type(model).__name__}.heads", {})
     return Complexity(
