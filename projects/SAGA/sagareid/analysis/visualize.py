@@ -18,9 +18,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor, nn
 
-from .. import compat
 from ..data import loading
 from ..data.transforms import build_transforms
+from ..engine.inference import extract, model_layout
 from ..evaluation import postprocess
 from ..evaluation.evaluator import SAGAEvaluator, result_row
 from ..modeling.clip_models import anchor_phrases
@@ -50,17 +50,12 @@ class Gallery:
 def extract_test_set(cfg, model: nn.Module, dataset: str) -> Gallery:
     """The result feature (TEST.FEATURE) of every image of a test set."""
     loader, num_query = loading.build_test_loader(cfg, dataset)
-    features, pids, camids, paths = [], [], [], []
-    with torch.inference_mode(), compat.quiet_host():
-        for batch in loader:
-            features.append(model(batch).float().cpu())
-            pids.append(batch["targets"].cpu()), camids.append(batch["camids"].cpu())
-            paths.extend(batch["img_paths"])
-    raw = torch.cat(features)
-    layout = getattr(model, "feature_layout", None) or {"feature": raw.shape[1]}
+    [extraction], labels = extract([(cfg, model)], loader)
+    raw = extraction.features
+    layout = model_layout(model, raw.shape[1])
     evaluator = SAGAEvaluator(cfg, num_query, layout=layout)
     unit = postprocess.l2(evaluator.row_features(result_row(cfg, layout), raw, layout).cpu())
-    return Gallery(unit, torch.cat(pids).numpy(), torch.cat(camids).numpy(), paths, num_query)
+    return Gallery(unit, labels.pids, labels.camids, labels.paths, num_query)
 
 
 def rank(gallery: Gallery, query: int) -> np.ndarray:

@@ -39,6 +39,7 @@ __all__ = [
     "build_train_loader",
     "load_test_data",
     "load_training_data",
+    "make_test_loader",
     "sample_seed",
     "seeded",
     "training_set",
@@ -346,6 +347,19 @@ def _share_of_batches(images: int, size: int) -> list[range]:
     return batches[len(batches) * rank // processes : len(batches) * (rank + 1) // processes]
 
 
+def make_test_loader(cfg, test_set: Dataset, num_query: int, num_workers: Optional[int] = None) -> DeviceLoader:
+    """FastReID's collator over a test set, on the model's device. num_workers: None for the config's."""
+    host, _ = compat.build_test_loader(cfg, test_set=test_set, num_query=num_query, num_workers=num_workers)
+    return DeviceLoader(
+        test_set,
+        batch_sampler=_share_of_batches(len(test_set), cfg.TEST.IMS_PER_BATCH),
+        num_workers=host.num_workers,
+        collate_fn=host.collate_fn,
+        pin_memory=host.pin_memory,
+        device=cfg.MODEL.DEVICE,
+    )
+
+
 def build_test_loader(cfg, dataset_name: str) -> tuple[DataLoader, int]:
     """Loader of a test set, queries first, and the number of queries.
 
@@ -361,13 +375,4 @@ def build_test_loader(cfg, dataset_name: str) -> tuple[DataLoader, int]:
         cameras=cfg.MODEL.CLIP.CAMERAS or ["none"],
         dataset_name=getattr(data, "dataset_name", dataset_name),
     )
-    host, num_query = compat.build_test_loader(cfg, test_set=test_set, num_query=len(data.query))
-    loader = DeviceLoader(
-        test_set,
-        batch_sampler=_share_of_batches(len(test_set), cfg.TEST.IMS_PER_BATCH),
-        num_workers=host.num_workers,
-        collate_fn=host.collate_fn,
-        pin_memory=host.pin_memory,
-        device=cfg.MODEL.DEVICE,
-    )
-    return loader, num_query
+    return make_test_loader(cfg, test_set, len(data.query)), len(data.query)

@@ -306,6 +306,9 @@ class SyntheticPedestrians(ImageDataset):
 
     dataset_name = "synthetic_pedestrians"
     query_split, gallery_split = "query", "bounding_box_test"
+    # for the occlusion study: where the person is, and whose people to paste (nobody trains on them)
+    mask_path = staticmethod(mask_path)
+    distractor_source = "SyntheticPedestriansVal"
 
     def __init__(self, root: str = "datasets", **kwargs):
         self.data_dir = str(draw_dataset(root))
@@ -345,3 +348,4 @@ class SyntheticPedestriansVal(SyntheticPedestrians):
     """The same training people, evaluated on the validation people: choose settings here, report on the test people."""
 
     query_split, gallery_split = "validation_query", "validation_gallery"
+    distractor_source = "train"

@@ -1,20 +1,33 @@
-"""A trained model from its checkpoint alone: no CLIP weights, no text tower, no training data."""
+"""A trained model from its checkpoint alone: no CLIP weights, no text tower, no training data; and what it says of images.
+
+n images, F feature width, N patches in a (h, w) grid.
+"""
 
 from __future__ import annotations
 
+import hashlib
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Iterable, Mapping, Optional, Sequence
 
+import numpy as np
+import torch
+import torch.nn.functional as F
 import yaml
 from fastreid.config import CfgNode
-from torch import nn
+from fastreid.modeling.meta_arch.baseline import Baseline
+from torch import Tensor, nn
+from tqdm import tqdm
 
+from .. import compat
 from ..config import get_cfg
+from ..modeling.meta_arch import SAGABaseline
+from ..structures import as_features
 from .checkpoint import hand_over, load_state
 from .hooks import CheckpointHook
 from .trainer import SAGATrainer
 
-__all__ = ["load_model"]
+__all__ = ["Extraction", "Labels", "extract", "fingerprint", "load_model", "model_layout"]
 
 
 def load_model(path: str | Path, cfg: Optional[Any] = None, device: Optional[str] = None) -> tuple[Any, nn.Module]:
@@ -55,3 +68,142 @@ def load_model(path: str | Path, cfg: Optional[Any] = None, device: Optional[str
     model = SAGATrainer.build_model(cfg)
     hand_over(model, checkpoint["model"], (), str(path))
     return cfg, model.eval()
+
+
+def model_layout(model: nn.Module, width: int) -> dict[str, int]:
+    """Parts of a model's evaluation feature of a width; one part, "feature", for a FastReID head."""
+    return getattr(model, "feature_layout", None) or {"feature": width}
+
+
+def fingerprint(state: Mapping[str, Tensor], *settings: Any) -> str:
+    """32 hex digits of weights and settings: equal names, values and texts give equal digits."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name in sorted(state):
+        value = state[name].detach().cpu().contiguous()
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy())
+    for setting in settings:
+        digest.update(repr(setting).encode())
+    return digest.hexdigest()
+
+
+# ---- features of many models in one pass -------------------------------------------------------------------------------
+
+
+@dataclass
+class Extraction:
+    """What one model says of n images.
+
+    Attributes:
+        features: (n, F) float32, raw.
+        weights: (n, h, w) how much each patch counts in the head's feature, an image's summing to 1; None for a head
+            without `token_weights`.
+        on_occluder: (n,) share of these weights on occluded patches; None as `weights`, or without an occluder.
+    """
+
+    features: Tensor
+    weights: Optional[Tensor] = None
+    on_occluder: Optional[np.ndarray] = None
+
+
+@dataclass
+class Labels:
+    """What a loader says of n images; `share` and `area` of the occluder where there is one.
+
+    Attributes:
+        share: (n,) of the visible person that is covered. area: (n,) of the picture.
+    """
+
+    pids: np.ndarray
+    camids: np.ndarray
+    paths: list[str]
+    share: Optional[np.ndarray] = None
+    area: Optional[np.ndarray] = None
+
+
+def extract(
+    models: Sequence[tuple[Any, nn.Module]],
+    loader: Iterable[dict[str, Any]],
+    *,
+    views: Optional[Sequence[int]] = None,
+    weights: bool = False,
+    description: str = "images",
+) -> tuple[list[Extraction], Labels]:
+    """Features of every image from every model, in one pass; TEST.FLIP as the model's config says.
+
+    Models whose towers are equal, weights and settings, and see the same view share the tower's pass.
+
+    Args:
+        models: (config, model in evaluation mode).
+        views: of each model, which view of an `OccludedSet`; None: a loader of `build_test_loader`.
+        weights: also the heads' patch weights.
+    """
+    keys = [f"/{view}" for view in views] if views is not None else [""] * len(models)
+    groups: dict[Any, list[int]] = {}
+    for i, (cfg, model) in enumerate(models):
+        groups.setdefault((keys[i], _tower_key(cfg, model) or i, cfg.TEST.FLIP.ENABLED), []).append(i)
+    features: list[list[Tensor]] = [[] for _ in models]
+    maps: list[list[Tensor]] = [[] for _ in models]
+    covered: list[list[Tensor]] = [[] for _ in models]
+    labels: dict[str, list] = {k: [] for k in ("targets", "camids", "img_paths", "share", "area")}
+    with torch.inference_mode(), compat.quiet_host(), tqdm(desc=description, unit="image", disable=None) as bar:
+        for batch in loader:
+            for (key, _, flip), members in groups.items():
+                images = batch[f"images{key}"]
+                inputs = {"cameras": batch[f"cameras{key}"]}
+                occluder = batch.get(f"occluder{key}") if weights else None
+                tower, outs = _outputs([models[i][1] for i in members], {**inputs, "images": images})
+                if flip:
+                    _, flipped = _outputs([models[i][1] for i in members], {**inputs, "images": images.flip(3)})
+                    outs = [(a + b) / 2 for a, b in zip(outs, flipped)]
+                for i, out in zip(members, outs):
+                    features[i].append(out.float().cpu())
+                    head = models[i][1].heads if hasattr(models[i][1], "heads") else None
+                    if not weights or tower is None or not hasattr(head, "token_weights"):
+                        continue
+                    grid = as_features(tower).grid
+                    of_patch = head.token_weights(tower).float().cpu()
+                    maps[i].append(of_patch.unflatten(1, grid))
+                    if occluder is not None:
+                        patches = F.adaptive_avg_pool2d(occluder.cpu()[:, None], grid).flatten(1)
+                        covered[i].append((of_patch * patches).sum(1))
+            for name in ("targets", "camids", "share"):
+                if name in batch:
+                    labels[name].append(batch[name].cpu())
+            labels["img_paths"].extend(batch["img_paths"])
+            if f"occluder{keys[0]}" in batch:
+                labels["area"].append(batch[f"occluder{keys[0]}"].cpu().mean((1, 2)))
+            bar.update(len(batch["img_paths"]))
+
+    def joined(parts: list[Tensor]) -> Optional[Tensor]:
+        return torch.cat(parts) if parts else None
+
+    def array(parts: list[Tensor]) -> Optional[np.ndarray]:
+        return torch.cat(parts).numpy() if parts else None
+
+    out = [Extraction(torch.cat(f), joined(m), array(c)) for f, m, c in zip(features, maps, covered)]
+    of_images = {"share": array(labels["share"]), "area": array(labels["area"])}
+    return out, Labels(array(labels["targets"]), array(labels["camids"]), labels["img_paths"], **of_images)
+
+
+def _tower_key(cfg, model: nn.Module) -> Optional[str]:
+    """Equal for models whose heads may read one pass of the backbone; None for a meta-architecture with its own ways."""
+    if type(model).forward not in (Baseline.forward, SAGABaseline.forward):
+        return None
+    settings = {k: v for k, v in cfg.MODEL.BACKBONE.items() if not k.startswith("PRETRAIN")}
+    pixels = {"mean": model.pixel_mean, "std": model.pixel_std}
+    return fingerprint({**model.backbone.state_dict(), **pixels}, type(model), settings, dict(cfg.MODEL.CLIP))
+
+
+def _outputs(models: Sequence[nn.Module], batch: dict[str, Tensor]) -> tuple[Any, list[Tensor]]:
+    """The tower's output, None where a model stands alone, and each model's features."""
+    first = models[0]
+    if isinstance(first, SAGABaseline):
+        tower = first.extract(batch)
+    elif type(first).forward is Baseline.forward:
+        # FastReID normalises in place
+        tower = first.backbone(first.preprocess_image(batch["images"].to(first.device, copy=True)))
+    else:
+        copies = {k: v.to(first.device, copy=True) for k, v in batch.items()}
+        return None, [first(copies)]
+    return tower, [model.heads(tower) for model in models]

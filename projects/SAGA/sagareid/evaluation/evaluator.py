@@ -27,6 +27,7 @@ from . import postprocess
 __all__ = ["Ranking", "SAGAEvaluator", "available_rows", "rank_in_blocks", "result_row"]
 
 MAX_RANK = 50
+NEAREST = 10
 BLOCK_BYTES = 256 * 2**20
 # Per query and gallery image: float32 distance, its int64 place in the order, temporaries of the two.
 PAIR_BYTES = 24
@@ -45,6 +46,8 @@ class Ranking(NamedTuple):
     ap: np.ndarray  # (valid,)
     inp: np.ndarray  # (valid,)
     skipped: int  # queries without a match
+    queries: np.ndarray  # (valid,) which queries they are
+    nearest: np.ndarray  # (valid, NEAREST or fewer) their first gallery images, without the same person in the same camera
 
 
 def available_rows(layout: Mapping[str, int]) -> list[str]:
@@ -159,11 +162,7 @@ class SAGAEvaluator(ReidEvaluator):
         transductive = [name for name in ("NFC", "AQE", "RERANK") if self.cfg.TEST[name].ENABLED]
         results, table = OrderedDict(), []
         for name in self._rows(layout):
-            x = self.row_features(name, features, layout)
-            if self.cfg.TEST.AQE.ENABLED:
-                aqe = self.cfg.TEST.AQE
-                x = postprocess.expand_queries(x, aqe.QE_TIME, aqe.QE_K, aqe.ALPHA)
-            distances = self._distances(x, own=name != "feature" or self.cfg.TEST.AQE.ENABLED)
+            distances = self.distances(name, features, layout)
             ranking = rank_in_blocks(distances, pids[:q], pids[q:], camids[:q], camids[q:], description=name)
             figures = OrderedDict((f"Rank-{k}", float(ranking.cmc[k - 1]) * 100) for k in RANKS)
             figures["mAP"] = float(np.mean(ranking.ap)) * 100
@@ -192,6 +191,14 @@ class SAGAEvaluator(ReidEvaluator):
         )
         self._results = results
         return OrderedDict(results)
+
+    def distances(self, name: str, features: Tensor, layout: Mapping[str, int]) -> Distances:
+        """Of the queries to the gallery in a row, for `rank_in_blocks`. features: (n, F) of the model, queries first."""
+        x = self.row_features(name, features, layout)
+        if self.cfg.TEST.AQE.ENABLED:
+            aqe = self.cfg.TEST.AQE
+            x = postprocess.expand_queries(x, aqe.QE_TIME, aqe.QE_K, aqe.ALPHA)
+        return self._distances(x, own=name != "feature" or self.cfg.TEST.AQE.ENABLED)
 
     def row_features(self, name: str, features: Tensor, layout: Mapping[str, int]) -> Tensor:
         """(n, D) features of a row, on MODEL.DEVICE where that is a GPU."""
@@ -288,7 +295,7 @@ def rank_in_blocks(
         block = max(1, BLOCK_BYTES // (PAIR_BYTES * len(g_pids)))
 
     hits = np.zeros(MAX_RANK, np.int64)
-    ap, inp = [], []
+    ap, inp, nearest = [], [], []
     with tqdm(total=num_query, desc=f"ranking {description}".strip(), unit="query", disable=None, leave=False) as bar:
         for start in range(0, num_query, block):
             stop = min(start + block, num_query)
@@ -305,9 +312,21 @@ def rank_in_blocks(
                 hits += np.rint(np.asarray(cmc, np.float64) * len(block_ap)).astype(np.int64)
                 ap.append(np.asarray(block_ap))
                 inp.append(np.asarray(block_inp))
+                ids = (q_pids[start:stop][use], g_pids, q_camids[start:stop][use], g_camids)
+                nearest.append(_nearest(rows, *ids, min(NEAREST, shortest)))
             bar.update(stop - start)
-    ap, inp = np.concatenate(ap), np.concatenate(inp)
-    return Ranking(hits.astype(np.float32) / np.float32(len(ap)), ap, inp, num_query - len(ap))
+    ap, inp, nearest = np.concatenate(ap), np.concatenate(inp), np.concatenate(nearest)
+    cmc = hits.astype(np.float32) / np.float32(len(ap))
+    return Ranking(cmc, ap, inp, num_query - len(ap), np.flatnonzero(valid), nearest)
+
+
+def _nearest(rows: np.ndarray, q_pids, g_pids, q_camids, g_camids, count: int) -> np.ndarray:
+    """(m, count) gallery indices by distance; ``rows`` (m, G)."""
+    rows = np.where((q_pids[:, None] == g_pids) & (q_camids[:, None] == g_camids), np.inf, rows)
+    some = np.argpartition(rows, count - 1, axis=1)[:, :count]
+    some.sort(axis=1)  # of equal distances the earlier image first
+    order = np.take_along_axis(rows, some, 1).argsort(axis=1, kind="stable")
+    return np.take_along_axis(some, order, 1)
 
 
 def _count(values: np.ndarray, among: np.ndarray) -> np.ndarray:

@@ -303,6 +303,13 @@ class SAGAHead(nn.Module):
         parts, mass = A.anchor_features(refined.tokens[0], refined.attention[0][:, :, : self.num_anchors])
         return nn.functional.normalize(self.proj(parts), dim=2), mass
 
+    def token_weights(self, features) -> Tensor:
+        """(B, N) how much each patch counts in the pooled feature, an image's summing to 1; mean over token layers.
+
+        The optional method of a head by which the occlusion study asks what it looks at.
+        """
+        return torch.stack(self.refine_and_pool(as_features(features).float()).weights).mean(0)
+
     def forward(self, features, targets: Optional[Tensor] = None):
         """
         Args:

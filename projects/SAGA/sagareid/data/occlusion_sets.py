@@ -1,0 +1,207 @@
+"""Test sets under controlled occlusion: FastReID's items through our data set class, each picture occluded before its
+test transforms, and the people who are pasted in front.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Callable, NamedTuple, Optional, Sequence
+
+import numpy as np
+import torch
+from fastreid.data.data_utils import read_image
+from PIL import Image
+
+from .. import compat
+from . import occlusion
+from .loading import ReIDDataset, build_dataset, load_test_data
+
+__all__ = ["DistractorPeople", "ImageSet", "OccludedSet", "Occluder", "Occlusion", "View", "distractor_people"]
+
+# A pasted person must be seen whole, so that the cut-out has a person's outline; best of this many where few are.
+WHOLE, ATTEMPTS = 0.95, 20
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """A registered data set's test split, as the study needs it.
+
+    Attributes:
+        items: (path, pid, camid), queries first.
+        root: folder of data sets; paths inside it name a picture on every machine.
+        mask_path: picture's path -> label mask's path; None: this data set has no masks, a person is the whole picture.
+        stem: what the data set calls itself in its training names; with a pid it names a person.
+    """
+
+    name: str
+    items: list[tuple[str, int, int]]
+    num_query: int
+    root: str
+    mask_path: Optional[Callable[[str], Path]]
+    stem: str
+
+    @classmethod
+    def read(cls, cfg, name: str) -> "ImageSet":
+        """
+        Raises:
+            ValueError: one of its splits is empty.
+        """
+        data = load_test_data(cfg, name)
+        data.show_test()
+        with compat.current_dataset_root() as root:
+            root = os.path.abspath(root)
+        stem = getattr(data, "dataset_name", name)
+        return cls(name, data.query + data.gallery, len(data.query), root, getattr(data, "mask_path", None), stem)
+
+    def key(self, path: str) -> str:
+        """The picture's path inside the data root, the same on every machine."""
+        return _inside(path, self.root)
+
+    @property
+    def people(self) -> set[str]:
+        """Everyone in query and gallery, named as in training."""
+        return {f"{self.stem}_{pid}" for _, pid, _ in self.items}
+
+
+def _inside(path: str, root: str) -> str:
+    """Path inside the root; of a picture elsewhere, its last folder and its name."""
+    path = Path(os.path.abspath(path))
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else "/".join(path.parts[-2:])
+
+
+def silhouette(path: str, mask_path: Optional[Callable[[str], Path]], image: Image.Image) -> occlusion.Silhouette:
+    """Where the person of a picture is: by its mask, or the whole picture where the data set has none."""
+    if mask_path is None:
+        return occlusion.Silhouette.box((image.height, image.width))
+    with Image.open(mask_path(path)) as labels:
+        if labels.size != image.size:
+            raise ValueError(f"{mask_path(path)} is {labels.size}, its picture {image.size}; expected the same size")
+        return occlusion.Silhouette.from_labels(np.asarray(labels))
+
+
+class DistractorPeople:
+    """Pictures of people to paste, none of them in the test set."""
+
+    def __init__(self, paths: Sequence[str], mask_path: Optional[Callable[[str], Path]]):
+        self.paths, self.mask_path = list(paths), mask_path
+
+    def choose(self, rng: np.random.Generator) -> Image.Image:
+        """RGBA cut-out of one of them, drawn until one is seen whole."""
+        best, seen = None, -1.0
+        for _ in range(ATTEMPTS):
+            path = self.paths[int(rng.random() * len(self.paths))]
+            image = read_image(path)
+            person = silhouette(path, self.mask_path, image)
+            whole = person.visible.sum() / person.whole.sum()
+            if whole > seen:
+                best, seen = occlusion.cut_out(image, person), whole
+            if whole >= WHOLE:
+                break
+        return best
+
+
+def distractor_people(cfg, test: ImageSet, source: str = "") -> tuple[DistractorPeople, str]:
+    """Who is pasted.
+
+    Args:
+        cfg: knows the data sets of DATASETS.CUSTOM.
+        source: "train": the data set's own training pictures; the name of a registered data set: its query and gallery.
+            Empty: what the data set's class names as `distractor_source`, or "train".
+
+    Returns:
+        The people and the source's name. Whoever is in the query or gallery under test is left out, by the data set's own
+        name and the person's number, and so are the numbers 0 and below, which are no particular person.
+
+    Raises:
+        ValueError: nobody is left.
+    """
+    data = build_dataset(cfg, test.name)
+    source = source or getattr(data, "distractor_source", "train")
+    if source == "train":
+        found = [(str(pid), path) for path, pid, _ in data.train]
+    else:
+        data = build_dataset(cfg, source)
+        stem = getattr(data, "dataset_name", source)
+        found = [(f"{stem}_{pid}", path) for path, pid, _ in data.query + data.gallery if pid > 0]
+    present = test.people
+    paths = sorted((path for person, path in found if person not in present), key=lambda path: _inside(path, test.root))
+    if not paths:
+        raise ValueError(
+            f"distractors from {source!r}: {len(found)} pictures, of nobody outside the test set {test.name}. Expected "
+            "people who are not in its query or gallery; name another data set with --distractors"
+        )
+    return DistractorPeople(paths, getattr(data, "mask_path", None)), source
+
+
+@dataclass(frozen=True)
+class Occlusion:
+    """What is done to a picture.
+
+    Attributes:
+        condition: one of `occlusion.CONDITIONS`. level: share of the visible person, 0 to `occlusion.MAX_LEVEL`.
+        shapes, fill: of the mask, see `occlusion.mask_region`.
+    """
+
+    condition: str
+    level: float
+    seed: int = 0
+    shapes: tuple[str, ...] = occlusion.SHAPES
+    fill: str = "grey"
+
+
+class Occluder:
+    """Occludes a picture of a test set by its path; the same picture and seed give the same bytes anywhere."""
+
+    def __init__(self, what: Occlusion, test: ImageSet, people: Optional[DistractorPeople] = None):
+        """people: for the condition distractor."""
+        self.what, self.people = what, people
+        self.root, self.mask_path = test.root, test.mask_path
+
+    def __call__(self, image: Image.Image, path: str) -> occlusion.Occluded:
+        what, key = self.what, _inside(path, self.root)
+        rng = occlusion.generator(what.seed, what.condition, key)
+        person = silhouette(path, self.mask_path, image)
+        if what.condition == "mask":
+            return occlusion.mask_region(image, person, what.level, rng, shapes=what.shapes, fill=what.fill)
+        other = self.people.choose(occlusion.generator(what.seed, "who is pasted", key))
+        return occlusion.paste_person(image, person, what.level, rng, other=other)
+
+
+class View(NamedTuple):
+    """How a model wants its pictures: test transform, and names of its training cameras (see `ReIDDataset`)."""
+
+    transform: Any
+    cameras: tuple[str, ...] = ("none",)
+
+
+class OccludedSet(ReIDDataset):
+    """Pictures read and occluded once, and then handed on in every view that some model wants.
+
+    An item holds FastReID's `targets`, `camids`, `img_paths`; for view i `images/i`, `cameras/i` and, with an occluder,
+    `occluder/i` (H, W), the occluder's share of each input pixel; and `share`, of the visible person that is covered.
+    """
+
+    def __init__(self, items: Sequence[tuple], views: Sequence[View], occluder: Optional[Occluder], stem: str):
+        super().__init__(items, None, relabel=False, cameras=["none"], dataset_name=stem)
+        self.occluder, self.views = occluder, views
+        self._by_view = [
+            ReIDDataset(items, None, relabel=False, cameras=view.cameras, dataset_name=stem) for view in views
+        ]
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        sample = super().__getitem__(index)
+        image = sample.pop("images")
+        del sample["cameras"]
+        if self.occluder is not None:
+            occluded = self.occluder(image, sample["img_paths"])
+            image, sample["share"] = occluded.image, occluded.share
+        for i, (view, cameras) in enumerate(zip(self.views, self._by_view)):
+            sample[f"images/{i}"] = view.transform(image)
+            sample[f"cameras/{i}"] = cameras.camera_index(sample["camids"])
+            if self.occluder is not None:
+                size = sample[f"images/{i}"].shape[:0:-1]
+                covered = Image.fromarray(occluded.occluder).resize(size, Image.Resampling.BOX)
+                sample[f"occluder/{i}"] = torch.from_numpy(np.array(covered))
+        return sample
