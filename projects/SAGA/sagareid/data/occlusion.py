@@ -74,12 +74,21 @@ class Occluded:
     Attributes:
         image: RGB.
         occluder: (H, W) float32, how much of each pixel is the occluder's, 0..1.
+        person: (H, W) float32, how much of each pixel still shows the person.
         share: of the person's visible pixels that the occluder really covers, 0..1.
     """
 
     image: Image.Image
     occluder: np.ndarray
+    person: np.ndarray
     share: float
+
+    @classmethod
+    def of(cls, pixels: np.ndarray, occluder: np.ndarray, visible: np.ndarray) -> "Occluded":
+        """From (H, W, 3) uint8, the occluder and where the person was visible before it."""
+        occluder = occluder.astype(np.float32)
+        image = Image.fromarray(pixels)
+        return cls(image, occluder, visible * (1 - occluder), float(occluder[visible].mean()))
 
 
 def generator(seed: int, condition: str, key: str) -> np.random.Generator:
@@ -141,8 +150,7 @@ def mask_region(
     covered = _nearest_share(order, person.visible, level)
     pixels = np.array(image.convert("RGB"))
     pixels[covered] = _fill(fill, pixels, noise)[covered]
-    share = float(covered[person.visible].mean())
-    return Occluded(Image.fromarray(pixels), covered.astype(np.float32), share)
+    return Occluded.of(pixels, covered, person.visible)
 
 
 def _nearest_share(order: np.ndarray, visible: np.ndarray, level: float) -> np.ndarray:
@@ -218,7 +226,7 @@ def paste_person(
         paint[here] += weight * layer[there]
     occluder = np.clip(paint[..., 3] / 255, 0, 1)
     result = np.rint(np.clip(pixels * (1 - occluder[..., None]) + paint[..., :3], 0, 255)).astype(np.uint8)
-    return Occluded(Image.fromarray(result), occluder, float(occluder[person.visible].mean()))
+    return Occluded.of(result, occluder, person.visible)
 
 
 def _overlap(size: tuple[int, int], other: tuple[int, int], at: tuple[int, int]):

@@ -179,8 +179,9 @@ class View(NamedTuple):
 class OccludedSet(ReIDDataset):
     """Pictures read and occluded once, and then handed on in every view that some model wants.
 
-    An item holds FastReID's `targets`, `camids`, `img_paths`; for view i `images/i`, `cameras/i` and, with an occluder,
-    `occluder/i` (H, W), the occluder's share of each input pixel; and `share`, of the visible person that is covered.
+    An item holds FastReID's `targets`, `camids`, `img_paths`; for view i `images/i`, `cameras/i`; and with an occluder
+    `share`, of the visible person that is covered, and for view i the (H, W) maps `occluder/i` and, where the data set has
+    masks, `person/i`: how much of each input pixel is the occluder's, or still the person's.
     """
 
     def __init__(self, items: Sequence[tuple], views: Sequence[View], occluder: Optional[Occluder], stem: str):
@@ -202,6 +203,12 @@ class OccludedSet(ReIDDataset):
             sample[f"cameras/{i}"] = cameras.camera_index(sample["camids"])
             if self.occluder is not None:
                 size = sample[f"images/{i}"].shape[:0:-1]
-                covered = Image.fromarray(occluded.occluder).resize(size, Image.Resampling.BOX)
-                sample[f"occluder/{i}"] = torch.from_numpy(np.array(covered))
+                sample[f"occluder/{i}"] = _resized(occluded.occluder, size)
+                if self.occluder.mask_path is not None:
+                    sample[f"person/{i}"] = _resized(occluded.person, size)
         return sample
+
+
+def _resized(share: np.ndarray, size: tuple[int, int]) -> torch.Tensor:
+    """An (H, W) map at another (width, height), each pixel the mean of what it covers."""
+    return torch.from_numpy(np.array(Image.fromarray(share).resize(size, Image.Resampling.BOX)))

@@ -6,7 +6,7 @@ n images, F feature width, N patches in a (h, w) grid.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Iterable, Mapping, Optional, Sequence
 
@@ -89,6 +89,8 @@ def fingerprint(state: Mapping[str, Tensor], *settings: Any) -> str:
 
 # ---- features of many models in one pass -------------------------------------------------------------------------------
 
+MAPS = ("occluder", "person")  # what an `OccludedSet` says of each pixel
+
 
 @dataclass
 class Extraction:
@@ -98,27 +100,28 @@ class Extraction:
         features: (n, F) float32, raw.
         weights: (n, h, w) how much each patch counts in the head's feature, an image's summing to 1; None for a head
             without `token_weights`.
-        on_occluder: (n,) share of these weights on occluded patches; None as `weights`, or without an occluder.
+        on: (n,) share of these weights on "occluder" and "person", by the loader's maps of them.
     """
 
     features: Tensor
     weights: Optional[Tensor] = None
-    on_occluder: Optional[np.ndarray] = None
+    on: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass
 class Labels:
-    """What a loader says of n images; `share` and `area` of the occluder where there is one.
+    """What a loader says of n images.
 
     Attributes:
-        share: (n,) of the visible person that is covered. area: (n,) of the picture.
+        share: (n,) of the visible person that is covered; None without an occluder.
+        area: (n,) share of the picture that is "occluder" and "person", where the loader has maps of them.
     """
 
     pids: np.ndarray
     camids: np.ndarray
     paths: list[str]
     share: Optional[np.ndarray] = None
-    area: Optional[np.ndarray] = None
+    area: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 def extract(
@@ -144,14 +147,13 @@ def extract(
         groups.setdefault((keys[i], _tower_key(cfg, model) or i, cfg.TEST.FLIP.ENABLED), []).append(i)
     features: list[list[Tensor]] = [[] for _ in models]
     maps: list[list[Tensor]] = [[] for _ in models]
-    covered: list[list[Tensor]] = [[] for _ in models]
-    labels: dict[str, list] = {k: [] for k in ("targets", "camids", "img_paths", "share", "area")}
+    on: list[dict[str, list[Tensor]]] = [{k: [] for k in MAPS} for _ in models]
+    labels: dict[str, list] = {k: [] for k in ("targets", "camids", "img_paths", "share", *MAPS)}
     with torch.inference_mode(), compat.quiet_host(), tqdm(desc=description, unit="image", disable=None) as bar:
         for batch in loader:
             for (key, _, flip), members in groups.items():
                 images = batch[f"images{key}"]
                 inputs = {"cameras": batch[f"cameras{key}"]}
-                occluder = batch.get(f"occluder{key}") if weights else None
                 tower, outs = _outputs([models[i][1] for i in members], {**inputs, "images": images})
                 if flip:
                     _, flipped = _outputs([models[i][1] for i in members], {**inputs, "images": images.flip(3)})
@@ -164,26 +166,33 @@ def extract(
                     grid = as_features(tower).grid
                     of_patch = head.token_weights(tower).float().cpu()
                     maps[i].append(of_patch.unflatten(1, grid))
-                    if occluder is not None:
-                        patches = F.adaptive_avg_pool2d(occluder.cpu()[:, None], grid).flatten(1)
-                        covered[i].append((of_patch * patches).sum(1))
+                    for kind in MAPS:
+                        if f"{kind}{key}" in batch:
+                            patches = F.adaptive_avg_pool2d(batch[f"{kind}{key}"].cpu()[:, None], grid).flatten(1)
+                            on[i][kind].append((of_patch * patches).sum(1))
             for name in ("targets", "camids", "share"):
                 if name in batch:
                     labels[name].append(batch[name].cpu())
             labels["img_paths"].extend(batch["img_paths"])
-            if f"occluder{keys[0]}" in batch:
-                labels["area"].append(batch[f"occluder{keys[0]}"].cpu().mean((1, 2)))
+            for kind in MAPS:
+                if f"{kind}{keys[0]}" in batch:
+                    labels[kind].append(batch[f"{kind}{keys[0]}"].cpu().mean((1, 2)))
             bar.update(len(batch["img_paths"]))
 
-    def joined(parts: list[Tensor]) -> Optional[Tensor]:
-        return torch.cat(parts) if parts else None
+    def arrays(parts: Mapping[str, list[Tensor]], names: Iterable[str]) -> dict[str, np.ndarray]:
+        return {name: torch.cat(parts[name]).numpy() for name in names if parts[name]}
 
-    def array(parts: list[Tensor]) -> Optional[np.ndarray]:
-        return torch.cat(parts).numpy() if parts else None
-
-    out = [Extraction(torch.cat(f), joined(m), array(c)) for f, m, c in zip(features, maps, covered)]
-    of_images = {"share": array(labels["share"]), "area": array(labels["area"])}
-    return out, Labels(array(labels["targets"]), array(labels["camids"]), labels["img_paths"], **of_images)
+    of_images = arrays(labels, ("targets", "camids", "share"))
+    return (
+        [Extraction(torch.cat(f), torch.cat(m) if m else None, arrays(o, MAPS)) for f, m, o in zip(features, maps, on)],
+        Labels(
+            of_images["targets"],
+            of_images["camids"],
+            labels["img_paths"],
+            of_images.get("share"),
+            arrays(labels, MAPS),
+        ),
+    )
 
 
 def _tower_key(cfg, model: nn.Module) -> Optional[str]:

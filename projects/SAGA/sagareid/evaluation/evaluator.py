@@ -47,7 +47,9 @@ class Ranking(NamedTuple):
     inp: np.ndarray  # (valid,)
     skipped: int  # queries without a match
     queries: np.ndarray  # (valid,) which queries they are
-    nearest: np.ndarray  # (valid, NEAREST or fewer) their first gallery images, without the same person in the same camera
+    nearest: (
+        np.ndarray
+    )  # (valid, NEAREST or fewer) their first gallery images, without the same person in the same camera
 
 
 def available_rows(layout: Mapping[str, int]) -> list[str]:

@@ -1,0 +1,441 @@
+"""The occlusion study: any models on any test set, more and more of the person hidden, figures paired query by query.
+
+A *cell* is one model under one condition at one level. Cells are kept as they come, under a name made of everything
+that changes them, so that an interrupted study goes on and a further model adds only its own cells.
+
+Q queries (V of them with a match), n images, N patches in a (h, w) grid.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import logging
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Optional, Sequence
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..data import occlusion
+from ..data.occlusion_sets import ImageSet, OccludedSet, Occluder, Occlusion, View, distractor_people
+from ..data.loading import make_test_loader
+from ..data.transforms import build_transforms
+from ..engine.checkpoint import load_state, write_atomically
+from ..engine.inference import Extraction, Labels, extract, fingerprint, load_model, model_layout
+from ..evaluation.evaluator import SAGAEvaluator, available_rows, rank_in_blocks, result_row
+from ..evaluation.statistics import Bootstrap
+
+__all__ = ["METRICS", "Cell", "Model", "Options", "Study", "load_models"]
+
+logger = logging.getLogger(__name__)
+
+METRICS = ("Rank-1", "mAP", "mINP")
+CLEAN = "clean"
+AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is studied; with the models and the data it decides every figure.
+
+    Attributes:
+        levels: shares of the visible person; 0, nothing hidden, is always studied.
+        occlude: "query", "gallery" or "both".
+        features: rows of the evaluator; "auto": each model's own result.
+        distractors: see `data.occlusion_sets.distractor_people`.
+    """
+
+    conditions: tuple[str, ...] = occlusion.CONDITIONS
+    levels: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
+    occlude: str = "query"
+    shapes: tuple[str, ...] = occlusion.SHAPES
+    fill: str = "grey"
+    distractors: str = ""
+    features: tuple[str, ...] = (AUTO,)
+    seed: int = 0
+    resamples: int = 1000
+
+    def __post_init__(self) -> None:
+        for name, valid in (("conditions", occlusion.CONDITIONS), ("shapes", occlusion.SHAPES)):
+            wrong = [v for v in getattr(self, name) if v not in valid]
+            if wrong or not getattr(self, name):
+                raise ValueError(f"{name}: found {', '.join(wrong) or 'nothing'}; expected some of {', '.join(valid)}")
+        if self.occlude not in ("query", "gallery", "both"):
+            raise ValueError(f"occlude is {self.occlude!r}; expected query, gallery or both")
+        if self.fill not in occlusion.FILLS:
+            raise ValueError(f"fill is {self.fill!r}; expected one of {', '.join(occlusion.FILLS)}")
+        wrong = [f"{v:.0%}" for v in self.levels if not 0 <= v <= occlusion.MAX_LEVEL]
+        if wrong:
+            raise ValueError(f"levels {', '.join(wrong)} are out of range; expected 0 to {occlusion.MAX_LEVEL:.0%}")
+
+    def cells(self) -> list[tuple[str, float]]:
+        """(condition, level) of every cell of a model; nothing hidden comes first and belongs to both conditions."""
+        levels = sorted({round(v, 4) for v in self.levels if v > 0})
+        return [(CLEAN, 0.0), *((condition, level) for condition in self.conditions for level in levels)]
+
+
+@dataclass
+class Model:
+    """A trained model.
+
+    Attributes:
+        name: models of one name are seeds of one thing: their figures are averaged query by query.
+        key: digits of its weights and of the settings that its figures depend on.
+    """
+
+    name: str
+    path: str
+    cfg: Any
+    model: nn.Module
+    key: str
+
+    @property
+    def head(self) -> str:
+        return type(self.model.heads).__name__ if hasattr(self.model, "heads") else type(self.model).__name__
+
+    def row(self, wanted: str, width: int) -> Optional[str]:
+        """The evaluator's row for a wanted feature; None where the model does not give it."""
+        layout = model_layout(self.model, width)
+        if wanted == AUTO:
+            return result_row(self.cfg, layout)
+        return wanted if wanted in available_rows(layout) else None
+
+
+def load_models(weights: Sequence[str], cfg: Optional[Any] = None, device: Optional[str] = None) -> list[Model]:
+    """Models by ``[NAME=]PATH``, a run's folder or a .pth file; without a name, the last two parts of its folder.
+
+    Args:
+        cfg: for checkpoints that hold no configuration.
+
+    Raises:
+        ValueError: one of them is given twice, or does not fit its configuration.
+    """
+    models = []
+    for text in weights:
+        name, found, path = text.partition("=")
+        path = Path(path if found else text)
+        folder = path if path.is_dir() or not path.suffix else path.parent
+        name = name if found else "/".join(folder.resolve().parts[-2:])
+        holds_config = path.is_dir() or "config" in load_state(path)
+        own, model = load_model(path, None if holds_config else cfg, device)
+        key = fingerprint(model.state_dict(), own.MODEL, own.INPUT, own.TEST)
+        if key in [m.key for m in models]:
+            raise ValueError(f"{path} is given twice, or equals another of the models in weights and settings")
+        models.append(Model(name, str(path), own, model, key))
+    return models
+
+
+@dataclass
+class Cell:
+    """What one model does under one condition at one level.
+
+    Attributes:
+        queries: (V,) which queries have a match.
+        rows: feature asked for -> the evaluator's row that stood for it.
+        values: (feature, metric) -> (V,) 0..1 of each of them.
+        nearest: feature -> (V, 10 or fewer) gallery indices by rank.
+        share: (n,) of the visible person really covered, of the images that are occluded; empty where none are.
+        area: (n,) shares of these pictures that are "occluder" and, with masks, "person": what still shows of the person.
+        on: (Q,) shares of the head's patch weights on these two; empty for a head without weights or where the queries are
+            not occluded.
+        weights: (Q, h, w) these weights; None for a head without.
+    """
+
+    queries: np.ndarray
+    rows: dict[str, str]
+    values: dict[tuple[str, str], np.ndarray]
+    nearest: dict[str, np.ndarray]
+    share: np.ndarray
+    area: dict[str, np.ndarray]
+    on: dict[str, np.ndarray]
+    weights: Optional[np.ndarray] = None
+
+    def save(self, path: Path) -> None:
+        arrays = {"queries": self.queries, "share": self.share}
+        arrays |= {f"row/{f}": np.array(row) for f, row in self.rows.items()}
+        arrays |= {f"value/{f}/{m}": v.astype(np.float32) for (f, m), v in self.values.items()}
+        arrays |= {f"nearest/{f}": v.astype(np.int32) for f, v in self.nearest.items()}
+        arrays |= {f"area/{k}": v for k, v in self.area.items()} | {f"on/{k}": v for k, v in self.on.items()}
+        if self.weights is not None:
+            arrays["weights"] = self.weights.astype(np.float16)
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+        def write(temporary: str) -> None:
+            with open(temporary, "wb") as file:  # a file: by a path numpy would add a suffix of its own
+                np.savez_compressed(file, **arrays)
+
+        write_atomically(path, write)
+
+    @classmethod
+    def load(cls, path: Path) -> "Cell":
+        with np.load(path) as file:
+            arrays = dict(file)
+        by = {kind: {} for kind in ("row", "value", "nearest", "area", "on")}
+        for name, value in arrays.items():
+            kind, _, rest = name.partition("/")
+            if kind in by and rest:
+                by[kind][rest] = value
+        return cls(
+            queries=arrays["queries"],
+            rows={f: str(row) for f, row in by["row"].items()},
+            values={tuple(k.rsplit("/", 1)): v for k, v in by["value"].items()},
+            nearest=by["nearest"],
+            share=arrays["share"],
+            area=by["area"],
+            on=by["on"],
+            weights=arrays.get("weights"),
+        )
+
+
+@dataclass
+class Study:
+    """Models on one test set.
+
+    Attributes:
+        cfg: data sets (DATASETS.CUSTOM), workers, batch and device of the passes.
+        folder: cells are kept in its `cells/`.
+        workers: processes that read images; None for the config's. They change no figure.
+    """
+
+    cfg: Any
+    dataset: str
+    models: Sequence[Model]
+    options: Options
+    folder: Path
+    workers: Optional[int] = None
+    images: ImageSet = field(init=False)
+    source: str = field(init=False, default="")
+    cells: dict[tuple[str, str, float], Cell] = field(init=False, default_factory=dict)  # by model key
+
+    def __post_init__(self) -> None:
+        self.images = ImageSet.read(self.cfg, self.dataset)
+        self._people = None
+        if "distractor" in self.options.conditions:
+            self._people, self.source = distractor_people(self.cfg, self.images, self.options.distractors)
+        self._views: list[View] = []
+        self._view_of: dict[str, int] = {}
+        seen: dict[str, int] = {}
+        for m in self.models:
+            transform = build_transforms(m.cfg, is_train=False)
+            cameras = tuple(m.cfg.MODEL.CLIP.CAMERAS) or ("none",)
+            key = repr((transform, cameras))
+            if key not in seen:
+                seen[key] = len(self._views)
+                self._views.append(View(transform, cameras))
+            self._view_of[m.key] = seen[key]
+        self._whole: dict[tuple[str, str], Extraction] = {}  # nothing hidden: (part, model key)
+
+    # ---- keys ------------------------------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def data_key(self) -> str:
+        """Digits of the test set: names, people, cameras and sizes of its pictures."""
+        digest = hashlib.blake2b(digest_size=16)
+        for path, pid, camid in self.images.items:
+            digest.update(f"{self.images.key(path)} {pid} {camid} {Path(path).stat().st_size}\n".encode())
+        return digest.hexdigest()
+
+    def _path(self, model: Model, condition: str, level: float) -> Path:
+        o = self.options
+        parts: list[Any] = [occlusion.VERSION, self.dataset, self.data_key, self.images.num_query, o.features]
+        if condition != CLEAN:
+            parts += [o.seed, o.occlude]
+        if condition == "mask":
+            parts += [o.shapes, o.fill]
+        if condition == "distractor":
+            parts += [self.source, [self.images.key(p) for p in self._people.paths]]
+        digits = hashlib.blake2b(repr(parts).encode(), digest_size=4).hexdigest()
+        return self.folder / "cells" / model.key / f"{condition}-{100 * level:g}-{digits}.npz"
+
+    # ---- running ---------------------------------------------------------------------------------------------------
+
+    def run(self, resume: bool = False) -> "Study":
+        """Fill `cells`, writing each as it comes. resume: take those that are there already."""
+        todo = self.options.cells()
+        for number, (condition, level) in enumerate(todo, 1):
+            missing = []
+            for m in self.models:
+                path = self._path(m, condition, level)
+                if resume and path.is_file():
+                    self.cells[m.key, condition, level] = Cell.load(path)
+                else:
+                    missing.append(m)
+            if not missing:
+                continue
+            what = None if condition == CLEAN else Occlusion(
+                condition, level, self.options.seed, self.options.shapes, self.options.fill
+            )  # fmt: skip
+            name = f"{number}/{len(todo)} {condition}" + (f" {level:.0%}" if what else "")
+            for m, cell in zip(missing, self._cells(missing, what, name)):
+                cell.save(self._path(m, condition, level))
+                self.cells[m.key, condition, level] = cell
+        return self
+
+    def _pass(self, part: str, models: Sequence[Model], what: Optional[Occlusion], name: str, weights: bool):
+        q = self.images.num_query
+        items = self.images.items[:q] if part == "query" else self.images.items[q:]
+        occluder = Occluder(what, self.images, self._people) if what else None
+        used = sorted({self._view_of[m.key] for m in models})
+        dataset = OccludedSet(items, [self._views[v] for v in used], occluder, self.images.stem)
+        loader = make_test_loader(self.cfg, dataset, len(items), self.workers)
+        views = [used.index(self._view_of[m.key]) for m in models]
+        pairs = [(m.cfg, m.model) for m in models]
+        return extract(pairs, loader, views=views, weights=weights, description=f"{name}, {part}")
+
+    def _part(self, part: str, models: Sequence[Model], what: Optional[Occlusion], name: str):
+        """Extractions of the queries or the gallery, and their labels (None where nothing is hidden)."""
+        if what is not None and self.options.occlude in (part, "both"):
+            return self._pass(part, models, what, name, weights=part == "query")
+        new = [m for m in models if (part, m.key) not in self._whole]
+        if new:
+            for m, e in zip(new, self._pass(part, new, None, name, weights=part == "query")[0]):
+                self._whole[part, m.key] = e
+        return [self._whole[part, m.key] for m in models], None
+
+    def _cells(self, models: Sequence[Model], what: Optional[Occlusion], name: str) -> list[Cell]:
+        queries, q_labels = self._part("query", models, what, name)
+        gallery, g_labels = self._part("gallery", models, what, name)
+        hidden: list[Labels] = [labels for labels in (q_labels, g_labels) if labels is not None]
+        share = np.concatenate([labels.share for labels in hidden]) if hidden else np.zeros(0)
+        area = {k: np.concatenate([labels.area[k] for labels in hidden]) for k in (hidden[0].area if hidden else ())}
+        return [self._cell(m, q, g, share, area) for m, q, g in zip(models, queries, gallery)]
+
+    def _cell(self, m: Model, query: Extraction, gallery: Extraction, share: np.ndarray, area: dict) -> Cell:
+        q = self.images.num_query
+        pids, camids = (np.array([item[i] for item in self.images.items]) for i in (1, 2))
+        features = torch.cat([query.features, gallery.features])
+        evaluator = SAGAEvaluator(m.cfg, q, layout=model_layout(m.model, features.shape[1]))
+        wanted = {f: m.row(f, features.shape[1]) for f in self.options.features}
+        rows = {f: row for f, row in wanted.items() if row}
+        values, nearest, valid = {}, {}, np.zeros(0, int)
+        for f, row in rows.items():
+            distances = evaluator.distances(row, features, model_layout(m.model, features.shape[1]))
+            ranking = rank_in_blocks(distances, pids[:q], pids[q:], camids[:q], camids[q:], description=m.name)
+            valid, nearest[f] = ranking.queries, ranking.nearest
+            values[f, "Rank-1"] = (pids[q:][ranking.nearest[:, 0]] == pids[:q][valid]).astype(np.float32)
+            values[f, "mAP"], values[f, "mINP"] = ranking.ap, ranking.inp
+        weights = None if query.weights is None else query.weights.numpy()
+        return Cell(valid, rows, values, nearest, share, area, query.on, weights)
+
+    # ---- figures ---------------------------------------------------------------------------------------------------
+
+    @property
+    def names(self) -> list[str]:
+        return list(dict.fromkeys(m.name for m in self.models))
+
+    def seeds(self, name: str) -> list[Model]:
+        return [m for m in self.models if m.name == name]
+
+    def per_query(self, name: str, condition: str, level: float, feature: str, metric: str) -> Optional[np.ndarray]:
+        """(seeds, V), or None where the model does not give the feature."""
+        cells = [self.cells[m.key, condition, level] for m in self.seeds(name)]
+        if any(feature not in cell.rows for cell in cells):
+            return None
+        return np.stack([cell.values[feature, metric] for cell in cells])
+
+    def results(self, reference: str) -> list[dict[str, Any]]:
+        """One record per model, condition, level and feature; figures in percent.
+
+        Each metric holds `mean`, `low` and `high` (95 %, over queries, of the mean over seeds), `spread` (standard deviation
+        over seeds; None for one) and, for every model but the reference, `difference` to it with its own interval.
+
+        Raises:
+            ValueError: there is no model of the reference's name, or a feature that no model gives.
+        """
+        if reference not in self.names:
+            raise ValueError(f"the reference {reference!r} is none of the models {', '.join(self.names)}")
+        first = next(iter(self.cells.values()))
+        bootstrap = Bootstrap(len(first.queries), resamples=self.options.resamples, seed=self.options.seed)
+        found = []
+        for feature in self.options.features:
+            if not any(feature in cell.rows for cell in self.cells.values()):
+                raise ValueError(f"--feature {feature}: none of the models gives this row")
+            for condition, level in self.options.cells():
+                for name in self.names:
+                    record = self._record(bootstrap, reference, name, condition, level, feature)
+                    if record:
+                        found.append(record)
+        return found
+
+    def _record(self, bootstrap: Bootstrap, reference, name, condition, level, feature) -> Optional[dict[str, Any]]:
+        cells = [self.cells[m.key, condition, level] for m in self.seeds(name)]
+        record = {"model": name, "condition": condition, "level": level, "feature": feature}
+        for metric in METRICS:
+            values = self.per_query(name, condition, level, feature, metric)
+            if values is None:
+                return None
+            figures = _percent(bootstrap.interval(values.mean(0)))
+            figures["seeds"] = [100 * float(v) for v in values.mean(1)]
+            figures["spread"] = float(np.std(figures["seeds"], ddof=1)) if len(values) > 1 else None
+            other = self.per_query(reference, condition, level, feature, metric)
+            if name != reference and other is not None:
+                figures["difference"] = _percent(bootstrap.interval(values.mean(0) - other.mean(0)))
+            record[metric] = figures
+        record["row"] = cells[0].rows[feature]
+        for kind in cells[0].on:
+            weight = 100 * float(np.mean([cell.on[kind] for cell in cells]))
+            area = 100 * float(np.mean(cells[0].area[kind][: self.images.num_query]))
+            record.setdefault("attention", {})[kind] = {
+                "weight": weight,
+                "area": area,
+                "ratio": weight / area if area else None,
+            }
+        return record
+
+    def shares(self) -> list[dict[str, Any]]:
+        """What was really covered, in percent of the visible person and of the picture, by condition and level."""
+        found = []
+        for condition, level in self.options.cells()[1:]:
+            cell = self.cells[self.models[0].key, condition, level]
+            share = 100 * cell.share
+            found.append(
+                {
+                    "condition": condition,
+                    "level": 100 * level,
+                    "share": {k: float(getattr(np, k)(share)) for k in ("mean", "std", "min", "max")},
+                    "area": {k: 100 * float(v.mean()) for k, v in cell.area.items()},
+                }
+            )
+        return found
+
+    def describe(self) -> dict[str, Any]:
+        """The data, the models and the options, for the record."""
+        q = self.images.num_query
+        first = next(iter(self.cells.values()))
+        return {
+            "dataset": {
+                "name": self.dataset,
+                "digest": self.data_key,
+                "queries": q,
+                "queries_with_a_match": len(first.queries),
+                "gallery": len(self.images.items) - q,
+                "person": "the silhouette of its mask" if self.images.mask_path else "the whole picture, as there are no masks",
+                "distractors": self.source or None,
+                "distractor_pictures": len(self._people.paths) if self._people else 0,
+            },
+            "options": asdict(self.options) | {"occlusion_version": occlusion.VERSION},
+            "models": [
+                {
+                    "name": m.name,
+                    "path": m.path,
+                    "digest": m.key,
+                    "head": m.head,
+                    "backbone": m.cfg.MODEL.BACKBONE.NAME,
+                    "seed": m.cfg.SEED,
+                    "parameters": sum(p.numel() for p in m.model.parameters()),
+                }
+                for m in self.models
+            ],
+        }
+
+    def occluder(self, condition: str, level: float) -> Occluder:
+        """What drew the pictures of a cell, to draw them again."""
+        what = Occlusion(condition, level, self.options.seed, self.options.shapes, self.options.fill)
+        return Occluder(what, self.images, self._people)
+
+
+def _percent(interval) -> dict[str, float]:
+    return {k: 100 * v for k, v in interval._asdict().items()}

@@ -1,0 +1,92 @@
+#!/usr/bin/env python
+"""How much each model still finds as more and more of a person is hidden, masked or behind somebody else.
+
+    python tools/occlusion_study.py --config-file configs/SAGA/quickstart.yml
+    python tools/occlusion_study.py --weights SAGA=logs/a/anchors SAGA=logs/b/anchors CLS=logs/c --reference CLS
+
+Writes study.json, table.md, curves.png, curves.svg and study.html, a page that needs no network. docs/occlusion_study.md
+"""
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+
+import sagareid  # noqa: F401  (registers, and lets the host import)
+from sagareid.analysis.study import Options
+from sagareid.analysis.study_report import run_study
+from sagareid.cli import import_modules
+from sagareid.data import occlusion
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config-file", help="its test set, and its trained result where --weights names none")
+    parser.add_argument("--weights", nargs="+", default=[], metavar="[NAME=]PATH", help="folders of runs, or .pth files; "
+                        "several of one NAME are seeds, averaged query by query")  # fmt: skip
+    parser.add_argument("--dataset", help="test set (default: the first of the config, or of the first model)")
+    parser.add_argument("--reference", help="the model that differences are taken to (default: the last)")
+    parser.add_argument("--conditions", nargs="+", choices=occlusion.CONDITIONS, default=occlusion.CONDITIONS)
+    parser.add_argument("--levels", nargs="+", type=float, default=[0, 10, 20, 30, 40, 50, 60], metavar="PERCENT",
+                        help="of the visible person (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--occlude", choices=("query", "gallery", "both"), default="query", help="default: %(default)s")
+    parser.add_argument("--shapes", nargs="+", choices=occlusion.SHAPES, default=occlusion.SHAPES, help="default: all")
+    parser.add_argument("--fill", choices=occlusion.FILLS, default="grey", help="default: %(default)s")
+    parser.add_argument("--distractors", default="", metavar="SOURCE",
+                        help="whose people are pasted: train, or a data set's name (default: the data set's own choice)")  # fmt: skip
+    parser.add_argument("--feature", nargs="+", default=["auto"], metavar="ROW",
+                        help="rows to report: auto (each model's own result), refined, cls, fusion ...")  # fmt: skip
+    parser.add_argument("--bootstrap", type=int, default=1000, help="resamples (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the occlusions and resamples (default: %(default)s)")
+    parser.add_argument("--samples", type=int, default=4, help="queries on the page (default: %(default)s)")
+    parser.add_argument("--output", type=Path, help="folder (default: logs/occlusion_study/DATASET)")
+    parser.add_argument("--resume", action="store_true", help="keep what the folder holds already")
+    parser.add_argument("--workers", type=int, help="processes that read images (default: the config's)")
+    parser.add_argument("--device", help="cpu or cuda (default: the models')")
+    parser.add_argument("--import", dest="modules", action="append", default=[], metavar="MODULE",
+                        help="import this Python module first: your own registered heads, backbones, data sets")  # fmt: skip
+    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="keys of the config file")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    args = argument_parser().parse_args(argv)
+    try:
+        import_modules(args.modules)
+        options = Options(
+            conditions=tuple(args.conditions),
+            levels=tuple(level / 100 for level in args.levels),
+            occlude=args.occlude,
+            shapes=tuple(args.shapes),
+            fill=args.fill,
+            distractors=args.distractors,
+            features=tuple(args.feature),
+            seed=args.seed,
+            resamples=args.bootstrap,
+        )
+        run_study(
+            options,
+            config_file=args.config_file,
+            opts=args.opts,
+            weights=args.weights,
+            dataset=args.dataset,
+            reference=args.reference,
+            output=args.output,
+            resume=args.resume,
+            workers=args.workers,
+            device=args.device,
+            samples=args.samples,
+            command=shlex.join(["python", "tools/occlusion_study.py", *argv]),
+        )
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command with --resume goes on from the last whole cell", file=sys.stderr)
+        return 130
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
