@@ -145,10 +145,14 @@ def test_pasted_people_are_nobody_in_the_test_set(cfg):
 
 
 def test_who_is_in_both_splits_is_left_out(cfg, monkeypatch):
-    items = [("/r/q.jpg", 1, 0)], [("/r/g.jpg", 2, 1)], [("/r/a.jpg", "own_2", "own_0"), ("/r/b.jpg", "own_3", "own_0")]
+    items = (
+        [("/r/q.jpg", 1, 0)],
+        [("/r/g.jpg", 1, 1), ("/r/h.jpg", 2, 1)],
+        [("/r/a.jpg", "own_2", "own_0"), ("/r/b.jpg", "own_3", "own_0")],
+    )
     data = SimpleNamespace(query=items[0], gallery=items[1], train=items[2], dataset_name="own", show_test=lambda: None)
-    monkeypatch.setattr(loading, "build_dataset", lambda *a: data)
-    monkeypatch.setattr(occlusion_sets, "build_dataset", lambda *a: data)
+    monkeypatch.setattr(loading, "build_dataset", lambda *a, **k: data)
+    monkeypatch.setattr(occlusion_sets, "build_dataset", lambda *a, **k: data)
     people, source = occlusion_sets.distractor_people(cfg, occlusion_sets.ImageSet.read(cfg, "own"))
     assert source == "train" and people.paths == ["/r/b.jpg"] and people.mask_path is None
 
@@ -247,6 +251,28 @@ def test_equal_towers_run_once_and_give_what_each_gives(cfg):
     assert torch.equal(together[2].features, 2 * together[1].features)
 
 
+def test_attention_pooling_says_what_it_attends_to():
+    from sagareid.modeling.baseline_heads import AttentionPoolHead
+    from sagareid.structures import CLIPFeatures
+
+    head = AttentionPoolHead(num_heads=1, feat_dim=8, num_classes=2, neck_feat="before", embedding_dim=0).eval()
+    with torch.no_grad():  # values and output as they come, so that the feature is the weighted mean itself
+        head.pooler.attn.in_proj_weight[16:] = torch.eye(8)
+        head.pooler.attn.out_proj.weight.copy_(torch.eye(8))
+        patches = torch.randn(3, 12, 8)
+        weights = head.token_weights(CLIPFeatures(patches=patches, grid=(4, 3)))
+        expected = torch.einsum("bn,bnd->bd", weights, head.pooler.ln_k(patches))
+        torch.testing.assert_close(head.pool(CLIPFeatures(patches=patches, grid=(4, 3))), expected)
+    torch.testing.assert_close(weights.sum(1), torch.ones(3))
+
+
+def test_seeds_of_a_config_come_together(tmp_path, repo):
+    paths = [checkpoint(tmp_path / "saga" / f"seed_{n}", repo, n) for n in (0, 1)]
+    assert [m.name for m in S.load_models(paths)] == ["saga", "saga"]
+    with pytest.raises(ValueError, match="given twice"):
+        S.load_models([paths[0], f"other={paths[0]}/model_final.pth"])
+
+
 def test_options_name_what_is_wrong():
     with pytest.raises(ValueError, match="levels 90% are out of range; expected 0 to 80%"):
         S.Options(levels=(0.9,))
@@ -269,7 +295,7 @@ def checkpoint(folder: Path, repo: Path, seed: int, *opts) -> str:
     )
     cfg.merge_from_list(["MODEL.HEADS.NUM_CLASSES", 12, *opts])
     torch.manual_seed(seed)
-    folder.mkdir()
+    folder.mkdir(parents=True)
     RunCheckpointer(SAGATrainer.build_model(cfg), str(folder), config=cfg.dump()).save("model_final")
     return str(folder)
 
@@ -350,12 +376,15 @@ def test_nothing_hidden_equals_the_evaluator(studied, cfg, repo):
         assert clean["R18"][metric]["mean"] == pytest.approx(expected[metric], abs=1e-3)
 
 
-def test_resume_runs_nothing_twice(studied, tool, tiny_root, monkeypatch):
-    folder, argv = studied
+def test_resume_runs_nothing_twice(studied, tool, tiny_root, tmp_path, monkeypatch):
+    folder, argv = tmp_path / "out", [*studied[1][:-1], str(tmp_path / "out")]
+    shutil.copytree(studied[0], folder)
     monkeypatch.setenv("FASTREID_DATASETS", str(tiny_root))
     before = json.loads((folder / "study.json").read_text())
     passes = []
-    monkeypatch.setattr(study_report, "curves", lambda *a: [])  # drawing takes longest here, and is not what this is about
+    monkeypatch.setattr(
+        study_report, "curves", lambda *a: []
+    )  # drawing takes longest here, and is not what this is about
     monkeypatch.setattr(study_report, "page", lambda *a: "")
     monkeypatch.setattr(S, "extract", lambda *a, **k: passes.append(k["description"]) or inference.extract(*a, **k))
     assert tool.main([*argv, "--resume"]) == 0 and not passes
@@ -366,9 +395,7 @@ def test_resume_runs_nothing_twice(studied, tool, tiny_root, monkeypatch):
     assert passes == ["3/5 mask 50%, query", "3/5 mask 50%, gallery"]  # and the gallery, which no cell keeps
     assert json.loads((folder / "study.json").read_text())["results"] == before["results"]
     passes.clear()
-    assert (
-        tool.main([*argv, "--resume", "--seed", "1"]) == 0
-    )  # other occlusions: all but the pictures with nothing hidden
+    assert tool.main([*argv, "--resume", "--seed", "1"]) == 0  # other occlusions; what hides nothing is kept
     assert sorted(p.split(",")[0] for p in passes if "query" in p) == [
         "2/5 mask 20%", "3/5 mask 50%", "4/5 distractor 20%", "5/5 distractor 50%",
     ]  # fmt: skip

@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import logging
+import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Optional, Sequence
@@ -105,7 +106,10 @@ class Model:
 
 
 def load_models(weights: Sequence[str], cfg: Optional[Any] = None, device: Optional[str] = None) -> list[Model]:
-    """Models by ``[NAME=]PATH``, a run's folder or a .pth file; without a name, the last two parts of its folder.
+    """Models by ``[NAME=]PATH``, a run's folder or a .pth file.
+
+    Without a name, the folder's own and its parent's; the parent's alone where the folder is ``seed_<n>``, as
+    tools/compare.py writes them, so that the seeds of a config come together.
 
     Args:
         cfg: for checkpoints that hold no configuration.
@@ -118,7 +122,9 @@ def load_models(weights: Sequence[str], cfg: Optional[Any] = None, device: Optio
         name, found, path = text.partition("=")
         path = Path(path if found else text)
         folder = path if path.is_dir() or not path.suffix else path.parent
-        name = name if found else "/".join(folder.resolve().parts[-2:])
+        if not found:
+            parent, own_name = folder.resolve().parts[-2:]
+            name = parent if re.fullmatch(r"seed_\d+", own_name) else f"{parent}/{own_name}"
         holds_config = path.is_dir() or "config" in load_state(path)
         own, model = load_model(path, None if holds_config else cfg, device)
         key = fingerprint(model.state_dict(), own.MODEL, own.INPUT, own.TEST)
@@ -412,7 +418,9 @@ class Study:
                 "queries": q,
                 "queries_with_a_match": len(first.queries),
                 "gallery": len(self.images.items) - q,
-                "person": "the silhouette of its mask" if self.images.mask_path else "the whole picture, as there are no masks",
+                "person": "the silhouette of its mask"
+                if self.images.mask_path
+                else "the whole picture, as there are no masks",
                 "distractors": self.source or None,
                 "distractor_pictures": len(self._people.paths) if self._people else 0,
             },

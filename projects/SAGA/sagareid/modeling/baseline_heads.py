@@ -200,6 +200,14 @@ class AttentionPoolHead(PatchHead):
     def pool(self, features) -> Tensor:
         return self.pooler(_patches(features))[:, 0]
 
+    def token_weights(self, features) -> Tensor:
+        """(B, N) attention of the query to each patch, mean over attention heads, sum over token layers; 1 in sum."""
+        features = as_features(features)
+        patches = self.pooler.ln_k(_patches(features))
+        query = self.pooler.ln_q(self.pooler.query)[None].expand(len(patches), -1, -1)
+        weights = self.pooler.attn(query, patches, patches, need_weights=True)[1][:, 0]
+        return weights.unflatten(1, (features.num_layers, -1)).sum(1)
+
 
 @REID_HEADS_REGISTRY.register()
 class PartStripesHead(PatchHead):
