@@ -111,7 +111,7 @@ def occluded_images(cfg, condition: str, workers: int = 0, name: str = "Syntheti
     occluder = occlusion_sets.Occluder(occlusion_sets.Occlusion(condition, 0.4), test, people)
     view = occlusion_sets.View(build_transforms(cfg, is_train=False))
     data = occlusion_sets.OccludedSet(test.items[: test.num_query], [view], occluder, test.stem)
-    return torch.cat([b["images/0"] for b in loading.make_test_loader(cfg, data, test.num_query, workers)])
+    return torch.cat([b["images/0"] for b in loading.make_test_loader(cfg, data, workers)])
 
 
 @pytest.mark.parametrize("condition", occlusion.CONDITIONS)

@@ -286,7 +286,7 @@ class Study:
         occluder = Occluder(what, self.images, self._people) if what else None
         used = sorted({self._view_of[m.key] for m in models})
         dataset = OccludedSet(items, [self._views[v] for v in used], occluder, self.images.stem)
-        loader = make_test_loader(self.cfg, dataset, len(items), self.workers)
+        loader = make_test_loader(self.cfg, dataset, self.workers)
         views = [used.index(self._view_of[m.key]) for m in models]
         pairs = [(m.cfg, m.model) for m in models]
         return extract(pairs, loader, views=views, weights=weights, description=f"{name}, {part}")

@@ -347,9 +347,9 @@ def _share_of_batches(images: int, size: int) -> list[range]:
     return batches[len(batches) * rank // processes : len(batches) * (rank + 1) // processes]
 
 
-def make_test_loader(cfg, test_set: Dataset, num_query: int, num_workers: Optional[int] = None) -> DeviceLoader:
+def make_test_loader(cfg, test_set: Dataset, num_workers: Optional[int] = None) -> DeviceLoader:
     """FastReID's collator over a test set, on the model's device. num_workers: None for the config's."""
-    host, _ = compat.build_test_loader(cfg, test_set=test_set, num_query=num_query, num_workers=num_workers)
+    host, _ = compat.build_test_loader(cfg, test_set=test_set, num_query=0, num_workers=num_workers)
     return DeviceLoader(
         test_set,
         batch_sampler=_share_of_batches(len(test_set), cfg.TEST.IMS_PER_BATCH),
@@ -375,4 +375,4 @@ def build_test_loader(cfg, dataset_name: str) -> tuple[DataLoader, int]:
         cameras=cfg.MODEL.CLIP.CAMERAS or ["none"],
         dataset_name=getattr(data, "dataset_name", dataset_name),
     )
-    return make_test_loader(cfg, test_set, len(data.query)), len(data.query)
+    return make_test_loader(cfg, test_set), len(data.query)
