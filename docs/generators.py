@@ -228,33 +228,37 @@ def as_rest(app: Sphinx, what: str, name: str, obj: object, options: Any, lines:
     They are plain text, `code` in backticks as in Markdown, Google's sections, and ``::`` before an indented block. So
     `name` may become a link, other code is code, and what reST would take for markup is not.
     """
-    if lines and lines[0].startswith("Create new instance of "):  # what a NamedTuple says of itself
-        del lines[0]
-    block = None  # indentation of the line that opened a literal block
-    for number, line in enumerate(lines):
-        indent = len(line) - len(line.lstrip())
-        if block is not None and line and indent <= block:
-            block = None
-        if block is None:
-            lines[number] = _CODE.sub(_as_code, line)
-            block = indent if line.endswith("::") else None
+    if lines and lines[0].startswith(("Create new instance of ", "Initialize internal Module state")):
+        del lines[0]  # what NamedTuple and Module say of themselves
+    lines[:] = _MARKUP.sub(_without_markup, "\n".join(lines)).split("\n")
+
+
+_MARKUP = re.compile(
+    r"""
+    ::\n\n(?P<indent>\ +)\S.*(?:\n(?:(?P=indent).*)?)*       # a literal block
+    | ``(?:[^`\n]|\n(?!\n))+``
+    | `(?P<code>(?:[^`\n]|\n(?!\n))+)`(?P<suffix>\w?)
+    | (?P<sign>[*|](?=\S)|(?<=\w)_(?!\w))                   # emphasis, substitution, reference
+    | (?P<enumerator>(?:^|(?<=:\ ))[A-Za-z](?=\.(?:\ |$)))  # "D. " opens a list
+    """,
+    re.VERBOSE | re.MULTILINE,
+)
+
+
+def _without_markup(match: re.Match) -> str:
+    if match["sign"]:
+        return "\\" + match["sign"]
+    if match["enumerator"]:
+        return match["enumerator"] + "\\"
+    if not match["code"]:
+        return match[0]
+    tick = "`" if re.fullmatch(r"[\w.]+", match["code"]) else "``"
+    return f"{tick}{match['code']}{tick}" + (rf"\ {match['suffix']}" if match["suffix"] else "")
 
 
 def is_tuple_field(app: Sphinx, what: str, name: str, obj: object, skip: bool, options: Any) -> bool | None:
     """Leave out the fields of a NamedTuple, whose docstrings are "Alias for field number 0"; its signature has them."""
     return True if inspect.isdatadescriptor(obj) and type(obj).__name__ == "_tuplegetter" else None
-
-
-_CODE = re.compile(r"``.+?``|`(?P<code>[^`]+)`(?P<suffix>\w?)|(?P<markup>[*|](?=\S)|(?<=\w)_(?!\w))")
-
-
-def _as_code(match: re.Match) -> str:
-    if match["markup"]:
-        return "\\" + match["markup"]
-    if not match["code"]:
-        return match[0]
-    tick = "`" if re.fullmatch(r"[\w.]+", match["code"]) else "``"
-    return f"{tick}{match['code']}{tick}" + (rf"\ {match['suffix']}" if match["suffix"] else "")
 
 
 def setup(app: Sphinx) -> dict:

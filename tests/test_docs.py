@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from io import StringIO
 from urllib.parse import unquote, urlsplit
 
 import pytest
+import torch
 from sphinx.application import Sphinx
 
 
@@ -102,6 +104,30 @@ def test_a_key_that_does_not_exist_is_a_warning(generators, tmp_path):
     assert 'href="reference/configuration.html#model-saga-num-anchors"' in (tmp_path / "out/index.html").read_text()
 
 
+def test_docstrings_are_plain_text_with_code(generators):
+    lines = [
+        "See `Place`, `a: b` and `Photo`s of ``x*y``; |x| * y, *args, end_.",
+        "D. as it stands",
+        "",
+        "A table::",
+        "",
+        "    *not* `touched`",
+        "",
+        "after it, |x|",
+    ]
+    generators.as_rest(None, "", "", None, None, lines)
+    assert lines == [
+        r"See `Place`, ``a: b`` and `Photo`\ s of ``x*y``; \|x| * y, \*args, end\_.",
+        r"D\. as it stands",
+        "",
+        "A table::",
+        "",
+        "    *not* `touched`",
+        "",
+        r"after it, \|x|",
+    ]
+
+
 # ---- commands that the pages give ---------------------------------------------------------------------------------------
 
 
@@ -115,13 +141,14 @@ def _blocks(text: str) -> list[tuple[str, str]]:
 
 
 def _commands(text: str) -> list[list[str]]:
-    """The words of every `python tools/...` line in the code blocks of a page."""
+    """The tool and the words behind it of every command in the code blocks of a page."""
     lines = (
         "\n".join(body for language, body in _blocks(text) if language in ("", "bash", "console", "sh"))
         .replace("\\\n", " ")
         .splitlines()
     )
-    return [shlex.split(line, comments=True) for line in lines if line.startswith("python tools/")]
+    found = [re.match(r"(?:python|torchrun .*?) (tools/\w+\.py.*)", line) for line in lines]
+    return [shlex.split(match[1], comments=True) for match in found if match]
 
 
 def test_commands_name_tools_options_configs_and_keys_that_exist(repo, generators):
@@ -131,7 +158,7 @@ def test_commands_name_tools_options_configs_and_keys_that_exist(repo, generator
     keys, helps, wrong, seen = set(_keys(get_cfg())), {}, [], 0
     for page in _pages(repo):
         own = set(re.findall(r"^# (\S+\.yml)\b", page.read_text(), re.MULTILINE))
-        for _, tool, *words in _commands(page.read_text()):
+        for tool, *words in _commands(page.read_text()):
             seen += 1
             if not (repo / tool).is_file():
                 wrong.append(f"{page.name}: {tool}")
@@ -148,7 +175,7 @@ def test_commands_name_tools_options_configs_and_keys_that_exist(repo, generator
 
 
 SMALL = [
-    "MODEL.BACKBONE.PRETRAIN", False, "MODEL.WEIGHTS", "", "SOLVER.MAX_EPOCH", 1, "SOLVER.WARMUP_EPOCHS", 0,
+    "MODEL.BACKBONE.PRETRAIN", False, "SOLVER.MAX_EPOCH", 1, "SOLVER.WARMUP_EPOCHS", 0,
     "SOLVER.IMS_PER_BATCH", 24, "DATALOADER.NUM_WORKERS", 0, "INPUT.SIZE_TRAIN", "[48,24]", "INPUT.SIZE_TEST", "[48,24]",
     "CACHE.NUM_VIEWS", 1, "TEST.EVAL_PERIOD", 1,
 ]  # fmt: skip
@@ -175,7 +202,7 @@ def guide(repo, tmp_path, monkeypatch):
             if named := re.match(r"# (\S+)\.(py|yml)\n", code):
                 (tmp_path / f"{named[1]}.{named[2]}").write_text(code)
                 modules.append(named[1])
-        return [words[2:] for words in _commands(text)]
+        return [words for _, *words in _commands(text)]
 
     yield write
     for name in modules:
@@ -187,11 +214,32 @@ def test_what_a_guide_builds_trains_and_evaluates_by_its_own_commands(page, runs
     commands = guide(page)
     assert len(commands) == runs
     for command in commands:
-        assert train_net(*command, *SMALL, "OUTPUT_DIR", tmp_path / "out") == 0
+        assert train_net(*command, *SMALL, "MODEL.WEIGHTS", "", "OUTPUT_DIR", tmp_path / "out") == 0
         [result] = json.loads((tmp_path / "out" / "results.json").read_text())
         assert 0 <= result["metrics"]["mAP"] <= 100
     if page == "new_head.md":
         assert "loss_spread" in (tmp_path / "out" / "metrics.json").read_text()
+
+
+def test_getting_started_runs_from_top_to_bottom(guide, train_net, tiny_root, repo, tmp_path, monkeypatch):
+    """Its commands in their order, behind what `make quickstart` trains; but for the real data set."""
+    quickstart = ["--config-file", "configs/SAGA/quickstart.yml"]
+    assert train_net(*quickstart, *SMALL) == 0
+    commands = [words for words in guide("getting_started.md") if "configs/SAGA/occ_duke.yml" not in words]
+    [visualize, evaluate, twelve] = commands
+    monkeypatch.setattr(sys, "argv", ["visualize.py", *visualize])
+    runpy.run_path(str(repo / "tools" / "visualize.py"), run_name="__main__")
+    assert (tmp_path / "logs/SAGA/quickstart/anchors/ranked_lists.png").is_file()
+    assert train_net(*evaluate, *SMALL) == 0
+    assert (tmp_path / "logs/SAGA/quickstart/evaluation.json").is_file()
+    assert train_net(*twelve, *SMALL) == 0
+    trained = torch.load(tmp_path / "logs/SAGA/twelve/anchors/model_final.pth", weights_only=True)
+    assert len(trained["model"]["heads.text_anchors.anchors"]) == 12
+    named = re.findall(
+        r"^\| `([^`]+)`(?:, `([^`.]+\.\w+)`)?", (repo / "docs/getting_started.md").read_text(), re.MULTILINE
+    )
+    for name in {name for names in named for name in names if re.search(r"\.\w+$|checkpoint$", name)}:
+        assert (tmp_path / "logs/SAGA/quickstart/anchors" / name).is_file(), name
 
 
 def test_the_guides_data_set_trains_and_evaluates_by_its_own_command(guide, train_net, tiny_root, tmp_path):

@@ -571,9 +571,9 @@ def probe(
     Pictures in which the attribute's place does not show are left out, so every column has the same rows.
 
     Returns:
-        `attributes`: name -> accuracies in percent from `cls`, `patch_mean` (all patches) and `place` (the patches
+        `attributes` maps a name to accuracies in percent from `cls`, `patch_mean` (all patches) and `place` (the patches
         where the attribute shows; None for the build and height), and the most frequent value's share `majority`.
-        `places`: name -> `average_precision` in percent of telling from one patch token whether the patch shows
+        `places` maps a name to `average_precision` in percent of telling from one patch token whether the patch shows
         the place, and the share of such patches, which is chance.
     """
     bits, result = _place_bits(), {"attributes": {}, "places": {}}

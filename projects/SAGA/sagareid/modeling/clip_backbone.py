@@ -103,7 +103,7 @@ class CLIPBackbone(nn.Module):
             camids: (B,) indices of training cameras, negative for unknown; used with a camera embedding only.
 
         Returns:
-            By `output`: CLIPFeatures; (B, P*D, h, w) patch tokens of the token layers; (B, D, 1, 1) class token.
+            CLIPFeatures, (B, P*D, h, w) patch tokens of the token layers, or (B, D, 1, 1) class token, by `output`.
 
         Raises:
             ValueError: an image size other than the tower was built for.

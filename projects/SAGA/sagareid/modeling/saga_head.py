@@ -316,8 +316,8 @@ class SAGAHead(nn.Module):
             features: CLIPFeatures or a (B, D, h, w) map.
 
         Returns:
-            Training: `head_outputs` with (Q, B, C) logits. Evaluation: (B, F_all) raw concatenation of the pooled feature,
-            before or after the neck by NECK_FEAT, and what `feature_layout` names beside it.
+            In training `head_outputs` with (Q, B, C) logits; in evaluation the (B, F_all) raw concatenation of the pooled
+            feature, before or after the neck by NECK_FEAT, and what `feature_layout` names beside it.
         """
         features = as_features(features).float()
         refined = self.refine_and_pool(features, keep_tokens=bool(self.parts))
