@@ -168,12 +168,13 @@ def test_a_baseline_learns(train_net, tmp_path):
 
 def test_the_heads_of_the_study_differ_in_their_head_alone():
     cfgs = {p.stem: stages.plan(p)[0].cfg for p in STUDY}
-    assert len(cfgs) == 10
+    assert len(cfgs) == 11
     for name, cfg in cfgs.items():
         other = {
             key
             for key in stages._keys(cfg)
             if str(stages._get(cfg, key)) != str(stages._get(cfgs["cls"], key)) and not key.startswith("MODEL.HEADS.")
         }
-        assert other <= {"OUTPUT_DIR", "MODEL.SAGA.FREE_ANCHORS", "MODEL.LOSSES.NAME"}, name
-    assert len({str(c.MODEL.HEADS) + str(c.MODEL.SAGA) for c in cfgs.values()}) == len(cfgs)
+        earlier = {"MODEL.CLIP.TOKEN_LAYERS"} if name == "last_two_blocks" else set()
+        assert other <= {"OUTPUT_DIR", "MODEL.SAGA.FREE_ANCHORS", "MODEL.LOSSES.NAME"} | earlier, name
+    assert len({str(c.MODEL.HEADS) + str(c.MODEL.SAGA) + str(c.MODEL.CLIP) for c in cfgs.values()}) == len(cfgs)

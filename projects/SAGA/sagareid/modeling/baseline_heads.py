@@ -273,8 +273,8 @@ class SequentialHead(PatchHead):
 class LastBlockHead(ClassifierHead):
     """CLIP's own way from the token layer to its class token, trained: a copy of the blocks after it and of ln_post.
 
-    The control of equal capacity: as many parameters as refinement layers have, global pooling instead of anchors. It
-    starts out as the tower's class token, exactly.
+    The control of equal capacity: a block has as many parameters as a refinement layer, and pools globally instead of by
+    anchors. MODEL.CLIP.TOKEN_LAYERS says how many blocks come after. It starts out as the tower's class token, exactly.
     """
 
     learns_from = {"patches", "layer_cls"}
