@@ -37,8 +37,8 @@ def test_from_a_folder_of_crops_to_a_trained_head(page, repo, tiny_root, tmp_pat
     (tmp_path / "shop.yml").write_text(config.replace("_BASE_: ", f"_BASE_: {repo}/"))
     monkeypatch.setenv("FASTREID_DATASETS", str(tmp_path / "data"))
     monkeypatch.chdir(tmp_path)
-    commands = re.search(r"```bash\n(.*?)```", page, re.S)[1].strip().splitlines()
-    assert len(commands) == 4
+    commands = [line for block in re.findall(r"```bash\n(.*?)```", page, re.S) for line in block.strip().splitlines()]
+    assert len(commands) == 5
     for command in commands:
         python, tool, *arguments = shlex.split(command)
         small = SMALL if "train_net" in tool else []
@@ -49,6 +49,7 @@ def test_from_a_folder_of_crops_to_a_trained_head(page, repo, tiny_root, tmp_pat
             assert not end.code, command
     made = {str(path.relative_to(tmp_path / "logs" / "shop")) for path in (tmp_path / "logs" / "shop").rglob("*.*")}
     assert {"anchors/model_final.pth", "evaluation.json", "anchors/ranked_lists.png", "sheets/query.png"} <= made
+    assert (tmp_path / "logs" / "shop_head" / "anchors" / "model_final.pth").is_file()
 
 
 def test_the_other_entries_of_the_page_are_valid(page):

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from ..config import custom_datasets
 from ..data.custom import SPLITS, OwnDataset
 from ..data.host_datasets import STATISTICS
-from ..data.loading import build_dataset
+from ..data.loading import build_dataset, queries_without_match
 from ..data.occluded import Statistics, WrongNames, natural_key
 from ..engine.checkpoint import write_atomically
 
@@ -133,7 +133,13 @@ def check_dataset(cfg, name: str, workers: int | None = None) -> tuple[Report, d
         data = _open(cfg, name)
     except WrongNames as error:
         problems += _wrong_names(error)
-        return Report(name, {}, published_statistics(cfg, name), problems, ["nothing else was checked"]), {}
+        return Report(
+            name,
+            {},
+            published_statistics(cfg, name),
+            problems,
+            ["nothing else was checked: run it again when the names are right"],
+        ), {}
     items: dict[str, list[tuple]] = {}
     for split in SPLITS:
         try:
@@ -251,13 +257,10 @@ def _decode(paths: dict[str, list[str]], workers: int | None) -> list[Problem]:
 
 
 def _without_match(query: Sequence[tuple], gallery: Sequence[tuple]) -> Iterable[Problem]:
-    cameras = defaultdict(set)
-    for _, pid, camid in gallery:
-        cameras[pid].add(camid)
-    for path, pid, camid in query:
-        if not cameras[pid] - {camid}:
-            found = "only in the same camera" if cameras[pid] else "not in the gallery"
-            yield Problem("no match", path, f"person {pid}, camera {camid}: {found}")
+    there = {pid for _, pid, _ in gallery}
+    for path, pid, camid in queries_without_match(query, gallery):
+        found = "only in the same camera" if pid in there else "not in the gallery"
+        yield Problem("no match", path, f"person {pid}, camera {camid}: {found}")
 
 
 def _notes(data: ImageDataset, items: dict[str, list[tuple]]) -> list[str]:

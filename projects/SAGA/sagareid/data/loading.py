@@ -40,6 +40,7 @@ __all__ = [
     "load_test_data",
     "load_training_data",
     "make_test_loader",
+    "queries_without_match",
     "sample_seed",
     "seeded",
     "training_set",
@@ -246,6 +247,14 @@ def build_dataset(cfg, name: str, **options) -> ImageDataset:
             raise RuntimeError(f"{name}: {error or 'wrong file names'} (FASTREID_DATASETS is {root})") from error
 
 
+def queries_without_match(query: Sequence[tuple], gallery: Sequence[tuple]) -> list[tuple]:
+    """Queries, as (path, pid, camid), whose person no gallery image shows in another camera: evaluation leaves them out."""
+    cameras = defaultdict(set)
+    for _, pid, camid in gallery:
+        cameras[pid].add(camid)
+    return [item for item in query if not cameras[item[1]] - {item[2]}]
+
+
 def load_training_data(cfg, name: str) -> ImageDataset:
     """A data set of DATASETS.NAMES, with training images.
 
@@ -274,10 +283,7 @@ def load_test_data(cfg, name: str) -> ImageDataset:
     for split in ("query", "gallery"):
         if not getattr(data, split):
             raise ValueError(f"{name}: its {split} split is empty, so there is nothing to evaluate")
-    cameras = defaultdict(set)
-    for _, pid, camid in data.gallery:
-        cameras[pid].add(camid)
-    if not any(cameras[pid] - {camid} for _, pid, camid in data.query):
+    if len(queries_without_match(data.query, data.gallery)) == len(data.query):
         raise ValueError(
             f"{name}: no query has an image of the same person in another camera of the gallery, so there is nothing to "
             "evaluate. With one camera only, leave the cameras out of a CSVDataset or FolderDataset"
