@@ -175,6 +175,6 @@ def test_the_heads_of_the_study_differ_in_their_head_alone():
             for key in stages._keys(cfg)
             if str(stages._get(cfg, key)) != str(stages._get(cfgs["cls"], key)) and not key.startswith("MODEL.HEADS.")
         }
-        earlier = {"MODEL.CLIP.TOKEN_LAYERS"} if name == "last_two_blocks" else set()
-        assert other <= {"OUTPUT_DIR", "MODEL.SAGA.FREE_ANCHORS", "MODEL.LOSSES.NAME"} | earlier, name
+        copies = {"MODEL.CLIP.TOKEN_LAYERS", "SOLVER.LR_FACTORS"} if name.startswith("last_") else set()
+        assert other <= {"OUTPUT_DIR", "MODEL.SAGA.FREE_ANCHORS", "MODEL.LOSSES.NAME"} | copies, name
     assert len({str(c.MODEL.HEADS) + str(c.MODEL.SAGA) + str(c.MODEL.CLIP) for c in cfgs.values()}) == len(cfgs)
