@@ -243,11 +243,15 @@ def test_equal_towers_run_once_and_give_what_each_gives(cfg):
 
     models = [baseline(OnePatch()), baseline(Mean()), baseline(Mean())]
     models[2].backbone.scale.data.fill_(2)  # another tower
-    together, _ = inference.extract([(cfg, m) for m in models], batches(), views=[0, 0, 0])
-    assert [m.backbone.calls for m in models] == [1, 0, 1]
-    for model, out in zip(models, together):
-        [alone], _ = inference.extract([(cfg, model)], batches(), views=[0])
-        assert torch.equal(alone.features, out.features)
+    pairs = [(cfg, m) for m in models]
+    apart, _ = inference.extract(pairs, batches(), views=[0, 0, 0])
+    assert [m.backbone.calls for m in models] == [1, 1, 1]
+    inference.share_towers(pairs)
+    assert models[0].backbone is models[1].backbone is not models[2].backbone
+    together, _ = inference.extract(pairs, batches(), views=[0, 0, 0])
+    assert [m.backbone.calls for m in models] == [2, 2, 2]  # the first counts for two models
+    for one, other in zip(apart, together):
+        assert torch.equal(one.features, other.features)
     assert torch.equal(together[2].features, 2 * together[1].features)
 
 
@@ -405,6 +409,7 @@ def test_resume_runs_nothing_twice(studied, tool, tiny_root, tmp_path, monkeypat
     ([], "name trained models with --weights"),
     (["--weights", "A=/nowhere/model.pth"], "no checkpoint at"),
     (["--levels", "95", "--weights", "x"], "levels 95% are out of range"),
+    (["--seed", "0", "TEST.METRIC", "cosine"], "TEST.METRIC cosine: KEY VALUE pairs change a config"),
 ])  # fmt: skip
 def test_tool_says_what_is_wrong(argv, message, tool, capsys):
     assert tool.main(argv) == 1

@@ -13,8 +13,8 @@ import sys
 from pathlib import Path
 
 import sagareid  # noqa: F401  (registers, and lets the host import)
-from sagareid.analysis.study import Options
-from sagareid.analysis.study_report import run_study
+from sagareid.analysis.study import OCCLUDE, Options
+from sagareid.analysis.study_report import SAMPLES, run_study
 from sagareid.cli import import_modules
 from sagareid.data import occlusion
 
@@ -26,19 +26,23 @@ def argument_parser() -> argparse.ArgumentParser:
                         "several of one NAME are seeds, averaged query by query")  # fmt: skip
     parser.add_argument("--dataset", help="test set (default: the first of the config, or of the first model)")
     parser.add_argument("--reference", help="the model that differences are taken to (default: the last)")
-    parser.add_argument("--conditions", nargs="+", choices=occlusion.CONDITIONS, default=occlusion.CONDITIONS)
-    parser.add_argument("--levels", nargs="+", type=float, default=[0, 10, 20, 30, 40, 50, 60], metavar="PERCENT",
-                        help="of the visible person (default: %(default)s)")  # fmt: skip
-    parser.add_argument("--occlude", choices=("query", "gallery", "both"), default="query", help="default: %(default)s")
-    parser.add_argument("--shapes", nargs="+", choices=occlusion.SHAPES, default=occlusion.SHAPES, help="default: all")
-    parser.add_argument("--fill", choices=occlusion.FILLS, default="grey", help="default: %(default)s")
-    parser.add_argument("--distractors", default="", metavar="SOURCE",
+    parser.add_argument(
+        "--conditions", nargs="+", choices=occlusion.CONDITIONS, default=Options.conditions, help="default: all"
+    )
+    parser.add_argument("--levels", nargs="+", type=float, default=[100 * v for v in Options.levels],
+                        metavar="PERCENT", help="of the visible person (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--occlude", choices=OCCLUDE, default=Options.occlude, help="default: %(default)s")
+    parser.add_argument("--shapes", nargs="+", choices=occlusion.SHAPES, default=Options.shapes, help="default: all")
+    parser.add_argument("--fill", choices=occlusion.FILLS, default=Options.fill, help="default: %(default)s")
+    parser.add_argument("--distractors", default=Options.distractors, metavar="SOURCE",
                         help="whose people are pasted: train, or a data set's name (default: the data set's own choice)")  # fmt: skip
-    parser.add_argument("--feature", nargs="+", default=["auto"], metavar="ROW",
+    parser.add_argument("--feature", nargs="+", default=Options.features, metavar="ROW",
                         help="rows to report: auto (each model's own result), refined, cls, fusion ...")  # fmt: skip
-    parser.add_argument("--bootstrap", type=int, default=1000, help="resamples (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the occlusions and resamples (default: %(default)s)")
-    parser.add_argument("--samples", type=int, default=4, help="queries on the page (default: %(default)s)")
+    parser.add_argument("--bootstrap", type=int, default=Options.resamples, help="resamples (default: %(default)s)")
+    parser.add_argument(
+        "--seed", type=int, default=Options.seed, help="of the occlusions and resamples (default: %(default)s)"
+    )
+    parser.add_argument("--samples", type=int, default=SAMPLES, help="queries on the page (default: %(default)s)")
     parser.add_argument("--output", type=Path, help="folder (default: logs/occlusion_study/DATASET)")
     parser.add_argument("--resume", action="store_true", help="keep what the folder holds already")
     parser.add_argument("--workers", type=int, help="processes that read images (default: the config's)")

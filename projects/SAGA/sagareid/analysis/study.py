@@ -25,15 +25,16 @@ from ..data.occlusion_sets import ImageSet, OccludedSet, Occluder, Occlusion, Vi
 from ..data.loading import make_test_loader
 from ..data.transforms import build_transforms
 from ..engine.checkpoint import load_state, write_atomically
-from ..engine.inference import Extraction, Labels, extract, fingerprint, load_model, model_layout
+from ..engine.inference import Extraction, Labels, extract, fingerprint, load_model, model_layout, share_towers
 from ..evaluation.evaluator import SAGAEvaluator, available_rows, rank_in_blocks, result_row
 from ..evaluation.statistics import Bootstrap
 
-__all__ = ["METRICS", "Cell", "Model", "Options", "Study", "load_models"]
+__all__ = ["METRICS", "OCCLUDE", "Cell", "Model", "Options", "Study", "load_models"]
 
 logger = logging.getLogger(__name__)
 
 METRICS = ("Rank-1", "mAP", "mINP")
+OCCLUDE = ("query", "gallery", "both")
 CLEAN = "clean"
 AUTO = "auto"
 
@@ -44,7 +45,7 @@ class Options:
 
     Attributes:
         levels: shares of the visible person; 0, nothing hidden, is always studied.
-        occlude: "query", "gallery" or "both".
+        occlude: one of `OCCLUDE`.
         features: rows of the evaluator; "auto": each model's own result.
         distractors: see `data.occlusion_sets.distractor_people`.
     """
@@ -52,11 +53,11 @@ class Options:
     conditions: tuple[str, ...] = occlusion.CONDITIONS
     levels: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
     occlude: str = "query"
-    shapes: tuple[str, ...] = occlusion.SHAPES
-    fill: str = "grey"
+    shapes: tuple[str, ...] = Occlusion.shapes
+    fill: str = Occlusion.fill
     distractors: str = ""
     features: tuple[str, ...] = (AUTO,)
-    seed: int = 0
+    seed: int = Occlusion.seed
     resamples: int = 1000
 
     def __post_init__(self) -> None:
@@ -64,8 +65,8 @@ class Options:
             wrong = [v for v in getattr(self, name) if v not in valid]
             if wrong or not getattr(self, name):
                 raise ValueError(f"{name}: found {', '.join(wrong) or 'nothing'}; expected some of {', '.join(valid)}")
-        if self.occlude not in ("query", "gallery", "both"):
-            raise ValueError(f"occlude is {self.occlude!r}; expected query, gallery or both")
+        if self.occlude not in OCCLUDE:
+            raise ValueError(f"occlude is {self.occlude!r}; expected one of {', '.join(OCCLUDE)}")
         if self.fill not in occlusion.FILLS:
             raise ValueError(f"fill is {self.fill!r}; expected one of {', '.join(occlusion.FILLS)}")
         wrong = [f"{v:.0%}" for v in self.levels if not 0 <= v <= occlusion.MAX_LEVEL]
@@ -131,6 +132,7 @@ def load_models(weights: Sequence[str], cfg: Optional[Any] = None, device: Optio
         if key in [m.key for m in models]:
             raise ValueError(f"{path} is given twice, or equals another of the models in weights and settings")
         models.append(Model(name, str(path), own, model, key))
+    share_towers([(m.cfg, m.model) for m in models])
     return models
 
 

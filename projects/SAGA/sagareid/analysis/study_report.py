@@ -25,7 +25,7 @@ from .benchmark import machine
 from .study import CLEAN, METRICS, Options, Study, load_models
 from .visualize import overlay
 
-__all__ = ["curves", "full_table", "page", "run_study", "summary"]
+__all__ = ["SAMPLES", "curves", "full_table", "page", "run_study", "summary"]
 
 COLOURS = ("#2a78d6", "#e07b00", "#1f9e77", "#c2478f", "#8f6bd9", "#b59a00", "#17a2b8", "#d1495b", "#6a8f3a", "#9a6b4f")
 MARKERS = "os^Dv<>Pp*"
@@ -36,7 +36,7 @@ TITLES = {
 WORDS = {"mask": "masked", "distractor": "behind another person"}
 # Text and axes of a drawing: replaced by `currentColor` in the page, so that they follow its theme.
 INK = "#1a1b1c"
-THUMB_HEIGHT, RANKED = 96, 5
+THUMB_HEIGHT, RANKED, SAMPLES = 96, 5, 4
 
 
 def _records(record: dict[str, Any], results: Sequence[dict], condition: str) -> list[dict]:
@@ -359,7 +359,7 @@ def _heat(image: Image.Image, weights: np.ndarray) -> Image.Image:
     return Image.fromarray(np.rint(255 * picture).astype(np.uint8))
 
 
-def page(study: Study, results: Sequence[dict], record: dict[str, Any], samples: int = 4) -> str:
+def page(study: Study, results: Sequence[dict], record: dict[str, Any], samples: int) -> str:
     """The study as one HTML document: pictures inside, no script, nothing from outside.
 
     Args:
@@ -440,7 +440,7 @@ def run_study(
     resume: bool = False,
     workers: Optional[int] = None,
     device: Optional[str] = None,
-    samples: int = 4,
+    samples: int = SAMPLES,
 ) -> Path:
     """Run a study and write study.json, table.md, curves and study.html; prints the small tables.
 
@@ -462,6 +462,8 @@ def run_study(
         OSError, ValueError, RuntimeError: what is wrong with the arguments, the models or the data.
     """
     start = time.perf_counter()
+    if opts and not config_file:
+        raise ValueError(f"{' '.join(opts)}: KEY VALUE pairs change a config; name it with --config-file")
     last = stages.plan(config_file, opts)[-1] if config_file else None
     if not weights and last is None:
         raise ValueError("name trained models with --weights [NAME=]PATH, or a trained config with --config-file")

@@ -114,8 +114,8 @@ def mask_region(
     level: float,
     rng: np.random.Generator,
     *,
-    shapes: Sequence[str] = SHAPES,
-    fill: str = "grey",
+    shapes: Sequence[str],
+    fill: str,
 ) -> Occluded:
     """Hide one contiguous region.
 

@@ -27,7 +27,7 @@ from .checkpoint import hand_over, load_state
 from .hooks import CheckpointHook
 from .trainer import SAGATrainer
 
-__all__ = ["Extraction", "Labels", "extract", "fingerprint", "load_model", "model_layout"]
+__all__ = ["Extraction", "Labels", "extract", "fingerprint", "load_model", "model_layout", "share_towers"]
 
 
 def load_model(path: str | Path, cfg: Optional[Any] = None, device: Optional[str] = None) -> tuple[Any, nn.Module]:
@@ -124,6 +124,20 @@ class Labels:
     area: dict[str, np.ndarray] = field(default_factory=dict)
 
 
+def share_towers(models: Sequence[tuple[Any, nn.Module]]) -> None:
+    """Let models whose towers are equal, weights and settings, have one between them: `extract` runs it once a batch.
+
+    Args:
+        models: (config, model); only those of a meta-architecture with FastReID's way, backbone then head, can share.
+    """
+    kept: dict[str, nn.Module] = {}
+    for cfg, model in models:
+        if _backbone_then_head(model):
+            settings = {k: v for k, v in cfg.MODEL.BACKBONE.items() if not k.startswith("PRETRAIN")}
+            key = fingerprint(model.backbone.state_dict(), settings, dict(cfg.MODEL.CLIP), model.device)
+            model.backbone = kept.setdefault(key, model.backbone)
+
+
 def extract(
     models: Sequence[tuple[Any, nn.Module]],
     loader: Iterable[dict[str, Any]],
@@ -134,85 +148,99 @@ def extract(
 ) -> tuple[list[Extraction], Labels]:
     """Features of every image from every model, in one pass; TEST.FLIP as the model's config says.
 
-    Models whose towers are equal, weights and settings, and see the same view share the tower's pass.
+    Models that have one backbone between them, see the same view and normalise alike share its pass.
 
     Args:
         models: (config, model in evaluation mode).
-        views: of each model, which view of an `OccludedSet`; None: a loader of `build_test_loader`.
+        loader: of `build_test_loader`, or of an `OccludedSet`.
+        views: of each model, which view of an `OccludedSet`; None: there are none.
         weights: also the heads' patch weights.
     """
     keys = [f"/{view}" for view in views] if views is not None else [""] * len(models)
     groups: dict[Any, list[int]] = {}
     for i, (cfg, model) in enumerate(models):
-        groups.setdefault((keys[i], _tower_key(cfg, model) or i, cfg.TEST.FLIP.ENABLED), []).append(i)
-    features: list[list[Tensor]] = [[] for _ in models]
-    maps: list[list[Tensor]] = [[] for _ in models]
-    on: list[dict[str, list[Tensor]]] = [{k: [] for k in MAPS} for _ in models]
-    labels: dict[str, list] = {k: [] for k in ("targets", "camids", "img_paths", "share", *MAPS)}
-    with torch.inference_mode(), compat.quiet_host(), tqdm(desc=description, unit="image", disable=None) as bar:
+        groups.setdefault((keys[i], cfg.TEST.FLIP.ENABLED, _tower_of(model)), []).append(i)
+    found = [_Collected() for _ in models]
+    labels: dict[str, list] = {k: [] for k in ("targets", "camids", "share", *MAPS)}
+    paths: list[str] = []
+    total = len(loader.dataset) if hasattr(loader, "dataset") else None
+    with (
+        torch.inference_mode(),
+        compat.quiet_host(),
+        tqdm(desc=description, total=total, unit="image", disable=None, leave=False) as bar,
+    ):
         for batch in loader:
-            for (key, _, flip), members in groups.items():
-                images = batch[f"images{key}"]
-                inputs = {"cameras": batch[f"cameras{key}"]}
-                tower, outs = _outputs([models[i][1] for i in members], {**inputs, "images": images})
+            for (key, flip, _), members in groups.items():
+                sharing = [models[i][1] for i in members]
+                inputs = {"images": batch[f"images{key}"], "cameras": batch[f"cameras{key}"]}
+                tower, outs = _outputs(sharing, inputs)
                 if flip:
-                    _, flipped = _outputs([models[i][1] for i in members], {**inputs, "images": images.flip(3)})
+                    _, flipped = _outputs(sharing, inputs | {"images": inputs["images"].flip(3)})
                     outs = [(a + b) / 2 for a, b in zip(outs, flipped)]
-                for i, out in zip(members, outs):
-                    features[i].append(out.float().cpu())
-                    head = models[i][1].heads if hasattr(models[i][1], "heads") else None
-                    if not weights or tower is None or not hasattr(head, "token_weights"):
-                        continue
-                    grid = as_features(tower).grid
-                    of_patch = head.token_weights(tower).float().cpu()
-                    maps[i].append(of_patch.unflatten(1, grid))
-                    for kind in MAPS:
-                        if f"{kind}{key}" in batch:
-                            patches = F.adaptive_avg_pool2d(batch[f"{kind}{key}"].cpu()[:, None], grid).flatten(1)
-                            on[i][kind].append((of_patch * patches).sum(1))
+                maps = {kind: batch[f"{kind}{key}"].cpu() for kind in MAPS if f"{kind}{key}" in batch}
+                for i, model, out in zip(members, sharing, outs):
+                    found[i].features.append(out.float().cpu())
+                    if weights and tower is not None and hasattr(model.heads, "token_weights"):
+                        found[i].look(model.heads, tower, maps)
             for name in ("targets", "camids", "share"):
                 if name in batch:
                     labels[name].append(batch[name].cpu())
-            labels["img_paths"].extend(batch["img_paths"])
             for kind in MAPS:
                 if f"{kind}{keys[0]}" in batch:
                     labels[kind].append(batch[f"{kind}{keys[0]}"].cpu().mean((1, 2)))
+            paths.extend(batch["img_paths"])
             bar.update(len(batch["img_paths"]))
-
-    def arrays(parts: Mapping[str, list[Tensor]], names: Iterable[str]) -> dict[str, np.ndarray]:
-        return {name: torch.cat(parts[name]).numpy() for name in names if parts[name]}
-
-    of_images = arrays(labels, ("targets", "camids", "share"))
-    return (
-        [Extraction(torch.cat(f), torch.cat(m) if m else None, arrays(o, MAPS)) for f, m, o in zip(features, maps, on)],
-        Labels(
-            of_images["targets"],
-            of_images["camids"],
-            labels["img_paths"],
-            of_images.get("share"),
-            arrays(labels, MAPS),
-        ),
-    )
+    of = _joined(labels)
+    area = {kind: of[kind] for kind in MAPS if kind in of}
+    return [c.extraction() for c in found], Labels(of["targets"], of["camids"], paths, of.get("share"), area)
 
 
-def _tower_key(cfg, model: nn.Module) -> Optional[str]:
-    """Equal for models whose heads may read one pass of the backbone; None for a meta-architecture with its own ways."""
-    if type(model).forward not in (Baseline.forward, SAGABaseline.forward):
-        return None
-    settings = {k: v for k, v in cfg.MODEL.BACKBONE.items() if not k.startswith("PRETRAIN")}
-    pixels = {"mean": model.pixel_mean, "std": model.pixel_std}
-    return fingerprint({**model.backbone.state_dict(), **pixels}, type(model), settings, dict(cfg.MODEL.CLIP))
+class _Collected:
+    """Batches of one model."""
+
+    def __init__(self):
+        self.features: list[Tensor] = []
+        self.weights: list[Tensor] = []
+        self.on: dict[str, list[Tensor]] = {kind: [] for kind in MAPS}
+
+    def look(self, head: nn.Module, tower: Any, maps: Mapping[str, Tensor]) -> None:
+        """Ask the head for its patch weights; maps: (B, H, W) by kind."""
+        grid = as_features(tower).grid
+        weights = head.token_weights(tower).float().cpu()
+        self.weights.append(weights.unflatten(1, grid))
+        for kind, pixels in maps.items():
+            patches = F.adaptive_avg_pool2d(pixels[:, None], grid).flatten(1)
+            self.on[kind].append((weights * patches).sum(1))
+
+    def extraction(self) -> Extraction:
+        weights = torch.cat(self.weights) if self.weights else None
+        return Extraction(torch.cat(self.features), weights, _joined(self.on))
+
+
+def _joined(parts: Mapping[str, list[Tensor]]) -> dict[str, np.ndarray]:
+    """One array for each name that has some."""
+    return {name: torch.cat(some).numpy() for name, some in parts.items() if some}
+
+
+def _backbone_then_head(model: nn.Module) -> bool:
+    return type(model).forward in (Baseline.forward, SAGABaseline.forward)
+
+
+def _tower_of(model: nn.Module) -> tuple:
+    """Equal for models whose heads may read one pass of the backbone."""
+    if not _backbone_then_head(model):
+        return (id(model),)
+    pixels = torch.cat([model.pixel_mean.flatten(), model.pixel_std.flatten()]).tolist()
+    return (id(model.backbone), type(model), *pixels)
 
 
 def _outputs(models: Sequence[nn.Module], batch: dict[str, Tensor]) -> tuple[Any, list[Tensor]]:
-    """The tower's output, None where a model stands alone, and each model's features."""
+    """The tower's output, None for a model with ways of its own, and each model's features."""
     first = models[0]
+    if not _backbone_then_head(first):
+        return None, [first({k: v.to(first.device, copy=True) for k, v in batch.items()})]
     if isinstance(first, SAGABaseline):
         tower = first.extract(batch)
-    elif type(first).forward is Baseline.forward:
-        # FastReID normalises in place
+    else:  # FastReID normalises in place
         tower = first.backbone(first.preprocess_image(batch["images"].to(first.device, copy=True)))
-    else:
-        copies = {k: v.to(first.device, copy=True) for k, v in batch.items()}
-        return None, [first(copies)]
     return tower, [model.heads(tower) for model in models]
