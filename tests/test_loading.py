@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import itertools
 import math
+import multiprocessing
+import os
+import re
+import signal
+import time
 
 import numpy as np
 import pytest
@@ -12,7 +17,8 @@ import torch
 from sagareid import get_cfg
 from sagareid.data import loading, transforms
 from sagareid.engine import feature_cache
-from sagareid.engine.trainer import SAGATrainer
+from sagareid.engine.trainer import SAGATrainer, StepTrainer
+from sagareid.modeling.meta_arch import SAGABaseline
 
 
 @pytest.fixture
@@ -78,6 +84,30 @@ def test_an_unseen_camera_is_unknown(cfg):
     cfg.MODEL.CLIP.CAMERAS = loading.training_set(cfg).cameras[:2]
     loader, _ = loading.build_test_loader(cfg, "SyntheticPedestrians")
     assert set(torch.cat([b["cameras"] for b in loader]).tolist()) == {-1, 0, 1}
+
+
+@pytest.mark.parametrize("during", ["training", "caching"])
+def test_a_killed_worker_ends_the_run_with_advice(during, train_net, repo, tmp_path, monkeypatch, capfd):
+    """SIGKILL, as the kernel's where memory runs out: in training, and while the feature cache is built."""
+    monkeypatch.chdir(repo)
+    owner, name = (StepTrainer, "run_step") if during == "training" else (SAGABaseline, "extract")
+    original, calls = getattr(owner, name), itertools.count()
+
+    def with_a_death(self, *args):
+        if next(calls) == 2:
+            os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+        return original(self, *args)
+
+    monkeypatch.setattr(owner, name, with_a_death)
+    monkeypatch.setattr(feature_cache, "BLOCK", 16)
+    options = ["SOLVER.IMS_PER_BATCH", 16, "DATALOADER.NUM_WORKERS", 2, "OUTPUT_DIR", tmp_path]
+    options += ["CACHE.ENABLED", during == "caching"]
+    begun = time.monotonic()
+    assert train_net("--config-file", "configs/SAGA/quickstart.yml", "--stage", "prompts", *options) == 1
+    assert time.monotonic() - begun < 60, "bounded"
+    error = capfd.readouterr().err
+    assert re.search(r"error: DataLoader worker .* killed by signal: Killed.*DATALOADER.NUM_WORKERS \(0", error), error
+    assert multiprocessing.active_children() == []
 
 
 class TestTransforms:

@@ -49,7 +49,19 @@ from ..modeling.text import PROMPT_LENGTH, TextEncoder
 from ..structures import CLIPFeatures
 from .complexity import count_flops
 
-__all__ = ["CASES", "SIZES", "SMOKE", "Case", "Size", "plain_features", "run", "table", "tower_flops"]
+__all__ = [
+    "CASES",
+    "SIZES",
+    "SMOKE",
+    "Case",
+    "Size",
+    "machine",
+    "peak_memory",
+    "plain_features",
+    "run",
+    "table",
+    "tower_flops",
+]
 
 TEXT_ROWS = 77
 # Largest difference of a value or gradient between the two ways, over the largest entry of that tensor.
@@ -475,7 +487,7 @@ def _seconds(run: Callable[[], Any], device: str, repeats: int = 1) -> float:
     return (time.perf_counter() - start) / repeats
 
 
-def _peak_memory(run: Callable[[], Any], device: str) -> Optional[float]:
+def peak_memory(run: Callable[[], Any], device: str) -> Optional[float]:
     """MiB at the highest point while it runs: of the GPU, or resident in this process; None where the system cannot say."""
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats()
@@ -758,7 +770,7 @@ def run(
                 case = _COMPARISONS[key](s)
                 difference = largest_difference(case.values_ours(), case.values_plain())
                 times = in_turn(case.run_plain, case.run_ours, rounds, device)
-                memory = {"ours": _peak_memory(case.run_ours, device), "plain": _peak_memory(case.run_plain, device)}
+                memory = {"ours": peak_memory(case.run_ours, device), "plain": peak_memory(case.run_plain, device)}
                 entry = {
                     "case": key,
                     "plain": case.plain,

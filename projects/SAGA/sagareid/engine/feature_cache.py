@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from ..data.loading import ReIDDataset, SampleKey, SeededSamples, sample_seed
+from ..data.loading import DeviceLoader, ReIDDataset, SampleKey, SeededSamples, sample_seed
 from .checkpoint import write_json
 
 __all__ = ["CachedFeatures", "FeatureCache", "build_feature_cache", "cached_test_loader"]
@@ -239,12 +239,15 @@ def _fill(cfg, model: nn.Module, dataset: ReIDDataset, cache: FeatureCache, auto
     keys = [(v, i) for (v, _), block in zip(todo, rows) for i in block]
     batches = torch.tensor([len(block) for block in rows]).cumsum(0).tolist()
     spans = [range(start, stop) for start, stop in zip([0, *batches], batches)]
-    loader = DataLoader(
+    loader = DeviceLoader(
         _ViewedSamples(dataset, _seed(cfg), keys),
         batch_sampler=spans,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
+        device=cfg.MODEL.DEVICE,
+        pin_memory=model.device.type == "cuda",
         generator=torch.Generator(),  # building the cache draws nothing from the run's random state
     )
+    batches = iter(loader)
     training = model.training
     model.eval()
     bar = tqdm(
@@ -254,7 +257,7 @@ def _fill(cfg, model: nn.Module, dataset: ReIDDataset, cache: FeatureCache, auto
         disable=not (comm.is_main_process() and sys.stderr.isatty()),
     )
     try:
-        for (view, block), indices, batch in zip(todo, rows, loader):
+        for (view, block), indices, batch in zip(todo, rows, batches):
             with (
                 torch.inference_mode(),
                 torch.autocast(model.device.type, dtype=autocast, enabled=autocast is not None),
@@ -266,5 +269,6 @@ def _fill(cfg, model: nn.Module, dataset: ReIDDataset, cache: FeatureCache, auto
             bar.update(len(indices))
     finally:
         bar.close()
+        batches.close()  # ends the worker processes
         model.train(training)
     logger.info("feature cache: %d images extracted", len(keys))

@@ -24,6 +24,8 @@ import torch
 import torch.distributed as dist
 from fastreid.utils import comm
 
+from ..data.loading import lost_worker
+
 __all__ = ["AUTO", "Place", "ProcessFailed", "launch", "message_of", "number_of_processes", "process_group"]
 
 AUTO = "auto"
@@ -60,6 +62,8 @@ class Place:
 
 def message_of(error: BaseException) -> str:
     """What a user reads of an error."""
+    if lost := lost_worker(error):
+        return lost
     return f"missing {error}" if isinstance(error, KeyError) else str(error) or type(error).__name__
 
 

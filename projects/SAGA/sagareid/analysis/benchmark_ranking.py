@@ -1,0 +1,250 @@
+"""Time and memory of ranking: our evaluator in blocks of queries against FastReID's own, in turn, each in a fresh process.
+
+Q queries, G gallery images, D feature width. Both get the same features, of drawn people, batch by batch as in a test, and
+both rank with the same compiled module; what is measured is `evaluate`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import resource
+import statistics
+import time
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any, Optional, Sequence
+
+import numpy as np
+import torch
+from fastreid.evaluation import ReidEvaluator, rank
+from tabulate import tabulate
+
+from .. import compat
+from ..config import get_cfg
+from ..evaluation import evaluator as ours
+from .benchmark import machine, peak_memory
+
+__all__ = ["SIZES", "RankingSize", "host_bytes", "measure", "run", "table"]
+
+BATCH = 256
+IMAGES_OF_A_PERSON = 20
+CAMERAS = 6
+NOISE = 7.0  # over the spread of people: ranks are then neither all right nor all chance
+
+
+@dataclass(frozen=True)
+class RankingSize:
+    """Q x G, written "QxG"."""
+
+    queries: int
+    gallery: int
+
+    @classmethod
+    def parse(cls, text: str) -> "RankingSize":
+        """
+        Raises:
+            ValueError: not two positive numbers with an x between them.
+        """
+        parts = text.split("x")
+        if len(parts) != 2 or not all(p.isdigit() and int(p) for p in parts):
+            raise ValueError(f"{text!r} is no size; expected queries x gallery images, such as 3368x15913")
+        return cls(*map(int, parts))
+
+    def __str__(self) -> str:
+        return f"{self.queries}x{self.gallery}"
+
+
+# the last two: Market-1501 and MSMT17
+SIZES = tuple(RankingSize(*s) for s in ((500, 5000), (1000, 20000), (3368, 15913), (11659, 82161)))
+
+
+def host_bytes(size: RankingSize) -> int:
+    """What FastReID's evaluator needs beside the features: two float32 matrices Q x G, or one and the int64 order."""
+    return size.queries * size.gallery * (4 + 8)
+
+
+def _features(size: RankingSize, width: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(Q+G, D) features of people around their own points, with their person and camera ids."""
+    torch.manual_seed(0)
+    total = size.queries + size.gallery
+    people = max(2, size.gallery // IMAGES_OF_A_PERSON)
+    pids, camids = torch.randint(people, (total,)), torch.randint(CAMERAS, (total,))
+    points = torch.randn(people, width)
+    features = torch.randn(total, width).mul_(NOISE)
+    for rows in torch.arange(total).split(BATCH):
+        features[rows] += points[pids[rows]]
+    return features, pids, camids
+
+
+def measure(way: str, size: RankingSize, width: int) -> dict[str, Any]:
+    """One evaluation in this process, by "host" or "ours".
+
+    Returns:
+        seconds; MiB resident before it, with the features, and at its highest above that; a hash of CMC, AP and INP.
+    """
+    cfg = get_cfg()
+    cfg.MODEL.DEVICE = "cpu"
+    judge = (ReidEvaluator if way == "host" else ours.SAGAEvaluator)(cfg, size.queries)
+    found: list[tuple[np.ndarray, ...]] = []
+    _keep_rankings(found)
+    features, pids, camids = _features(size, width)
+    judge.reset()
+    for rows in torch.arange(len(features)).split(BATCH):
+        judge.process({"targets": pids[rows], "camids": camids[rows]}, features[rows])
+    del features
+    before = _resident()
+    seconds = [0.0]
+
+    def evaluate() -> None:
+        begun = time.perf_counter()
+        judge.evaluate()
+        seconds[0] = time.perf_counter() - begun
+
+    peak = peak_memory(evaluate, "cpu")
+    digest = hashlib.sha256(b"".join(np.asarray(x, np.float32).tobytes() for x in found[-1])).hexdigest()
+    return {
+        "seconds": seconds[0],
+        "before_mib": before,
+        "above_mib": None if peak is None or before is None else peak - before,
+        "digest": digest,
+        "mAP": float(np.mean(found[-1][1])) * 100,
+        "compiled": compat.cython_ranking_active(),
+    }
+
+
+def _keep_rankings(found: list) -> None:
+    """Note (CMC, AP, INP) of each whole ranking in this process, which measures and ends."""
+    host_rank, rank_in_blocks = rank.evaluate_rank, ours.rank_in_blocks
+
+    def kept_host(*args, **kwargs):
+        found.append(host_rank(*args, **kwargs))
+        return found[-1]
+
+    def kept_ours(*args, **kwargs):
+        result = rank_in_blocks(*args, **kwargs)
+        found.append(result[:3])
+        return result
+
+    rank.evaluate_rank, ours.rank_in_blocks = kept_host, kept_ours
+
+
+def _resident() -> Optional[float]:
+    statm = Path("/proc/self/statm")
+    return int(statm.read_text().split()[1]) * resource.getpagesize() / 2**20 if statm.is_file() else None
+
+
+def _child(pipe, threads: int, *args) -> None:
+    torch.set_num_threads(threads)
+    with compat.quiet_host():
+        pipe.send(measure(*args))
+
+
+def _in_fresh_process(way: str, size: RankingSize, width: int) -> dict[str, Any]:
+    context = multiprocessing.get_context("spawn")
+    pipe, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_child, args=(theirs, torch.get_num_threads(), way, size, width))
+    process.start()
+    theirs.close()
+    try:
+        return pipe.recv()
+    except EOFError:
+        process.join()
+        raise RuntimeError(
+            f"ranking {size} by {way} ended with exit code {process.exitcode}; -9 is the kernel's answer to too little memory: "
+            "lower --memory or the sizes"
+        ) from None
+    finally:
+        process.join()
+
+
+def run(*, sizes: Sequence[RankingSize], width: int, rounds: int, memory_gib: float, command: str) -> dict[str, Any]:
+    """Measure both ways A B A B at every size.
+
+    Args:
+        memory_gib: above this need of its matrices the host is left out, and ours measured alone.
+
+    Returns:
+        {"command", "date", "machine", "width", "sizes": [{"size", "host", "ours", "ratio", "equal"}]}, where host (None where
+        it is left out) and ours hold medians of `measure`, and equal says that CMC, AP and INP are the same bits.
+    """
+    rows = []
+    for size in sizes:
+        ways = ("host", "ours") if host_bytes(size) <= memory_gib * 2**30 else ("ours",)
+        measured: dict[str, list[dict]] = {way: [] for way in ways}
+        for _ in range(rounds):
+            for way in ways:
+                measured[way].append(_in_fresh_process(way, size, width))
+        medians = {way: _median(samples) for way, samples in measured.items()}
+        both = len(ways) == 2
+        ratios = [h["seconds"] / o["seconds"] for h, o in zip(measured["host"], measured["ours"])] if both else []
+        digests = {sample["digest"] for samples in measured.values() for sample in samples}
+        rows.append(
+            {
+                "size": str(size),
+                "host": medians.get("host"),
+                "ours": medians["ours"],
+                "ratio": {"median": statistics.median(ratios), "low": min(ratios), "high": max(ratios)}
+                if both
+                else None,
+                "equal": len(digests) == 1 if both else None,
+                "rounds": rounds,
+            }
+        )
+    return {
+        "command": command,
+        "date": date.today().isoformat(),
+        "machine": machine("cpu"),
+        "width": width,
+        "memory_gib": memory_gib,
+        "sizes": rows,
+    }
+
+
+def _median(samples: list[dict[str, Any]]) -> dict[str, Any]:
+    out = dict(samples[0])
+    for key in ("seconds", "before_mib", "above_mib"):
+        if out[key] is not None:
+            out[key] = statistics.median(s[key] for s in samples)
+    return out
+
+
+def table(result: dict[str, Any]) -> str:
+    """The report in Markdown."""
+    m, rows = result["machine"], []
+    for r in result["sizes"]:
+        host, own = r["host"], r["ours"]
+        rows.append(
+            [
+                r["size"],
+                f"{host['seconds']:.2f}" if host else "-",
+                f"{own['seconds']:.2f}",
+                f"{r['ratio']['median']:.2f} ({r['ratio']['low']:.2f} to {r['ratio']['high']:.2f})" if host else "-",
+                _mib(host),
+                _mib(own),
+                f"{own['before_mib']:.0f}" if own["before_mib"] is not None else "-",
+                {True: "same bits", False: "DIFFERENT", None: "-"}[r["equal"]],
+            ]
+        )
+    headers = [
+        *("queries x gallery", "host (s)", "ours (s)", "host / ours", "host, MiB above", "ours, MiB above"),
+        *("MiB before", "CMC, AP, INP"),
+    ]
+    left_out = [r["size"] for r in result["sizes"] if not r["host"]]
+    lines = [
+        f"`{result['command']}`, {result['date']}. {m['cpu']}, {m['cores']} cores, {m['threads']} threads, torch {m['torch']}. "
+        f"Features of {result['width']} dimensions, cosine.",
+        "",
+        tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True),
+    ]
+    if left_out:
+        gib = ", ".join(f"{host_bytes(RankingSize.parse(s)) / 2**30:.1f} GiB for {s}" for s in left_out)
+        lines += ["", f"The host is left out where its matrices need more than {result['memory_gib']:g} GiB: {gib}."]
+    if not all(r["ours"]["compiled"] for r in result["sizes"]):
+        lines += ["", "Both ranked in Python: there is no compiled ranking here."]
+    return "\n".join(lines)
+
+
+def _mib(sample: Optional[dict[str, Any]]) -> str:
+    return "-" if sample is None or sample["above_mib"] is None else f"{sample['above_mib']:.0f}"

@@ -1,0 +1,54 @@
+"""tools/benchmark_ranking.py on a small size: both ways rank alike, and the report says what it promises. Never a time."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+
+import pytest
+
+from sagareid.analysis import benchmark_ranking as benchmark
+
+
+@pytest.fixture(scope="module")
+def tool(repo):
+    spec = importlib.util.spec_from_file_location("benchmark_ranking_tool", repo / "tools" / "benchmark_ranking.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_both_ways_in_fresh_processes(tool, tmp_path, capsys):
+    output = tmp_path / "made" / "ranking.json"
+    assert tool.main(["--sizes", "30x400", "--width", "64", "--rounds", "1", "--output", str(output)]) == 0
+    printed, [row] = capsys.readouterr().out, json.loads(output.read_text())["sizes"]
+    assert row["equal"] is True and row["host"]["digest"] == row["ours"]["digest"] and row["ratio"]["median"] > 0
+    assert 5 < row["ours"]["mAP"] < 95, "ranks that are neither all right nor chance"
+    for text in ("python tools/benchmark_ranking.py --sizes", "same bits", "MiB above"):
+        assert text in printed
+
+
+def test_the_host_is_left_out_above_the_memory_and_differences_show(monkeypatch):
+    def measured(way, size, width):
+        return {"seconds": 1.0, "before_mib": 9.0, "above_mib": 5.0, "digest": way, "mAP": 50.0, "compiled": True}
+
+    monkeypatch.setattr(benchmark, "_in_fresh_process", measured)
+    small, large = benchmark.RankingSize(10, 100), benchmark.RankingSize(100, 1000)
+    result = benchmark.run(sizes=[small, large], width=8, rounds=2, memory_gib=1e6 / 2**30, command="command")
+    both, alone = result["sizes"]
+    assert (
+        both["equal"] is False and alone["host"] is None and alone["equal"] is None and alone["ours"]["seconds"] == 1.0
+    )
+    printed = benchmark.table(result)
+    assert "DIFFERENT" in printed and "The host is left out" in printed
+
+
+def test_the_arithmetic_of_memory():
+    """MSMT17's matrices: 3.8 GB of distances and 7.7 GB of order."""
+    assert benchmark.host_bytes(benchmark.RankingSize.parse("11659x82161")) / 1e9 == pytest.approx(11.5, abs=0.1)
+
+
+@pytest.mark.parametrize("text", ["5000", "10x", "0x5", "axb"])
+def test_a_wrong_size_is_named(tool, text, capsys):
+    assert tool.main(["--sizes", text]) == 1
+    assert "expected queries x gallery" in capsys.readouterr().err

@@ -1,0 +1,53 @@
+#!/usr/bin/env python
+"""Time and peak memory of ranking a test set, our blocks of queries against FastReID's own evaluator, in turn.
+
+python tools/benchmark_ranking.py
+python tools/benchmark_ranking.py --sizes 3368x15913 --rounds 3 --output ranking.json
+"""
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+
+import sagareid  # noqa: F401  (registers, and lets the host import)
+import torch
+from sagareid.analysis import benchmark_ranking as benchmark
+from sagareid.engine.checkpoint import write_json
+
+
+def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    default = " ".join(map(str, benchmark.SIZES))
+    parser.add_argument("--sizes", nargs="+", metavar="QxG", help=f"queries x gallery images (default: {default})")
+    parser.add_argument("--width", type=int, default=2048, help="of a feature (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=2, help="pairs of samples (default: %(default)s)")
+    parser.add_argument(
+        "--memory", type=float, default=6.0, metavar="GIB", help="leave the host out above (default: %(default)g)"
+    )
+    parser.add_argument("--threads", type=int, help="of torch (default: torch's own choice)")
+    parser.add_argument("--output", type=Path, help="write the figures here, as JSON")
+    args = parser.parse_args(argv)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    try:
+        result = benchmark.run(
+            sizes=[benchmark.RankingSize.parse(s) for s in args.sizes] if args.sizes else benchmark.SIZES,
+            width=args.width,
+            rounds=args.rounds,
+            memory_gib=args.memory,
+            command=shlex.join(["python", "tools/benchmark_ranking.py", *argv]),
+        )
+    except (RuntimeError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(benchmark.table(result))
+    if args.output:
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        write_json(args.output, result)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
