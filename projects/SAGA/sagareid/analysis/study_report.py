@@ -247,8 +247,8 @@ caption{text-align:left;padding:.5rem .7rem}th,td{padding:.35rem .6rem;text-alig
 th[scope=row]{position:sticky;left:0;background:var(--bg);font-weight:600;max-width:9.5rem;white-space:normal;z-index:1}
 td.n{font-variant-numeric:tabular-nums}tr.ref{background:var(--card)}
 .pictures td{vertical-align:top;padding:.3rem .45rem}.pictures img{display:block;height:96px;width:auto;border-radius:3px}
-.strip{display:flex;gap:2px}.t{width:24px;height:48px;background-size:cover;background-position:center;border-bottom:4px solid var(--wrong);border-radius:2px;font-size:0}
-.t.r{border-bottom:4px double var(--right);border-bottom-color:var(--right)}details{margin:.8rem 0}summary{cursor:pointer;font-weight:600}
+.strip{display:flex;gap:2px}.t{width:24px;height:50px;background-size:cover;background-position:center;background-clip:padding-box}
+.t{border-bottom:4px dotted var(--wrong);border-radius:2px}.t.r{border-bottom:4px solid var(--right)}details{margin:.8rem 0}summary{cursor:pointer;font-weight:600}
 code{background:var(--card);padding:.1rem .3rem;border-radius:4px;overflow-wrap:anywhere;font-size:.85rem}
 """
 
@@ -414,7 +414,7 @@ def page(study: Study, results: Sequence[dict], record: dict[str, Any], samples:
 {"".join(parts)}
 <h2>Sample queries</h2>
 <p class="soft">Spread evenly over the queries, not chosen by result. Bright: the patches that count most in the head's feature.
-Ranked lists: a double green line marks the query's person, a single red one another. The first seed of each model.</p>
+Ranked lists: a solid green line marks the query's person, a dotted red one another. The first seed of each model.</p>
 {pictures}
 <h2>What was covered</h2>{covered}
 <h2>Models</h2>{models}
