@@ -43,8 +43,9 @@ quickstart: env
 	$(VENV)/bin/python tools/train_net.py --config-file configs/SAGA/quickstart.yml --resume
 	$(VENV)/bin/python tools/visualize.py logs/SAGA/quickstart/anchors
 
+# -E: all pages anew, since they are made from sources that Sphinx does not watch
 docs: env
-	$(VENV)/bin/python -m sphinx -q -W --keep-going -d build/doctrees docs build/docs
+	$(VENV)/bin/python -m sphinx -q -E -W --keep-going -d build/doctrees docs build/docs
 
 clean:
 	rm -rf $(STAMP) build dist .pytest_cache projects/SAGA/*.egg-info projects/SAGA/sagareid/evaluation/ranking_*

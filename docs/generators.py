@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import functools
 import importlib.util
 import inspect
 import io
@@ -59,10 +60,12 @@ class Section:
     notes: list[str] = field(default_factory=list)
 
 
+@functools.cache
 def our_sections() -> list[Section]:
     return config_sections(inspect.getsource(add_saga_config), "cfg", get_cfg())
 
 
+@functools.cache
 def host_sections() -> list[Section]:
     return config_sections(inspect.getsource(host_defaults), "_C", host_cfg())
 
@@ -174,7 +177,6 @@ class Commands(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         out = []
         for path in sorted(TOOLS.glob("*.py")):
-            self.env.note_dependency(str(path))
             out.append(
                 nodes.section(
                     "",
