@@ -62,6 +62,11 @@ setup(
         "yacs>=0.1.8",
         "filelock>=3.12",
         "tqdm>=4.60",
+        # Export, and extracted features in shards.
+        "onnx>=1.18",
+        "onnxscript>=0.5",
+        "onnxruntime>=1.22",
+        "pyarrow>=19",
         # What fastreid 1.4.0 imports, since its own metadata cannot be used.
         "faiss-cpu>=1.8",
         "opencv-python-headless>=4.9",

@@ -54,6 +54,22 @@ def tiny_root(session_tmp) -> Path:
     return root
 
 
+@pytest.fixture(scope="session")
+def tiny_run(session_tmp, tiny_root, repo) -> Path:
+    """The folder of a run of SAGAHead on the embedded CLIP: one tiny epoch at 48x24 on the tiny data root."""
+    from sagareid.engine.main import main
+
+    folder = session_tmp / "tiny_run"
+    run = [
+        "--config-file", repo / "configs/SAGA/quickstart.yml", "STAGES", "[]", "OUTPUT_DIR", folder, "SOLVER.MAX_EPOCH", 1,
+        "SOLVER.IMS_PER_BATCH", 48, "DATALOADER.NUM_WORKERS", 0, "INPUT.SIZE_TRAIN", "[48,24]", "INPUT.SIZE_TEST", "[48,24]",
+    ]  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FASTREID_DATASETS", str(tiny_root))
+        main([str(a) for a in run])
+    return folder
+
+
 @pytest.fixture
 def train_net(tiny_root, monkeypatch):
     """Run tools/train_net.py's main in this process on the tiny data root; returns its exit code."""

@@ -14,7 +14,7 @@ import sys
 
 import sagareid  # noqa: F401  (registers, and lets the host import)
 from sagareid.analysis import check_dataset
-from sagareid.cli import import_modules
+from sagareid.cli import add_import_argument, import_modules
 from sagareid.engine.stages import read_config
 
 
@@ -25,14 +25,7 @@ def main() -> int:
     parser.add_argument("--sheets", metavar="FOLDER", help="draw a contact sheet of each split there")
     parser.add_argument("--json", action="store_true", help="print JSON with every problem instead of the table")
     parser.add_argument("--workers", type=int, help="threads that decode (default: one a core)")
-    parser.add_argument(
-        "--import",
-        dest="modules",
-        action="append",
-        default=[],
-        metavar="MODULE",
-        help="import this first: own data sets",
-    )
+    add_import_argument(parser)
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config keys and their values")
     args = parser.parse_intermixed_args()
     try:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import sagareid  # noqa: F401  (registers, and lets the host import)
 from sagareid.analysis import compare
-from sagareid.cli import import_modules
+from sagareid.cli import add_import_argument, import_modules
 
 
 def main() -> None:
@@ -23,9 +23,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("logs/comparison"), help="folder (default: %(default)s)")
     parser.add_argument("--rows", nargs="*", default=["refined"], help="rows beside the result's (default: refined)")
     parser.add_argument("--num-gpus", default="1", help="of each run, one after the other (default: %(default)s)")
-    parser.add_argument(
-        "--import", dest="modules", action="append", default=[], metavar="MODULE", help="import it first"
-    )
+    add_import_argument(parser)
     args = parser.parse_intermixed_args()
     arguments = ["--num-gpus", args.num_gpus, *(f"--import={module}" for module in args.modules)]
     try:

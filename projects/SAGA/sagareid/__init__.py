@@ -20,4 +20,13 @@ from . import data, modeling  # noqa: E402,F401  (imported for what they registe
 from .config import add_saga_config, check_config, get_cfg  # noqa: E402
 
 __version__ = "1.0.0"
-__all__ = ["add_saga_config", "check_config", "get_cfg"]
+__all__ = ["Extractor", "add_saga_config", "check_config", "get_cfg"]
+
+
+def __getattr__(name: str):
+    """`Extractor` is imported when it is asked for: training needs none of it."""
+    if name == "Extractor":
+        from .engine.extractor import Extractor
+
+        return Extractor
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -9,15 +9,7 @@ import os
 import sys
 from collections.abc import Collection, Iterable
 
-__all__ = ["add_dataclass_arguments", "import_modules"]
-
-
-def import_modules(names: Iterable[str]) -> None:
-    """Import the user's modules, found as with `python -m`: in the working folder too."""
-    for name in names:
-        if os.getcwd() not in sys.path:
-            sys.path.insert(0, os.getcwd())
-        importlib.import_module(name)
+__all__ = ["add_dataclass_arguments", "add_import_argument", "import_modules"]
 
 
 def add_dataclass_arguments(parser: argparse.ArgumentParser, cls: type, skip: Collection[str] = ()) -> None:
@@ -30,3 +22,23 @@ def add_dataclass_arguments(parser: argparse.ArgumentParser, cls: type, skip: Co
                 default=field.default,
                 help="(default: %(default)s)",
             )
+
+
+def add_import_argument(parser: argparse.ArgumentParser) -> None:
+    """``--import MODULE``, given as often as needed; the names are in ``args.modules``, for `import_modules`."""
+    parser.add_argument(
+        "--import",
+        dest="modules",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="import this Python module first: your own registered heads, backbones, data sets",
+    )
+
+
+def import_modules(names: Iterable[str]) -> None:
+    """Import the user's modules, found as with `python -m`: in the working folder too."""
+    for name in names:
+        if os.getcwd() not in sys.path:
+            sys.path.insert(0, os.getcwd())
+        importlib.import_module(name)

@@ -221,9 +221,7 @@ def _plain_anchors(head: SAGAHead, text: PlainText) -> Tensor:
     return head.text_anchors.proj(text(head.text_anchors.prompts()))
 
 
-def _plain_anchor_losses(
-    model: nn.Module, text: PlainText, features: CLIPFeatures, targets: Tensor
-) -> dict[str, Tensor]:
+def _plain_anchor_losses(model: nn.Module, text: PlainText, features: CLIPFeatures, targets: Tensor) -> dict[str, Tensor]:
     head = model.heads
     feature = plain_refined(head, features, _plain_anchors(head, text))
     normed = head.bottleneck(feature)
@@ -407,9 +405,7 @@ def _anchors_cached(s: _Setting) -> Case:
     def by_hand() -> dict[str, Tensor]:
         return _plain_anchor_losses(plain, text, plain.extract(batch).float(), batch["targets"])
 
-    return _training_case(
-        "anchors_cached", ANCHOR_WORDS, s.size.batch, s.cfgs["anchors"], pair, lambda: model(batch), by_hand
-    )
+    return _training_case("anchors_cached", ANCHOR_WORDS, s.size.batch, s.cfgs["anchors"], pair, lambda: model(batch), by_hand)
 
 
 def _anchors_live(s: _Setting) -> Case:
@@ -706,11 +702,7 @@ class Result:
 def machine(device: str) -> dict[str, Any]:
     """What it runs on: processor, cores, threads, bfloat16 instructions, versions."""
     info = Path("/proc/cpuinfo")
-    lines = (
-        dict(x.split(":", 1) for x in info.read_text().split("\n\n")[0].splitlines() if ":" in x)
-        if info.is_file()
-        else {}
-    )
+    lines = dict(x.split(":", 1) for x in info.read_text().split("\n\n")[0].splitlines() if ":" in x) if info.is_file() else {}
     lines = {k.strip(): v.strip() for k, v in lines.items()}
     name = lines.get("model name") or platform.processor()
     if "cpu family" in lines:
@@ -801,19 +793,12 @@ def table(result: Result) -> str:
         f"torch {m['torch']}. {result.model['name']} at {'x'.join(map(str, result.model['image']))}, random weights."
     )
     peaks = ", ".join(f"{k} {v['best']:.0f} GFLOP/s" for k, v in result.peak_gflops.items())
-    lines += [
-        "",
-        f"Matrix products reach {peaks} here and now. Peak memory of the process {result.peak_memory_mib:.0f} MiB.",
-    ]
+    lines += ["", f"Matrix products reach {peaks} here and now. Peak memory of the process {result.peak_memory_mib:.0f} MiB."]
     if result.cases:
         rows = []
         for c in result.cases:
             ratio, memory = c["ratio"], c["peak_memory_mib"]
-            target = (
-                ""
-                if c["target"] is None
-                else f"{c['target']:g} {'met' if ratio['median'] >= c['target'] else 'MISSED'}"
-            )
+            target = "" if c["target"] is None else f"{c['target']:g} {'met' if ratio['median'] >= c['target'] else 'MISSED'}"
             rows.append(
                 [
                     c["case"],
@@ -827,17 +812,7 @@ def table(result: Result) -> str:
                     f"{c['largest_difference']:.0e}",
                 ]
             )
-        headers = [
-            "case",
-            "batch",
-            "plain ms",
-            "ours ms",
-            "ratio (quartiles)",
-            "target",
-            "images/s",
-            "MiB plain / ours",
-            "differ by",
-        ]
+        headers = ["case", "batch", "plain ms", "ours ms", "ratio (quartiles)", "target", "images/s", "MiB plain / ours", "differ by"]
         lines += ["", tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True), ""]
         lines += [f"Plain {c['case']}: {c['plain']}." for c in result.cases]
     if result.tower:

@@ -23,7 +23,6 @@ from ..data.transforms import build_transforms
 from ..engine.inference import extract, model_layout
 from ..evaluation import postprocess
 from ..evaluation.evaluator import SAGAEvaluator, result_row
-from ..modeling.clip_models import anchor_phrases
 from ..modeling.saga_head import SAGAHead
 from ..structures import as_features
 
@@ -82,7 +81,7 @@ def ranked_lists(gallery: Gallery, number: int) -> list[int]:
 
 
 def attention(cfg, model: nn.Module, images: Sequence[Image.Image]) -> Optional[tuple[Tensor, Tensor]]:
-    """Pooling weight of each patch and attention of each text anchor, of the deepest token layer.
+    """Pooling weight of each patch in the deepest token layer, and attention of each text anchor.
 
     Returns:
         (n, h, w), each image's weights summing to 1, and (n, K, h, w); None for a head without anchors.
@@ -94,10 +93,8 @@ def attention(cfg, model: nn.Module, images: Sequence[Image.Image]) -> Optional[
         features = as_features(model.extract(torch.stack([transform(i) for i in images]).to(model.device))).float()
         refined = model.heads.refine_and_pool(features)
     grid = features.grid
-    own = refined.text_anchors.shape[0] // model.heads.num_layers
     weights = refined.weights[-1].unflatten(1, grid)
-    anchors = refined.attention[-1][:, :, :own].transpose(1, 2).unflatten(2, grid)
-    return weights.cpu(), anchors.cpu()
+    return weights.cpu(), refined.anchor_maps(grid).cpu()
 
 
 def overlay(image: Image.Image, heat: Tensor) -> np.ndarray:
@@ -133,7 +130,6 @@ def draw_ranked_lists(
     columns = 1 + extra + length
     figure = Figure(figsize=(1.05 * columns, 2.25 * len(queries) + 0.5), dpi=110)
     axes = figure.subplots(len(queries), columns, squeeze=False)
-    phrases = anchor_phrases()
     for axis in axes.flat:
         axis.set_xticks([]), axis.set_yticks([])
         for spine in axis.spines.values():
@@ -152,7 +148,7 @@ def draw_ranked_lists(
             weights, maps = attended[0][row], attended[1][row]
             show(axes[row][1], overlay(image, weights), None, "claimed by\nthe anchors")
             for i, k in enumerate((maps * weights).flatten(1).sum(1).topk(min(anchors, len(maps))).indices.tolist()):
-                show(axes[row][2 + i], overlay(image, maps[k]), None, _wrap(phrases[k % len(phrases)]))
+                show(axes[row][2 + i], overlay(image, maps[k]), None, _wrap(model.heads.anchor_names[k]))
         for place, g in enumerate(rank(gallery, q)[:length]):
             right = gallery.pids[g] == gallery.pids[q]
             show(axes[row][1 + extra + place], Image.open(gallery.paths[g]), RIGHT if right else WRONG, f"{place + 1}")

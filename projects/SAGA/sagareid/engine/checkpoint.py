@@ -6,6 +6,7 @@ A file holds FastReID's keys ("model", "optimizer", schedulers, "epoch") and our
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 
 __all__ = [
     "RunCheckpointer",
+    "file_hash",
     "hand_over",
     "load_state",
     "random_state",
@@ -52,6 +54,12 @@ def write_atomically(path: str | Path, write) -> None:
 def write_json(path: str | Path, value: Any) -> None:
     """`write_atomically` of a value as JSON."""
     write_atomically(path, lambda temporary: Path(temporary).write_text(json.dumps(value, indent=1)))
+
+
+def file_hash(path: str | Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def random_state() -> dict[str, Any]:

@@ -27,7 +27,35 @@ from .checkpoint import hand_over, load_state
 from .hooks import CheckpointHook
 from .trainer import SAGATrainer
 
-__all__ = ["Extraction", "Labels", "extract", "fingerprint", "load_model", "model_layout", "share_towers"]
+__all__ = [
+    "Extraction",
+    "Labels",
+    "checkpoint_file",
+    "extract",
+    "fingerprint",
+    "load_model",
+    "model_layout",
+    "share_towers",
+]
+
+
+def checkpoint_file(path: str | Path) -> Path:
+    """The .pth file of a path that may be the folder of a run: its final checkpoint.
+
+    Raises:
+        FileNotFoundError: nothing there; the folder of several stages, whose message names them.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        if not path.is_file():
+            raise FileNotFoundError(f"no checkpoint at {path}; name a .pth file, or the folder of a finished run")
+        return path
+    final = path / f"{CheckpointHook.FINAL}.pth"
+    if not final.is_file():
+        stages = sorted(p.parent.name for p in path.glob(f"*/{final.name}"))
+        hint = f"it holds several stages, name one: {', '.join(stages)}" if stages else "name a finished run"
+        raise FileNotFoundError(f"no {final.name} in {path}; {hint}")
+    return final
 
 
 def load_model(path: str | Path, cfg: Optional[Any] = None, device: Optional[str] = None) -> tuple[Any, nn.Module]:
@@ -46,9 +74,7 @@ def load_model(path: str | Path, cfg: Optional[Any] = None, device: Optional[str
         FileNotFoundError: no checkpoint there.
         ValueError: it does not fit the config, or is none.
     """
-    path = Path(path)
-    if path.is_dir():
-        path = path / f"{CheckpointHook.FINAL}.pth"
+    path = checkpoint_file(path)
     checkpoint = load_state(path)
     trained = get_cfg()
     if "config" in checkpoint:

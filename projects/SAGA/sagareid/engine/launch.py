@@ -26,7 +26,16 @@ from fastreid.utils import comm
 
 from ..data.loading import lost_worker
 
-__all__ = ["AUTO", "Place", "ProcessFailed", "launch", "message_of", "number_of_processes", "process_group"]
+__all__ = [
+    "AUTO",
+    "Place",
+    "ProcessFailed",
+    "errors_in_one_line",
+    "launch",
+    "message_of",
+    "number_of_processes",
+    "process_group",
+]
 
 AUTO = "auto"
 # Seconds: for other ranks to tell their reason once one has lost touch with them, and for a process to end when asked to.
@@ -65,6 +74,24 @@ def message_of(error: BaseException) -> str:
     if lost := lost_worker(error):
         return lost
     return f"missing {error}" if isinstance(error, KeyError) else str(error) or type(error).__name__
+
+
+@contextmanager
+def errors_in_one_line(after_interrupt: str = "") -> Iterator[None]:
+    """End the process on an error with one message and exit code 1, on Ctrl-C with 130.
+
+    SAGAREID_TRACEBACK=1 in the environment shows the whole traceback first.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"\ninterrupted{after_interrupt and '; '}{after_interrupt}", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        if os.environ.get("SAGAREID_TRACEBACK"):
+            traceback.print_exc()
+        print(f"error: {message_of(error)}", file=sys.stderr)
+        sys.exit(1)
 
 
 def number_of_processes(args, environment: Mapping[str, str] = os.environ) -> int:

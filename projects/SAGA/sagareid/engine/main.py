@@ -11,7 +11,7 @@ from fastreid.engine import default_argument_parser
 from fastreid.utils import comm
 
 from .. import compat
-from ..cli import import_modules
+from ..cli import add_import_argument, import_modules
 from . import stages
 from .checkpoint import write_json
 from .launch import AUTO, launch, message_of, number_of_processes
@@ -41,14 +41,7 @@ def argument_parser():
     parser.add_argument(
         "--stage", default=None, metavar="NAME", help="run only this stage of the config, or several: A,B"
     )
-    parser.add_argument(
-        "--import",
-        dest="modules",
-        action="append",
-        default=[],
-        metavar="MODULE",
-        help="import this Python module first: your own registered heads, backbones, data sets",
-    )
+    add_import_argument(parser)
     parser.add_argument("--traceback", action="store_true", help="show the whole traceback of an error")
     return parser
 

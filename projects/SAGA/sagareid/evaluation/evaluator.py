@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from . import postprocess
 
-__all__ = ["Ranking", "SAGAEvaluator", "available_rows", "rank_in_blocks", "result_row"]
+__all__ = ["Ranking", "SAGAEvaluator", "available_rows", "rank_in_blocks", "result_row", "row_features"]
 
 MAX_RANK = 50
 NEAREST = 10
@@ -85,6 +85,48 @@ def result_row(cfg: CfgNode, layout: Mapping[str, int]) -> str:
 def _check_row(key: str, name: str, rows: list[str]) -> None:
     if name not in rows:
         raise ValueError(f"{key} names the row {name!r}; this model gives {', '.join(rows)}. Set {key} to one of them.")
+
+
+def row_features(
+    name: str,
+    features: Tensor,
+    layout: Mapping[str, int],
+    fusion: CfgNode,
+    centralise: Callable[[Tensor], Tensor] = lambda x: x,
+    device: str | torch.device | None = None,
+) -> Tensor:
+    """The feature of a row from what the model gives.
+
+    Args:
+        name: one of `available_rows`.
+        features: (n, sum of the widths) raw parts beside each other. layout: their names and widths, in order.
+        fusion: TEST.FUSION.
+        centralise: applied to each part after its L2 normalisation, for neighbour feature centralisation.
+        device: where each part is computed; None: where `features` is.
+
+    Returns:
+        (n, D): unit rows for a named part, concat and orth; for fusion rows of one norm; "feature" as the model gave it.
+    """
+    device = features.device if device is None else device
+    ends = list(itertools.accumulate(layout.values()))
+    slices = {part: slice(end - width, end) for (part, width), end in zip(layout.items(), ends)}
+
+    def part(key: str) -> Tensor:
+        x = features[:, slices[key]].to(device)
+        return centralise(x if key == "feature" else postprocess.l2(x))
+
+    if name == "concat":
+        width = sum(width for key, width in layout.items() if key != "parts")
+        if list(layout)[-1] == "parts" or "parts" not in layout:
+            raw = features[:, :width]
+        else:
+            raw = torch.cat([features[:, slices[key]] for key in layout if key != "parts"], dim=1)
+        return centralise(postprocess.l2(raw.to(device)))
+    if name == "orth":
+        return postprocess.orthogonal(part("refined"), part("cls"), fusion.BETA)
+    if name == "fusion":
+        return postprocess.fuse({key: part(key) for key in FUSION_PARTS}, {k: fusion[k.upper()] for k in FUSION_PARTS})
+    return part(name)
 
 
 class SAGAEvaluator(ReidEvaluator):
@@ -205,27 +247,7 @@ class SAGAEvaluator(ReidEvaluator):
     def row_features(self, name: str, features: Tensor, layout: Mapping[str, int]) -> Tensor:
         """(n, D) features of a row, on MODEL.DEVICE where that is a GPU."""
         device = self.cfg.MODEL.DEVICE if torch.cuda.is_available() else "cpu"
-        ends = list(itertools.accumulate(layout.values()))
-        slices = {part: slice(end - width, end) for (part, width), end in zip(layout.items(), ends)}
-
-        def part(key: str) -> Tensor:
-            x = features[:, slices[key]].to(device)
-            return x if key == "feature" else self._centralise(postprocess.l2(x))
-
-        if name == "concat":
-            width = sum(width for key, width in layout.items() if key != "parts")
-            if list(layout)[-1] == "parts" or "parts" not in layout:
-                raw = features[:, :width]
-            else:
-                raw = torch.cat([features[:, slices[key]] for key in layout if key != "parts"], dim=1)
-            return self._centralise(postprocess.l2(raw.to(device)))
-        if name == "orth":
-            return postprocess.orthogonal(part("refined"), part("cls"), self.cfg.TEST.FUSION.BETA)
-        if name == "fusion":
-            weights = {key: self.cfg.TEST.FUSION[key.upper()] for key in FUSION_PARTS}
-            return postprocess.fuse({key: part(key) for key in FUSION_PARTS}, weights)
-        x = part(name)
-        return self._centralise(x) if name == "feature" else x
+        return row_features(name, features, layout, self.cfg.TEST.FUSION, self._centralise, device)
 
     def _centralise(self, x: Tensor) -> Tensor:
         """TEST.NFC on the queries alone and on the gallery alone."""

@@ -60,7 +60,7 @@ def fuse(parts: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
         )
     used = {name: part for name, part in parts.items() if weights[name] > 0}
     first = next(iter(used.values()))
-    fused = first.new_empty(len(first), sum(part.shape[1] for part in used.values()))
+    fused = first.new_empty(first.shape[0], sum(part.shape[1] for part in used.values()))
     for name, part, out in zip(used, used.values(), fused.split([part.shape[1] for part in used.values()], dim=1)):
         out.copy_(l2(part)).mul_(weights[name] ** 0.5)
     return fused

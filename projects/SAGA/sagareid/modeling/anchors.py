@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .blocks import group_size
+from .blocks import in_groups
 from .dropout import Dropout, dropout
 from .text import CONTEXT_SLOTS, PromptTemplate, TextEncoder
 
@@ -287,7 +287,7 @@ class RefinementLayer(nn.Module):
         keys, values = self._keys_values(anchors)  # one set for the anchors that all images share
         if own is not None:
             sets = (keys, values), self._keys_values(own)
-            keys, values = (torch.cat([x.expand(len(own), -1, -1, -1), y], dim=2) for x, y in zip(*sets))
+            keys, values = (torch.cat([x.expand(own.shape[0], -1, -1, -1), y], dim=2) for x, y in zip(*sets))
         weights = dropout((query @ keys.transpose(-2, -1)).softmax(-1), self.dropout, self.training)  # (B, H, N, K+M)
         attended = (weights @ values).transpose(1, 2).flatten(2)
         return patches + self.attn.out_proj(attended), weights.mean(1)
@@ -393,18 +393,12 @@ class SemanticRefinement(nn.Module):
         function: Callable, patches: Tensor, anchors: Tensor, own: Optional[Tensor]
     ) -> tuple[Tensor, Tensor]:
         """`function` on as many images at once as suits the device."""
-        group = group_size(patches, patches.shape[1])
-        shared = anchors.dim() == 2
-        parts = [
-            function(
-                patches[i : i + group],
-                anchors if shared else anchors[i : i + group],
-                None if own is None else own[i : i + group],
-            )
-            for i in range(0, len(patches), group)
-        ]
-        first, second = (x[0] if len(x) == 1 else torch.cat(x) for x in zip(*parts))
-        return first, second
+        each, shared = (None, anchors) if anchors.dim() == 2 else (anchors, None)
+
+        def of_group(patches: Tensor, each: Optional[Tensor], own: Optional[Tensor]) -> tuple[Tensor, Tensor]:
+            return function(patches, shared if each is None else each, own)
+
+        return in_groups(of_group, patches.shape[1], patches, each, own)
 
 
 class AnchorPool(nn.Module):

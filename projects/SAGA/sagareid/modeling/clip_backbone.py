@@ -6,6 +6,7 @@ B images, (H, W) image, (h, w) patch grid, N=h*w, D width, E joint width, P toke
 from __future__ import annotations
 
 from collections.abc import Collection
+from contextvars import ContextVar
 from typing import Optional, Sequence
 
 import torch
@@ -14,11 +15,14 @@ from torch import Tensor, nn
 
 from ..structures import CLIPFeatures
 from . import clip_models
-from .blocks import block_at_row, group_size
+from .blocks import block_at_row, in_groups
 
 __all__ = ["CLIPBackbone", "build_clip_vit_backbone"]
 
 OUTPUTS = ("tokens", "map", "cls")
+
+# (B, D) shift of the class token while a tower runs. Each thread has its own, so threads may share a model.
+_class_shift: ContextVar[Optional[Tensor]] = ContextVar("class_shift", default=None)
 
 
 class CLIPBackbone(nn.Module):
@@ -56,7 +60,6 @@ class CLIPBackbone(nn.Module):
         if num_cameras:
             self.camera_embedding = nn.Parameter(torch.empty(num_cameras, visual.positional_embedding.shape[1]))
             nn.init.trunc_normal_(self.camera_embedding, std=0.02)
-        self._class_shift: Optional[Tensor] = None
         visual.set_grad_checkpointing(grad_checkpointing)
         # The residual stream stays in float32 under autocast: half precision there costs accuracy, and little time.
         visual.conv1.register_forward_hook(lambda module, args, out: out.float())
@@ -84,10 +87,11 @@ class CLIPBackbone(nn.Module):
         return parameters + [p for m in (self.visual.ln_post, *behind) for p in m.parameters()]
 
     def _shift_class_token(self, module: nn.Module, args: tuple[Tensor]) -> Optional[tuple[Tensor]]:
-        if self._class_shift is None:
+        shift = _class_shift.get()
+        if shift is None:
             return None
         tokens = args[0]
-        return (torch.cat([tokens[:, :1] + self._class_shift[:, None].to(tokens.dtype), tokens[:, 1:]], dim=1),)
+        return (torch.cat([tokens[:, :1] + shift[:, None].to(tokens.dtype), tokens[:, 1:]], dim=1),)
 
     def _camera_shift(self, camids: Optional[Tensor]) -> Optional[Tensor]:
         """(B, D) shift of the class token; the mean embedding for a camera that training never saw (negative id)."""
@@ -114,10 +118,8 @@ class CLIPBackbone(nn.Module):
                 f"images of {tuple(images.shape[2:])} for a CLIP tower built for {expected}: set INPUT.SIZE_TRAIN and "
                 "INPUT.SIZE_TEST alike"
             )
-        group = len(images) if torch.is_grad_enabled() else group_size(images, 1 + self.grid[0] * self.grid[1])
-        cameras = camids.split(group) if camids is not None else [None] * len(images)
-        parts = [self._tower(*part) for part in zip(images.split(group), cameras)]
-        patches, layer_cls, cls = (x[0] if len(x) == 1 else torch.cat(x) for x in zip(*parts))
+        rows = 1 + self.grid[0] * self.grid[1]
+        patches, layer_cls, cls = in_groups(self._tower, rows, images, camids, whole=torch.is_grad_enabled())
         if self.output == "map":
             return (
                 torch.cat(patches.chunk(len(self.token_layers), dim=1), dim=2).transpose(1, 2).unflatten(2, self.grid)
@@ -136,7 +138,7 @@ class CLIPBackbone(nn.Module):
     def _tower(self, images: Tensor, camids: Optional[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """(B, P*N, D) patch tokens and (B, P, D) class tokens of the token layers, (B, D) normed class token of the last."""
         whole = self.token_layers[-1] == self.depth  # the patches of the last block are read, too
-        self._class_shift = self._camera_shift(camids)
+        token = _class_shift.set(self._camera_shift(camids))
         try:
             out = self.visual.forward_intermediates(
                 images,
@@ -147,7 +149,7 @@ class CLIPBackbone(nn.Module):
                 output_extra_tokens=True,
             )
         finally:
-            self._class_shift = None
+            _class_shift.reset(token)
         patches, prefix = out["image_intermediates"], out["image_intermediates_prefix"]
         if whole:
             cls = prefix[-1][:, 0]

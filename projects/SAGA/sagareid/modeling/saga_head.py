@@ -51,6 +51,12 @@ class Refined:
     text_anchors: Tensor
     domain_anchors: Optional[Tensor]
 
+    def anchor_maps(self, grid: tuple[int, int]) -> Tensor:
+        """(B, K, h, w) attention of each text anchor over the patch grid; with two token layers each half's own layer."""
+        own = len(self.text_anchors) // len(self.attention)
+        maps = torch.cat([attended[:, :, :own] for attended in self.attention], dim=2)
+        return maps.transpose(1, 2).unflatten(2, grid)
+
 
 @REID_HEADS_REGISTRY.register()
 class SAGAHead(nn.Module):
@@ -234,6 +240,14 @@ class SAGAHead(nn.Module):
             if context is not None:
                 self.text_anchors.initialize_from_prompts(context[None])
 
+    @property
+    def anchor_names(self) -> list[str]:
+        """K names: the phrase that a text anchor started from, "anchor <k>" for those that started from none."""
+        if isinstance(self.text_anchors, A.TextAnchors) and self.text_anchors.context_phrase.shape[1]:
+            phrases = clip_models.anchor_phrases()
+            return [phrases[k % len(phrases)] for k in range(self.num_anchors)]
+        return [f"anchor {k + 1}" for k in range(self.num_anchors)]
+
     # ---- anchors ---------------------------------------------------------------------------------------------------
 
     def train(self, mode: bool = True) -> "SAGAHead":
@@ -321,12 +335,15 @@ class SAGAHead(nn.Module):
         """
         features = as_features(features).float()
         refined = self.refine_and_pool(features, keep_tokens=bool(self.parts))
-        feature = refined.feature
-        normed = self.bottleneck(feature)
         if self.training:
+            feature, normed = refined.feature, self.bottleneck(refined.feature)
             logits = torch.stack([classifier(self.classifier_dropout(normed)) for classifier in self.classifiers])
             return head_outputs(logits, feature, self._losses(refined, features, targets))
-        out = [feature if self.neck_feat == "before" else normed]
+        return self.evaluation_feature(features, refined)
+
+    def evaluation_feature(self, features: CLIPFeatures, refined: Refined) -> Tensor:
+        """(B, F_all) what `forward` returns in evaluation, from what `refine_and_pool` made of the features."""
+        out = [refined.feature if self.neck_feat == "before" else self.bottleneck(refined.feature)]
         if self.clip_parts:
             out += [features.cls, features.proj]
         if self.parts:

@@ -1,0 +1,431 @@
+"""Export a trained model as one file that needs neither this package nor FastReID: ONNX, TorchScript, torch.export.
+
+B images, (H, W) input size, F feature width, K text anchors, (h, w) patch grid.
+
+Every file takes `images` (B, 3, H, W) float32 RGB in 0..255, any B, normalises inside, and gives `features` (B, F), rows
+of unit length of the run's result row, as `Extractor` does. Models that look at the camera also take `cameras` (B,) int64,
+places in the metadata's list of cameras, -1 for unknown. With attention there is a second output, `attention` (B, K, h, w).
+The anchors are constants; text tower, prompts and classifiers are gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Optional
+
+import torch
+from tabulate import tabulate
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from .. import __version__, compat
+from ..data import loading
+from ..engine.checkpoint import write_atomically
+from ..engine.feature_model import FeatureModel
+from ..evaluation import SAGAEvaluator
+from .benchmark import in_turn
+
+__all__ = ["FORMATS", "TOLERANCE", "Exported", "compare_latency", "compare_ranking", "export", "format_of", "load_exported", "report"]  # fmt: skip
+
+# format: suffix of its files
+FORMATS = {"onnx": ".onnx", "torchscript": ".pt", "torch-export": ".pt2"}
+# Largest difference from PyTorch of any entry of a unit-length feature (or an attention) that is let pass.
+TOLERANCE = {"float32": 1e-5, "float16": 1e-2, "int8": 5e-2}
+CHECKED_BATCHES = (1, 2, 7)
+
+Run = Callable[..., list[Tensor]]  # (images, cameras where it takes them) -> [features, attention if it gives it]
+
+
+@dataclass
+class Exported:
+    """What was written and how far it is from PyTorch.
+
+    Attributes:
+        difference: by batch size, the largest of any entry.
+        cosine: the largest 1 - cosine of two features of one image.
+        parameters: numbers kept in the file; source_parameters: in the model it came from.
+    """
+
+    path: Path
+    format: str
+    variant: str
+    bytes: int
+    parameters: int
+    source_parameters: int
+    difference: dict[int, float] = field(default_factory=dict)
+    cosine: float = 0.0
+
+
+def format_of(path: str | Path) -> str:
+    """The format that a file's suffix stands for.
+
+    Raises:
+        ValueError: for none.
+    """
+    suffix = Path(path).suffix
+    for name, its in FORMATS.items():
+        if its == suffix:
+            return name
+    raise ValueError(f"{path}: no format has the suffix {suffix!r}; use {', '.join(FORMATS.values())}, or --format")
+
+
+class _Traced(nn.Module):
+    """A FeatureModel whose inputs and outputs are tensors alone."""
+
+    def __init__(self, module: FeatureModel, attention: bool):
+        super().__init__()
+        self.module, self.attention = module, attention
+
+    def forward(self, images: Tensor, cameras: Optional[Tensor] = None):
+        return self.module(images, cameras, self.attention)
+
+    def example(self, batch: int, seed: int = 0) -> tuple[Tensor, ...]:
+        """Seeded images of blobs and noise, and cameras where the model looks at them (some unknown)."""
+        generator = torch.Generator().manual_seed(seed)
+        height, width = self.module.size
+        blobs = torch.rand(batch, 3, 4, 4, generator=generator) * 255
+        images = nn.functional.interpolate(blobs, size=(height, width), mode="bilinear", align_corners=False)
+        images = (images + 20 * torch.randn(images.shape, generator=generator)).clamp(0, 255)
+        if not self.module.reads_cameras:
+            return (images,)
+        cameras = len(self.module.cfg.MODEL.CLIP.CAMERAS)
+        return images, torch.randint(-1, cameras, (batch,), generator=generator)
+
+
+def export(
+    cfg: Any,
+    model: nn.Module,
+    path: str | Path,
+    *,
+    format: str = "onnx",
+    variant: str = "float32",
+    feature: str = "auto",
+    attention: bool = False,
+    source: Optional[dict[str, Any]] = None,
+) -> Exported:
+    """Write a model to `path`, after checking the very file against PyTorch at the batch sizes CHECKED_BATCHES.
+
+    Args:
+        cfg, model: as `load_model` gives them; the model is left as it is.
+        format: one of FORMATS. variant: "float32"; of ONNX also "float16" (inputs and outputs stay float32) and "int8"
+            (weights of the matrix products, their inputs quantised as they come).
+        feature: a row of the evaluation; "auto": the run's result.
+        attention: give the anchors' attention, too.
+        source: further metadata, such as the checkpoint's hash.
+
+    Raises:
+        ValueError: a format or variant that there is not; attention of a model without anchors.
+        RuntimeError: the file differs from PyTorch by more than TOLERANCE; it is not kept.
+    """
+    if format not in FORMATS or variant not in TOLERANCE:
+        raise ValueError(
+            f"no format {format!r} or variant {variant!r}; expected {', '.join(FORMATS)}; {', '.join(TOLERANCE)}"
+        )
+    if variant != "float32" and format != "onnx":
+        raise ValueError(f"variant {variant} is made of ONNX only; use --format onnx or --variant float32")
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"no folder {path.parent} to write {path.name} to")
+    model = copy.deepcopy(model).cpu().requires_grad_(False)
+    traced = _Traced(FeatureModel(cfg, model, feature), attention).eval()
+    metadata = _metadata(traced, variant) | (source or {})
+    parameters = sum(p.numel() for p in model.parameters())
+    done = Exported(path, format, variant, 0, 0, parameters)
+
+    def write(temporary: str) -> None:
+        with _exporting():
+            done.parameters = _WRITERS[format](traced, temporary, metadata, variant)
+        _check(traced, load_exported(temporary, format)[0], done)
+        done.bytes = Path(temporary).stat().st_size
+
+    write_atomically(path, write)
+    return done
+
+
+def _metadata(traced: _Traced, variant: str) -> dict[str, Any]:
+    module = traced.module
+    return {
+        "sagareid": __version__,
+        "variant": variant,
+        "input": "images (B, 3, H, W) float32 RGB in 0..255; normalised inside by mean and std",
+        "input_size": list(module.size),
+        "resize": module.cfg.INPUT.INTERPOLATION_TEST,
+        "mean": list(module.cfg.MODEL.PIXEL_MEAN),
+        "std": list(module.cfg.MODEL.PIXEL_STD),
+        "feature": module.row,
+        "width": module.width,
+        "flip": bool(module.cfg.TEST.FLIP.ENABLED),
+        "anchors": module.anchor_names,
+        "cameras": list(module.cfg.MODEL.CLIP.CAMERAS) if module.reads_cameras else [],
+    }
+
+
+@contextlib.contextmanager
+def _exporting() -> Iterator[None]:
+    """No gradient, no fused attention kernel that only PyTorch has, and none of the exporters' own chatter."""
+    fused, disabled = torch.backends.mha.get_fastpath_enabled(), logging.root.manager.disable
+    torch.backends.mha.set_fastpath_enabled(False)
+    logging.disable(logging.WARNING)
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+        logging.disable(disabled)
+
+
+def _program(traced: _Traced) -> torch.export.ExportedProgram:
+    """The program of a batch of any size."""
+    inputs = traced.example(3)
+    absent = (None,) * (2 - len(inputs))
+    shapes = tuple({0: torch.export.Dim("batch", min=1)} for _ in inputs) + absent
+    return torch.export.export(traced, inputs + absent, dynamic_shapes=shapes, strict=False)
+
+
+def _write_onnx(traced: _Traced, path: str, metadata: dict[str, Any], variant: str) -> int:
+    import onnx
+    from onnxscript import optimizer
+
+    outputs = ["features", "attention"][: 1 + traced.attention]
+    names = ["images", "cameras"][: len(traced.example(1))]
+    program = torch.onnx.export(
+        _program(traced), input_names=names, output_names=outputs, optimize=False, verbose=False
+    )
+    # keys and values of the anchors are products of constants: folded, however large
+    optimizer.optimize(program.model, input_size_limit=2**31, output_size_limit=2**31)
+    proto = program.model_proto
+    _strip(proto)
+    for key, value in metadata.items():
+        proto.metadata_props.add(key=key, value=value if isinstance(value, str) else json.dumps(value))
+    if variant == "float16":
+        from onnxruntime.transformers.float16 import convert_float_to_float16
+
+        proto = convert_float_to_float16(proto, keep_io_types=True)
+    onnx.save(proto, path)
+    if variant == "int8":
+        from onnxruntime.quantization import QuantType, quantize_dynamic
+
+        quantize_dynamic(
+            path, path, weight_type=QuantType.QInt8, per_channel=True, op_types_to_quantize=["MatMul", "Gemm"]
+        )
+        proto = onnx.load(path)
+    return sum(_size(tensor.dims) for tensor in proto.graph.initializer)
+
+
+def _strip(proto: Any) -> None:
+    """Take out what the exporter notes on every node (stack traces, with paths of this machine), and name the batch axis."""
+    graph = proto.graph
+    values = (*graph.input, *graph.output, *graph.value_info)
+    for item in (graph, *graph.node, *graph.initializer, *values):
+        del item.metadata_props[:]
+    batch = graph.input[0].type.tensor_type.shape.dim[0].dim_param
+    for dim in (dim for value in values for dim in value.type.tensor_type.shape.dim):
+        if dim.dim_param == batch:
+            dim.dim_param = "batch"
+
+
+def _write_torchscript(traced: _Traced, path: str, metadata: dict[str, Any], variant: str) -> int:
+    script = torch.jit.freeze(torch.jit.trace(traced, traced.example(3), check_trace=False).eval())
+    torch.jit.save(script, path, _extra_files={"metadata.json": json.dumps(metadata)})
+    return sum(node.t("value").numel() for node in script.graph.findAllNodes("prim::Constant") if _holds_tensor(node))
+
+
+def _holds_tensor(node: Any) -> bool:
+    return node.hasAttribute("value") and node.kindOf("value") == "t"
+
+
+def _write_torch_export(traced: _Traced, path: str, metadata: dict[str, Any], variant: str) -> int:
+    program = _program(traced).run_decompositions({})
+    _drop_unused(program)
+    with open(path, "wb") as file:
+        torch.export.save(program, file, extra_files={"metadata.json": json.dumps(metadata)})
+    return sum(v.numel() for v in program.state_dict.values())
+
+
+def _drop_unused(program: torch.export.ExportedProgram) -> None:
+    """Take the weights out of a program that its graph does not read: classifiers, prompts, text features."""
+    signature, graph = program.graph_signature, program.graph_module.graph
+    names = signature.inputs_to_parameters | signature.inputs_to_buffers
+    unused = [n for n in graph.nodes if n.op == "placeholder" and not n.users and n.name in names]
+    for node in unused:
+        program.state_dict.pop(names[node.name], None)
+        graph.erase_node(node)
+    gone = {node.name for node in unused}
+    signature.input_specs = [spec for spec in signature.input_specs if spec.arg.name not in gone]
+    program.graph_module.recompile()
+    program.validate()
+
+
+_WRITERS = {"onnx": _write_onnx, "torchscript": _write_torchscript, "torch-export": _write_torch_export}
+
+
+def _size(dims: Sequence[int]) -> int:
+    count = 1
+    for dim in dims:
+        count *= dim
+    return count
+
+
+def load_exported(path: str | Path, format: Optional[str] = None) -> tuple[Run, dict[str, Any]]:
+    """An exported file as a function from (images[, cameras]) to its outputs, and its metadata.
+
+    Args:
+        format: None: by the suffix. ONNX runs in onnxruntime on the CPU with torch's number of threads.
+    """
+    format = format or format_of(path)
+    if format == "onnx":
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 3
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        names = [i.name for i in session.get_inputs()]
+
+        def run(*inputs: Tensor) -> list[Tensor]:
+            return [torch.from_numpy(o) for o in session.run(None, {n: i.numpy() for n, i in zip(names, inputs)})]
+
+        return run, {k: _plain(v) for k, v in session.get_modelmeta().custom_metadata_map.items()}
+    extra = {"metadata.json": ""}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="`torch.jit.load` is deprecated")
+        warnings.filterwarnings("ignore", message="The given buffer is not writable")
+        if format == "torchscript":
+            module = torch.jit.load(str(path), _extra_files=extra)
+        else:
+            with open(path, "rb") as file:
+                module = torch.export.load(file, extra_files=extra).module()
+
+    def run_module(*inputs: Tensor) -> list[Tensor]:
+        missing = (None,) if format == "torch-export" and len(inputs) == 1 else ()
+        with torch.no_grad():
+            out = module(*inputs, *missing)
+        return [out] if isinstance(out, Tensor) else list(out)
+
+    return run_module, json.loads(extra["metadata.json"])
+
+
+def _plain(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def _check(traced: _Traced, run: Run, done: Exported) -> None:
+    """Compare with PyTorch; fill in the differences.
+
+    Raises:
+        RuntimeError: beyond TOLERANCE.
+    """
+    for batch in CHECKED_BATCHES:
+        inputs = traced.example(batch, seed=batch)
+        with torch.no_grad():
+            expected = traced(*inputs)
+        expected = [expected] if isinstance(expected, Tensor) else list(expected)
+        found = run(*inputs)
+        shapes = [tuple(x.shape) for x in expected], [tuple(x.shape) for x in found]
+        if shapes[0] != shapes[1]:
+            raise RuntimeError(f"{done.format}: shapes {shapes[1]} where PyTorch gives {shapes[0]}; no file was kept")
+        done.difference[batch] = max(float((a - b).abs().max()) for a, b in zip(expected, found))
+        done.cosine = max(done.cosine, float((1 - (expected[0].double() * found[0].double()).sum(1)).max()))
+    worst = max(done.difference.values())
+    if not worst <= TOLERANCE[done.variant]:  # not a number fails, too
+        raise RuntimeError(
+            f"{done.format} {done.variant} differs from PyTorch by {worst:.2g} in an entry of a unit-length feature, more "
+            f"than {TOLERANCE[done.variant]:g}; no file was kept"
+        )
+
+
+def compare_latency(
+    cfg: Any, model: nn.Module, exported: Exported, *, feature: str = "auto", attention: bool = False,
+    batch_sizes: Sequence[int] = (1, 8, 32), rounds: int = 5,
+) -> dict[int, dict[str, Any]]:  # fmt: skip
+    """PyTorch ("plain") and the file ("ours") in turn on the CPU, by batch size, as `benchmark.in_turn` reports."""
+    traced = _Traced(FeatureModel(cfg, model, feature), attention).eval()
+    run = load_exported(exported.path, exported.format)[0]
+    times = {}
+    for batch in batch_sizes:
+        inputs = traced.example(batch)
+
+        def plain() -> None:
+            with torch.inference_mode():
+                traced(*inputs)
+
+        times[batch] = in_turn(plain, lambda: run(*inputs), rounds, "cpu")
+    return times
+
+
+def compare_ranking(
+    cfg: Any, model: nn.Module, exported: Exported, dataset: str, *, feature: str = "auto"
+) -> dict[str, dict[str, float]]:
+    """Rank a test set with PyTorch's features and with the file's, by cosine, without post-processing.
+
+    Returns:
+        {"pytorch", variant} -> the evaluator's metrics in percent.
+    """
+    module = FeatureModel(cfg, model, feature)
+    run = load_exported(exported.path, exported.format)[0]
+    plain = cfg.clone()
+    plain.defrost()
+    plain.MODEL.DEVICE, plain.TEST.METRIC, plain.TEST.FEATURE, plain.TEST.REPORT = "cpu", "cosine", "feature", []
+    for name in ("NFC", "AQE", "RERANK", "ROC"):
+        plain.TEST[name].ENABLED = False
+    plain.freeze()
+    loader, num_query = loading.build_test_loader(plain, dataset)
+    layout = {"feature": module.width}
+    evaluators = {name: SAGAEvaluator(plain, num_query, layout=layout) for name in ("pytorch", exported.variant)}
+    with torch.inference_mode(), compat.quiet_host():
+        for batch in tqdm(loader, desc=f"{dataset}, both models", unit="batch", disable=None):
+            inputs = (batch["images"], batch["cameras"])[: 1 + module.reads_cameras]
+            evaluators["pytorch"].process(batch, module(*inputs))
+            evaluators[exported.variant].process(batch, run(*inputs)[0])
+    return {name: dict(evaluator.evaluate()) for name, evaluator in evaluators.items()}
+
+
+def report(
+    exported: Exported,
+    times: Optional[dict[int, dict[str, Any]]] = None,
+    ranking: Optional[dict[str, dict[str, float]]] = None,
+) -> str:
+    """The figures as tables: size, parameters and difference; latency by batch size; ranking with both."""
+    differences = ", ".join(f"{d:.1e} at batch {b}" for b, d in exported.difference.items())
+    blocks = [
+        tabulate(
+            [
+                ["file", f"{exported.format} {exported.variant}, {exported.bytes / 2**20:.2f} MiB"],
+                ["numbers in it", f"{exported.parameters:,} (the model has {exported.source_parameters:,} parameters)"],
+                ["largest difference from PyTorch", f"{differences} (tolerance {TOLERANCE[exported.variant]:g})"],
+                ["largest 1 - cosine", f"{exported.cosine:.1e}"],
+            ],
+            tablefmt="plain",
+        )
+    ]
+    if times:
+        rows = [
+            [
+                b,
+                1000 * t["plain_seconds"],
+                1000 * t["ours_seconds"],
+                t["ratio"]["median"],
+                t["ratio"]["low"],
+                t["ratio"]["high"],
+            ]
+            for b, t in times.items()
+        ]
+        headers = ["batch", "PyTorch (ms)", f"{exported.format} (ms)", "PyTorch / it", "quartile", "quartile"]
+        blocks.append(tabulate(rows, headers, tablefmt="pipe", floatfmt=(".0f", ".1f", ".1f", ".2f", ".2f", ".2f")))
+    if ranking:
+        names = ["Rank-1", "mAP", "mINP"]
+        rows = [[name, *(metrics[n] for n in names)] for name, metrics in ranking.items()]
+        first, second = ranking.values()
+        rows.append(["difference", *(second[n] - first[n] for n in names)])
+        blocks.append(tabulate(rows, ["", *names], tablefmt="pipe", floatfmt=".2f"))
+    return "\n\n".join(blocks)

@@ -1,0 +1,289 @@
+"""Features of every image under a folder, in shards that are whole or absent; several processes may share the work.
+
+n images, F feature width.
+
+An output is a folder of Parquet shards (`part-00000-of-00012.parquet`, columns `path` and `feature`, a list of F float32),
+or one .npz or .parquet file that is joined from such shards at the end. A process takes a shard by a file lock, which the
+system lets go of when the process dies, and writes it whole: what is lost with a process is the shard it was at. A shard
+counts only with the key of this work: the checkpoint's bytes, the row, the precision, and the images' names, sizes and times.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Optional
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from filelock import FileLock, Timeout
+from tqdm import tqdm
+
+from ..engine.checkpoint import file_hash, write_atomically, write_json
+from ..engine.extractor import Extractor
+from ..engine.feature_model import pick_device
+from ..engine.inference import checkpoint_file
+
+__all__ = ["Report", "extract_folder", "list_images", "open_extractor"]
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
+MANIFEST, REPORT = "manifest.json", "report.json"
+# Seconds between looks at shards that other processes have.
+POLL = 1.0
+
+
+@dataclass
+class Report:
+    """What became of the images.
+
+    Attributes:
+        folder: where they are. images: how many there are. extracted: how many have a feature.
+        unreadable: {"path", "error"} of the others, sorted by path.
+        output, feature, width, checkpoint_sha256, dtype: what was written, and what from.
+    """
+
+    folder: str
+    output: str
+    images: int
+    extracted: int
+    feature: str
+    width: int
+    dtype: str
+    checkpoint_sha256: str
+    unreadable: list[dict[str, str]] = field(default_factory=list)
+
+
+def list_images(folder: str | Path) -> list[str]:
+    """Paths of the images under a folder, relative to it, with forward slashes, sorted.
+
+    Raises:
+        NotADirectoryError: no such folder.
+        ValueError: no image under it.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is no folder")
+    found = []
+    for where, _, names in os.walk(folder):
+        relative = Path(where).relative_to(folder)
+        found += [(relative / name).as_posix() for name in names if name.lower().endswith(SUFFIXES)]
+    if not found:
+        raise ValueError(f"no image under {folder}; looked for {', '.join(SUFFIXES)}")
+    return sorted(found)
+
+
+def open_extractor(checkpoint: str | Path, *, device: str, dtype: str, feature: str) -> tuple[Extractor, str]:
+    """An extractor and the SHA-256 of its checkpoint; with several GPUs, process LOCAL_RANK takes its own."""
+    device = pick_device(device)
+    if device == "cuda":
+        device = f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
+    extractor = Extractor.from_checkpoint(checkpoint, device=device, dtype=dtype, feature=feature)
+    return extractor, file_hash(checkpoint_file(checkpoint))
+
+
+def extract_folder(
+    extractor: Extractor,
+    folder: str | Path,
+    output: str | Path,
+    *,
+    checkpoint_sha256: str,
+    shard_size: int = 4096,
+    batch_size: int = 64,
+    num_workers: int = 0,
+    overwrite: bool = False,
+) -> Report:
+    """Write the features of all images under `folder`, going on where an earlier call or another process stopped.
+
+    Under torchrun (RANK, WORLD_SIZE) each process starts at its own part of the shards and then helps with the rest; the
+    call returns when every shard is there, whoever wrote it.
+
+    Args:
+        output: .npz (arrays `features` (n, F) float32 and `paths`), .parquet, or else a folder of shards.
+        shard_size: images of a shard: what is lost at most with a process.
+        num_workers: processes that read and resize.
+        overwrite: discard an output that is of other images or another checkpoint.
+
+    Raises:
+        ValueError: the output is of another key and not to be overwritten; one file from several processes.
+        OSError: nothing can be written there.
+    """
+    folder, output = Path(folder), Path(output)
+    single = output.suffix in (".npz", ".parquet")
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if single and world > 1:
+        raise ValueError(f"{world} processes write shards: name a folder as the output, not {output.name}")
+    if shard_size < 1:
+        raise ValueError(f"shard size is {shard_size}; expected 1 or more")
+    files = list_images(folder)
+    shards = _Shards(
+        folder=folder,
+        files=files,
+        where=output.with_name(output.name + ".shards") if single else output,
+        size=shard_size,
+        about={
+            "checkpoint_sha256": checkpoint_sha256,
+            "feature": extractor.feature,
+            "width": extractor.width,
+            "dtype": extractor.dtype,
+            "folder": str(folder.resolve()),
+        },
+    )
+    report_file = output.with_name(f"{output.name}.{REPORT}") if single else output / REPORT
+    if single and output.exists():
+        if _key_of(output) == shards.key and report_file.exists():
+            return Report(**json.loads(report_file.read_text()))
+        if not overwrite:
+            raise ValueError(_of_another(output))
+    shards.open(overwrite)
+    with tqdm(total=len(files), desc="features", unit="img", disable=None if rank == 0 else True) as bar:
+        shards.work(extractor, rank / world, bar, batch_size=batch_size, num_workers=num_workers)
+    report = shards.report(output)
+    write_json(report_file, asdict(report))
+    if single:
+        write_atomically(output, _joiner(output, shards))
+        shutil.rmtree(shards.where)
+    return report
+
+
+class _Shards:
+    """The shards of one piece of work, done or to do."""
+
+    def __init__(self, folder: Path, files: list[str], where: Path, size: int, about: dict[str, Any]):
+        self.folder, self.files, self.where, self.size, self.about = folder, files, where, size, about
+        self.count = -(-len(files) // size)
+        digest = hashlib.sha256(json.dumps([about, size]).encode())
+        for name in files:
+            state = (folder / name).stat()
+            digest.update(f"\n{name}\0{state.st_size}\0{state.st_mtime_ns}".encode(errors="surrogateescape"))
+        self.key = digest.hexdigest()
+
+    def path(self, index: int) -> Path:
+        return self.where / f"part-{index:05d}-of-{self.count:05d}.parquet"
+
+    def part(self, index: int) -> list[str]:
+        return self.files[index * self.size : (index + 1) * self.size]
+
+    def open(self, overwrite: bool) -> None:
+        """Make the folder this work's own, or see that it is."""
+        self.where.mkdir(parents=True, exist_ok=True)
+        with FileLock(str(self.where / ".lock")):
+            manifest = self.where / MANIFEST
+            found = json.loads(manifest.read_text()) if manifest.exists() else None
+            strangers = [p for p in self.where.iterdir() if not p.name.startswith(".")]
+            if (found or {}).get("key") == self.key:
+                return
+            if strangers and (found is None or not overwrite):
+                raise ValueError(
+                    _of_another(self.where) if found else f"{self.where} holds other files; name a new folder"
+                )
+            for path in (*self.where.glob("part-*.parquet"), manifest, self.where / REPORT):
+                path.unlink(missing_ok=True)
+            write_json(manifest, self.about | {"key": self.key, "images": len(self.files), "shards": self.count})
+
+    def metadata(self, index: int) -> Optional[dict[str, Any]]:
+        """What a shard says of itself; None where there is none that is whole and of this work."""
+        try:
+            found = json.loads(pq.read_schema(self.path(index)).metadata[b"sagareid"])
+        except (OSError, KeyError, TypeError, ValueError):  # pyarrow's own error for a damaged file is a ValueError
+            return None
+        return found if found["key"] == self.key and found["shard"] == index else None
+
+    def work(self, extractor: Extractor, start: float, bar: tqdm, **options: int) -> None:
+        """Do the shards that nobody does, from `start` (a share of them) on, until all are there."""
+        first = int(start * self.count)
+        left = [*range(first, self.count), *range(first)]
+        locks = self.where / ".locks"
+        locks.mkdir(exist_ok=True)
+        while left:
+            busy = []
+            for index in left:
+                if self.metadata(index) is not None:
+                    bar.update(len(self.part(index)))
+                    continue
+                try:
+                    with FileLock(str(locks / str(index)), timeout=0):
+                        if self.metadata(index) is None:
+                            self._extract(index, extractor, bar, **options)
+                        else:
+                            bar.update(len(self.part(index)))
+                except Timeout:
+                    busy.append(index)
+            if len(busy) == len(left):
+                bar.set_postfix_str(f"waiting for {len(busy)} shards of other processes")
+                time.sleep(POLL)
+            left = busy
+
+    def _extract(self, index: int, extractor: Extractor, bar: tqdm, **options: int) -> None:
+        names = self.part(index)
+        features, kept, unreadable = [], [], []
+        for batch in extractor.iterate([self.folder / name for name in names], **options):
+            features.append(batch.features.numpy())
+            kept += [names[i] for i in batch.indices]
+            unreadable += [{"path": names[i], "error": why} for i, why in sorted(batch.unreadable.items())]
+            bar.update(len(batch.indices) + len(batch.unreadable))
+        about = self.about | {"key": self.key, "shard": index, "unreadable": unreadable}
+        table = _table(kept, np.concatenate(features), about)
+        write_atomically(self.path(index), lambda temporary: pq.write_table(table, temporary, use_dictionary=False))
+
+    def report(self, output: Path) -> Report:
+        unreadable = [entry for i in range(self.count) for entry in self.metadata(i)["unreadable"]]
+        own = {k: self.about[k] for k in ("checkpoint_sha256", "feature", "width", "dtype", "folder")}
+        extracted = len(self.files) - len(unreadable)
+        return Report(output=str(output), images=len(self.files), extracted=extracted, unreadable=unreadable, **own)
+
+    def tables(self) -> Iterator[pa.Table]:
+        for index in range(self.count):
+            yield pq.read_table(self.path(index))
+
+
+def _of_another(output: Path) -> str:
+    return (
+        f"{output} holds features of other images, of another checkpoint, or of another --feature, --dtype or --shard-size; "
+        "--overwrite discards them, or name another output"
+    )
+
+
+def _table(paths: list[str], features: np.ndarray, about: dict[str, Any]) -> pa.Table:
+    width = about["width"]
+    column = pa.FixedSizeListArray.from_arrays(pa.array(features.reshape(-1), pa.float32()), width)
+    schema = pa.schema([("path", pa.string()), ("feature", column.type)], {"sagareid": json.dumps(about)})
+    return pa.Table.from_arrays([pa.array(paths, pa.string()), column], schema=schema)
+
+
+def _key_of(output: Path) -> Optional[str]:
+    """The key of a joined file; None where it has none."""
+    try:
+        if output.suffix == ".parquet":
+            return json.loads(pq.read_schema(output).metadata[b"sagareid"])["key"]
+        with np.load(output) as arrays:
+            return json.loads(str(arrays["about"]))["key"]
+    except (OSError, KeyError, TypeError, ValueError):
+        return None
+
+
+def _joiner(output: Path, shards: _Shards):
+    """A function that writes all shards as one file to a path."""
+    about = shards.about | {"key": shards.key}
+
+    def parquet(temporary: str) -> None:
+        schema = _table([], np.zeros((0, about["width"]), np.float32), about).schema
+        with pq.ParquetWriter(temporary, schema, use_dictionary=False) as writer:
+            for table in shards.tables():
+                writer.write_table(table.replace_schema_metadata(schema.metadata))
+
+    def npz(temporary: str) -> None:
+        tables = list(shards.tables())
+        features = [t["feature"].combine_chunks().flatten().to_numpy().reshape(-1, about["width"]) for t in tables]
+        paths = np.array([path for t in tables for path in t["path"].to_pylist()], dtype=str)
+        with open(temporary, "wb") as file:
+            np.savez(file, features=np.concatenate(features), paths=paths, about=np.array(json.dumps(about)))
+
+    return parquet if output.suffix == ".parquet" else npz

@@ -1,0 +1,319 @@
+"""Features of images, for those who have a checkpoint and images: `from sagareid import Extractor`.
+
+n images, F feature width, K text anchors, (h, w) patch grid, (H, W) input size.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Optional, Union, overload
+
+import numpy as np
+import torch
+import torchvision.transforms.functional as TF
+from fastreid.data.data_utils import read_image
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import InterpolationMode
+from tqdm import tqdm
+
+from .. import compat
+from ..data.loading import UnreadableImage
+from ..data.transforms import build_transforms
+from .feature_model import FeatureModel, pick_device
+from .inference import load_model
+
+__all__ = ["Batch", "Extractor", "ImageLike"]
+
+ImageLike = Union[str, os.PathLike, Image.Image, np.ndarray, Tensor]
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class Batch(NamedTuple):
+    """What one batch of images gave.
+
+    Attributes:
+        features: (n, F) float32, unit length, of the images that could be read, on the CPU.
+        attention: (n, K, h, w) float32, or None.
+        indices: their n places among the images asked for.
+        unreadable: place -> why, of those that could not be read.
+    """
+
+    features: Tensor
+    attention: Optional[Tensor]
+    indices: list[int]
+    unreadable: dict[int, str]
+
+
+class Extractor:
+    """The features that a trained model ranks by, of any images.
+
+        extractor = Extractor.from_checkpoint("logs/SAGA/quickstart/anchors")
+        features = extractor(["a.jpg", "b.jpg"])            # (2, F) float32, unit length, on the CPU
+        similarity = features @ features.T                  # cosine
+
+    They equal the evaluator's: the same transform, the same row (fusion, unless the run's TEST.FEATURE or `feature` says
+    otherwise), TEST.FLIP honoured; what needs other images (NFC, expansion, re-ranking) is left out. Several threads may
+    share an extractor.
+    """
+
+    def __init__(self, cfg: Any, model: nn.Module, *, dtype: str = "auto", feature: str = "auto"):
+        """See `from_checkpoint`; cfg and model as `load_model` gives them."""
+        self._module = FeatureModel(cfg, model.requires_grad_(False), feature)
+        self.device = self._module.device
+        if dtype == "auto":
+            bfloat16 = self.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+            dtype = "bfloat16" if bfloat16 else "float32"
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype is {dtype!r}; expected auto, {', '.join(DTYPES)}")
+        if dtype == "float16" and self.device.type == "cpu":
+            raise ValueError("dtype float16 needs a GPU; on the CPU use float32 or bfloat16")
+        self.dtype = dtype
+        self._prepare = _Prepare(cfg, self._module.size)
+
+    @classmethod
+    def from_checkpoint(
+        cls, path: str | os.PathLike, *, device: str = "auto", dtype: str = "auto", feature: str = "auto"
+    ) -> "Extractor":
+        """An extractor from a checkpoint alone: no CLIP weights, no text tower, no training data.
+
+        Args:
+            path: the folder of a run, or a .pth file of one.
+            device: "auto" for the GPU where there is one, else the CPU; or a torch device.
+            dtype: what the model computes in: "float32", "bfloat16", "float16" (GPU); features are float32 in any case.
+                "auto": float32 on a CPU, bfloat16 on a GPU that has it. bfloat16 turns a feature by about 1e-5 in cosine.
+            feature: a row of the evaluation (refined, cls, proj, concat, orth, fusion, ...); "auto": the run's result.
+
+        Raises:
+            FileNotFoundError: no checkpoint there.
+            ValueError: it is none or does not fit its config; no such device, dtype or feature.
+        """
+        cfg, model = load_model(path, device=pick_device(device))
+        return cls(cfg, model, dtype=dtype, feature=feature)
+
+    @property
+    def width(self) -> int:
+        """F."""
+        return self._module.width
+
+    @property
+    def feature(self) -> str:
+        """The row of the evaluation that is given."""
+        return self._module.row
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W) that images are resized to."""
+        return self._module.size
+
+    @property
+    def anchor_names(self) -> list[str]:
+        """The phrase that each of the K anchors started from, in the order of the attention; empty without anchors."""
+        return self._module.anchor_names
+
+    @property
+    def cameras(self) -> list[str]:
+        """Names of the training cameras that the model knows; empty where it does not look at cameras."""
+        return list(self._module.cfg.MODEL.CLIP.CAMERAS) if self._module.reads_cameras else []
+
+    @overload
+    def __call__(
+        self,
+        images: Sequence[ImageLike] | Tensor,
+        *,
+        batch_size: int = ...,
+        cameras: Optional[Sequence[Optional[str]]] = ...,
+        attention: Literal[False] = ...,
+        num_workers: int = ...,
+        progress: bool = ...,
+    ) -> Tensor: ...
+
+    @overload
+    def __call__(
+        self,
+        images: Sequence[ImageLike] | Tensor,
+        *,
+        batch_size: int = ...,
+        cameras: Optional[Sequence[Optional[str]]] = ...,
+        attention: Literal[True],
+        num_workers: int = ...,
+        progress: bool = ...,
+    ) -> tuple[Tensor, Tensor]: ...
+
+    def __call__(self, images, *, batch_size=64, cameras=None, attention=False, num_workers=0, progress=False):
+        """Features of images, in their order.
+
+        Args:
+            images: a list, of mixed kinds and sizes if need be, or one (n, 3, H, W) tensor. An image is a path; a PIL
+                image; a NumPy array (H, W, 3) uint8 RGB (OpenCV reads BGR: `array[..., ::-1]`); or a tensor (3, H, W)
+                RGB in 0..255, uint8 or floating.
+            batch_size: images that the model sees at once.
+            cameras: the training camera of each image by name, as in `cameras`; None or another name: unknown. Models
+                that do not look at cameras ignore it.
+            attention: also return where each text anchor looks.
+            num_workers: processes that read and resize; 0: this one.
+            progress: show a bar with rate and time left.
+
+        Returns:
+            (n, F) float32 on the CPU, each row of unit length. With `attention` also (n, K, h, w) float32: the share of
+            a patch's attention that goes to each text anchor (domain anchors take the rest), flips not averaged.
+
+        Raises:
+            UnreadableImage: a file that is missing or no image; it names the file.
+            TypeError, ValueError: something that is no image, of another dtype, shape or range; it names the place.
+        """
+        features, maps = [], []
+        total = len(_checked(images))
+        with tqdm(total=total, desc="features", unit="img", disable=not progress) as bar:
+            batches = self.iterate(
+                images, batch_size=batch_size, cameras=cameras, attention=attention, num_workers=num_workers
+            )
+            for batch in batches:
+                if batch.unreadable:
+                    raise UnreadableImage(next(iter(batch.unreadable.values())))
+                features.append(batch.features), maps.append(batch.attention)
+                bar.update(len(batch.indices))
+        features = torch.cat(features) if features else torch.zeros(0, self.width)
+        if not attention:
+            return features
+        if not maps:
+            return features, self._forward(torch.zeros(1, 3, *self.size), torch.tensor([-1]), True)[1][:0]
+        return features, torch.cat(maps)
+
+    def iterate(
+        self,
+        images: Sequence[ImageLike] | Tensor,
+        *,
+        batch_size: int = 64,
+        cameras: Optional[Sequence[Optional[str]]] = None,
+        attention: bool = False,
+        num_workers: int = 0,
+    ) -> Iterator[Batch]:
+        """As calling it, batch by batch, and with files that cannot be read named in the batch instead of raised."""
+        images = _checked(images)
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}; expected 1 or more")
+        if cameras is not None and len(cameras) != len(images):
+            raise ValueError(f"{len(cameras)} cameras for {len(images)} images; expected one for each")
+        known = {name: i for i, name in enumerate(self.cameras)}
+        ids = torch.tensor([known.get(name, -1) for name in cameras] if cameras is not None else [-1] * len(images))
+        loader = DataLoader(
+            _Images(images, self._prepare),
+            batch_size=batch_size,
+            num_workers=num_workers,
+            collate_fn=list,
+            generator=torch.Generator(),  # nothing is drawn from the caller's random state
+        )
+        start = 0
+        for samples in loader:
+            readable = [i for i, sample in enumerate(samples) if isinstance(sample, Tensor)]
+            unreadable = {start + i: s for i, s in enumerate(samples) if not isinstance(s, Tensor)}
+            features, maps = torch.zeros(0, self.width), None
+            if readable:
+                pixels = torch.stack([samples[i] for i in readable])
+                features, maps = self._forward(pixels, ids[[start + i for i in readable]], attention)
+            yield Batch(features, maps, [start + i for i in readable], unreadable)
+            start += len(samples)
+
+    def _forward(self, pixels: Tensor, cameras: Tensor, attention: bool) -> tuple[Tensor, Optional[Tensor]]:
+        half = (
+            torch.autocast(self.device.type, DTYPES[self.dtype])
+            if self.dtype != "float32"
+            else contextlib.nullcontext()
+        )
+        with torch.inference_mode(), half, compat.quiet_host():
+            out = self._module(pixels.to(self.device), cameras.to(self.device), attention)
+        features, maps = out if attention else (out, None)
+        # plain tensors: those of inference mode cannot be used in training
+        return features.float().cpu().clone(), None if maps is None else maps.cpu().clone()
+
+
+def _checked(images: Any) -> Sequence[ImageLike]:
+    """The images as a sequence of single ones."""
+    single = isinstance(images, (str, os.PathLike, Image.Image)) or (
+        isinstance(images, (np.ndarray, Tensor)) and images.ndim == 3
+    )
+    if single:
+        raise TypeError("one image where a list of them is expected: pass [image]")
+    if isinstance(images, (np.ndarray, Tensor)) and images.ndim != 4:
+        raise ValueError(f"a batch of shape {tuple(images.shape)}; expected a (n, 3, H, W) tensor or a list of images")
+    if not hasattr(images, "__len__") or not hasattr(images, "__getitem__") or isinstance(images, dict):
+        raise TypeError(
+            f"images are a {type(images).__name__}; expected a list of paths, PIL images, arrays or tensors"
+        )
+    return images
+
+
+class _Images(Dataset):
+    """Images prepared for the model; for a file that cannot be read, the reason in its place."""
+
+    def __init__(self, images: Sequence[ImageLike], prepare: "_Prepare"):
+        self.images, self.prepare = images, prepare
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Tensor | str:
+        try:
+            return self.prepare(self.images[index], index)
+        except UnreadableImage as error:
+            return str(error)
+
+
+class _Prepare:
+    """One image of any kind to (3, H, W) float RGB in 0..255, by the run's test transform."""
+
+    def __init__(self, cfg: Any, size: tuple[int, int]):
+        self._transform, self._size = build_transforms(cfg, is_train=False), size
+        self._resizing = InterpolationMode(cfg.INPUT.INTERPOLATION_TEST)
+
+    def __call__(self, image: ImageLike, index: int) -> Tensor:
+        if isinstance(image, (str, os.PathLike)):
+            return self._transform(_read(Path(image)))
+        if isinstance(image, Image.Image):
+            return self._transform(image.convert("RGB"))
+        if isinstance(image, np.ndarray):
+            if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
+                raise ValueError(
+                    f"image {index} is an array {image.shape} of {image.dtype}; expected (H, W, 3) uint8, RGB"
+                )
+            return self._transform(Image.fromarray(np.ascontiguousarray(image)))
+        if isinstance(image, Tensor):
+            return self._tensor(image.detach().cpu(), index)
+        raise TypeError(
+            f"image {index} is a {type(image).__name__}; expected a path, a PIL image, a (H, W, 3) uint8 array or a "
+            "(3, H, W) tensor"
+        )
+
+    def _tensor(self, image: Tensor, index: int) -> Tensor:
+        if image.ndim != 3 or image.shape[0] != 3 or not image.numel():
+            raise ValueError(f"image {index} is a tensor {tuple(image.shape)}; expected (3, H, W), RGB")
+        if image.dtype == torch.uint8:
+            return self._transform(Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()))
+        if not image.is_floating_point():
+            raise ValueError(f"image {index} is a tensor of {image.dtype}; expected uint8 or floating, in 0..255")
+        low, high = float(image.min()), float(image.max())
+        if not (low >= 0 and 1 < high <= 255 or low == high == 0):
+            hint = ": multiply by 255" if 0 <= low and high <= 1 else ": undo the normalisation, the model does its own"
+            raise ValueError(f"image {index} has values {low:.3g} to {high:.3g}; expected RGB in 0..255{hint}")
+        image = image.float()
+        if tuple(image.shape[1:]) != self._size:
+            image = TF.resize(image, list(self._size), self._resizing, antialias=True).clamp(0, 255)
+        return image
+
+
+def _read(path: Path) -> Image.Image:
+    """As FastReID reads an image, turned by its EXIF orientation; greyscale and transparent ones too become RGB.
+
+    Raises:
+        UnreadableImage: missing, or no whole image.
+    """
+    try:
+        return read_image(str(path), format="RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what Pillow raises
+        raise UnreadableImage(f"cannot read {path} ({type(error).__name__}: {error})") from error

@@ -1,0 +1,124 @@
+"""A trained model as one function from pixels to the feature that it ranks by: what `Extractor` calls and export writes.
+
+B images, (H, W) their size, F feature width, K text anchors, (h, w) patch grid.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Optional
+
+import torch
+from torch import Tensor, nn
+
+from ..config import reads_cameras
+from ..evaluation.evaluator import result_row, row_features
+from ..evaluation.postprocess import l2
+from ..modeling.saga_head import SAGAHead
+from ..structures import as_features
+from .inference import model_layout
+
+__all__ = ["FeatureModel", "pick_device"]
+
+
+def pick_device(device: str) -> str:
+    """ "auto" is the GPU where there is one, else the CPU; any other is checked.
+
+    Raises:
+        ValueError: no such device here.
+    """
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {device!r} cannot be used ({str(error).splitlines()[0]}); try auto or cpu") from None
+    return device
+
+
+class FeatureModel(nn.Module):
+    """From images to what the evaluator ranks by: the unit-length feature of one row. B images, (H, W) their size.
+
+    Normalisation is inside, TEST.FLIP is honoured, and the row is made by the evaluator's own code. What looks at other
+    images (neighbour centralisation, query expansion, re-ranking) is no property of an image and is not part of it.
+    """
+
+    def __init__(self, cfg: Any, model: nn.Module, feature: str = "auto"):
+        """
+        Args:
+            cfg, model: as `load_model` gives them.
+            feature: a row of the evaluation; "auto": the run's result, by TEST.FEATURE.
+
+        Raises:
+            ValueError: the model gives no such row.
+        """
+        super().__init__()
+        if feature != "auto":
+            cfg = cfg.clone()
+            cfg.defrost()
+            cfg.TEST.FEATURE = feature
+            cfg.freeze()
+        self.cfg, self.model = cfg, model.eval()
+        self.size = tuple(cfg.INPUT.CROP.SIZE if cfg.INPUT.CROP.ENABLED else cfg.INPUT.SIZE_TEST)
+        if len(self.size) != 2 or min(self.size) < 1:
+            raise ValueError(f"images are of the fixed size INPUT.SIZE_TEST (H, W), not {list(self.size)}")
+        self.reads_cameras = reads_cameras(cfg)
+        with torch.no_grad():
+            raw = self._raw(torch.zeros(1, 3, *self.size, device=self.device), None)
+        self.layout = model_layout(model, raw.shape[1])
+        self.row = result_row(cfg, self.layout)
+        self.width = row_features(self.row, raw, self.layout, cfg.TEST.FUSION).shape[1]
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.pixel_mean.device
+
+    @property
+    def anchor_names(self) -> list[str]:
+        """Names of the text anchors; empty for a head without."""
+        return self.model.heads.anchor_names if isinstance(self.model.heads, SAGAHead) else []
+
+    def forward(
+        self, images: Tensor, cameras: Optional[Tensor] = None, attention: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """
+        Args:
+            images: (B, 3, H, W) float RGB in 0..255, of the model's size.
+            cameras: (B,) indices among MODEL.CLIP.CAMERAS, -1 for unknown; None: all unknown.
+            attention: also return the text anchors' attention over the images as they are, not flipped.
+
+        Returns:
+            (B, F) float32 rows of unit length; with `attention` also (B, K, h, w) float32.
+
+        Raises:
+            ValueError: attention of a model without anchors.
+        """
+        if self.reads_cameras and cameras is None:
+            cameras = torch.full_like(images[:, 0, 0, 0], -1, dtype=torch.long)
+        if attention:
+            raw, maps = self._raw_and_maps(images, cameras)
+        else:
+            raw = self._raw(images, cameras)
+        if self.cfg.TEST.FLIP.ENABLED:
+            raw = (raw + self._raw(images.flip(3), cameras)) / 2
+        unit = l2(row_features(self.row, raw.float(), self.layout, self.cfg.TEST.FUSION))
+        return (unit, maps.float()) if attention else unit
+
+    def _batch(self, images: Tensor, cameras: Optional[Tensor]) -> dict[str, Tensor]:
+        # a copy: FastReID's own Baseline normalises in place
+        return {"images": images.clone()} | ({} if cameras is None else {"cameras": cameras})
+
+    def _raw(self, images: Tensor, cameras: Optional[Tensor]) -> Tensor:
+        """(B, sum of the layout's widths)."""
+        return self.model(self._batch(images, cameras)).flatten(1)
+
+    def _raw_and_maps(self, images: Tensor, cameras: Optional[Tensor]) -> tuple[Tensor, Tensor]:
+        """`_raw`, and (B, K, h, w)."""
+        head = self.model.heads
+        if not isinstance(head, SAGAHead) or not hasattr(self.model, "extract"):
+            raise ValueError(
+                f"{type(head).__name__} under {type(self.model).__name__} has no anchors' attention; SAGAHead under "
+                "SAGABaseline has"
+            )
+        features = as_features(self.model.extract(self._batch(images, cameras))).float()
+        refined = head.refine_and_pool(features, keep_tokens=bool(head.parts))
+        return head.evaluation_feature(features, refined), refined.anchor_maps(features.grid)

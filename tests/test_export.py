@@ -1,0 +1,255 @@
+"""Export: every head and every option runs in onnxruntime as in PyTorch, at any batch size; a wrong file is not kept."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+
+import numpy as np
+import onnx
+import onnxruntime
+import open_clip
+import pytest
+import torch
+from fastreid.modeling.heads import REID_HEADS_REGISTRY
+from PIL import Image
+
+from sagareid import Extractor, get_cfg
+from sagareid.analysis import export
+from sagareid.config import check_config, reads_cameras
+from sagareid.engine import stages
+from sagareid.engine.inference import load_model
+from sagareid.engine.trainer import SAGATrainer
+
+OUR_HEADS = sorted(n for n, h in REID_HEADS_REGISTRY._obj_map.items() if h.__module__.startswith("sagareid."))
+ABLATIONS = sorted((stages.Path(__file__).parents[1] / "configs/SAGA/ablations").glob("*.yml"))
+
+
+@pytest.fixture(scope="module")
+def tiny_clip(tmp_path_factory) -> str:
+    """An architecture of two blocks of width 32: what an option does to the graph shows at any size."""
+    dims = {
+        "embed_dim": 16,
+        "quick_gelu": True,
+        "vision_cfg": {"image_size": 32, "patch_size": 8, "width": 32, "layers": 2, "head_width": 16},
+        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
+    }
+    file = tmp_path_factory.mktemp("clip") / "ViT-two-blocks.json"
+    file.write_text(json.dumps(dims))
+    open_clip.add_model_config(file)
+    return file.stem
+
+
+def tiny_options(name: str) -> list:
+    return [
+        "MODEL.DEVICE", "cpu", "MODEL.CLIP.NAME", name, "MODEL.BACKBONE.FEAT_DIM", 32, "MODEL.BACKBONE.STRIDE_SIZE", (8, 8),
+        "MODEL.BACKBONE.PRETRAIN", False, "MODEL.SAGA.NUM_HEADS", 4, "INPUT.SIZE_TRAIN", [48, 16], "INPUT.SIZE_TEST", [48, 16],
+        "MODEL.HEADS.NUM_CLASSES", 3, "MODEL.WEIGHTS", "",
+    ]  # fmt: skip
+
+
+def built(cfg):
+    """(cfg, model) as `load_model` gives them, its anchors stored and the text tower gone; random weights."""
+    check_config(cfg)
+    torch.manual_seed(0)
+    model = SAGATrainer.build_model(cfg).eval()
+    state = {k: v for k, v in model.state_dict().items() if "text_encoder" not in k}  # reading it stores the anchors
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.CLIP.TEXT_TOWER = False
+    slim = SAGATrainer.build_model(cfg).eval()
+    slim.load_state_dict(state)
+    return cfg, slim
+
+
+def plugin_config(name, *opts):
+    cfg = get_cfg()
+    cfg.merge_from_list([
+        "MODEL.META_ARCHITECTURE", "SAGABaseline", "MODEL.BACKBONE.NAME", "build_clip_vit_backbone", "MODEL.CLIP.TOKEN_LAYERS", [1],
+        "MODEL.HEADS.NAME", "SAGAHead", "MODEL.LOSSES.NAME", ("CrossEntropyLoss",), *tiny_options(name), *opts,
+    ])  # fmt: skip
+    return cfg
+
+
+_seen: dict[str, export.Exported] = {}
+
+
+def what_evaluation_reads(cfg) -> str:
+    """The part of a config that changes the operations of the graph, not their sizes alone: others share one export."""
+    training = ("DROPOUT", "CLASSIFIER_DROPOUT", "NUM_CLASSIFIERS", "INIT_BLOCK", "PHRASE_CONTEXT", "NUM_ANCHORS")
+    saga = {k: v for k, v in cfg.MODEL.SAGA.items() if k not in training}
+    return str([saga, dict(cfg.MODEL.CLIP), cfg.MODEL.HEADS.NECK_FEAT, dict(cfg.TEST)])
+
+
+@pytest.mark.parametrize("path", ABLATIONS, ids=lambda p: p.stem)
+def test_every_option_exports(path, tiny_clip, tmp_path):
+    cfg = stages.plan(path)[-1].cfg.clone()
+    cfg.defrost()
+    layers = [1, 2] if path.stem == "two_path" else [2]
+    stride = (8, 8) if path.stem in ("stride_16", "v1") else (6, 6)  # of patches of 8: as published, others overlap
+    cfg.merge_from_list(
+        [*tiny_options(tiny_clip), "MODEL.CLIP.TOKEN_LAYERS", layers, "MODEL.BACKBONE.STRIDE_SIZE", stride]
+    )
+    cfg.MODEL.CLIP.CAMERAS = ["a_1", "a_2", "b_1"] if reads_cameras(cfg) else []
+    key = what_evaluation_reads(cfg)
+    if key not in _seen:
+        _seen[key] = export.export(*built(cfg), tmp_path / "model.onnx")
+        metadata = export.load_exported(tmp_path / "model.onnx")[1]
+        assert metadata["cameras"] == cfg.MODEL.CLIP.CAMERAS and metadata["feature"] == "fusion"
+        names = [t.name for t in onnx.load(tmp_path / "model.onnx").graph.initializer]
+        assert not [n for n in names if "text_encoder" in n or "classifier" in n or "context" in n]
+    done = _seen[key]
+    assert set(done.difference) == set(export.CHECKED_BATCHES) and max(done.difference.values()) < 1e-5
+
+
+@pytest.mark.parametrize("format", ["onnx", "torchscript"])
+@pytest.mark.parametrize("head", OUR_HEADS)
+def test_every_head_exports(head, format, tiny_clip, tmp_path):
+    """A head that is registered later is tested without editing this file."""
+    losses = ("SupConLoss",) if head == "PromptHead" else ("CrossEntropyLoss",)
+    cfg, model = built(plugin_config(tiny_clip, "MODEL.HEADS.NAME", head, "MODEL.LOSSES.NAME", losses))
+    path = tmp_path / f"model{export.FORMATS[format]}"
+    done = export.export(cfg, model, path, format=format)
+    run, metadata = export.load_exported(path)
+    images = torch.rand(5, 3, 48, 16) * 255
+    with torch.no_grad():
+        expected = export.FeatureModel(cfg, model)(images)
+    torch.testing.assert_close(run(images)[0], expected, rtol=0, atol=1e-5)
+    assert metadata["input_size"] == [48, 16] and metadata["width"] == expected.shape[1]
+    assert done.bytes == path.stat().st_size and 0 < done.parameters
+
+
+@pytest.mark.parametrize("format", export.FORMATS)
+def test_cameras_attention_and_flip(format, tiny_clip, tmp_path):
+    """Everything at once: a second input, a second output, and two passes inside."""
+    cfg, model = built(plugin_config(
+        tiny_clip, "MODEL.CLIP.SIE_CAMERA", True, "MODEL.CLIP.CAMERAS", ["a_1", "b_1"], "MODEL.BACKBONE.SIE_COE", 9.0,
+        "MODEL.SAGA.DOMAIN_ANCHORS", "camera", "TEST.FLIP.ENABLED", True,
+    ))  # fmt: skip
+    path = tmp_path / f"model{export.FORMATS[format]}"
+    export.export(cfg, model, path, format=format, attention=True)
+    run, metadata = export.load_exported(path)
+    assert metadata["cameras"] == ["a_1", "b_1"] and metadata["flip"] is True
+    if format == "torch-export":  # weights that no image meets are left out
+        assert not [n for n in torch.export.load(path).state_dict if "context" in n or "classifier" in n]
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 16, 3), np.uint8))
+    extractor = Extractor(cfg, model)
+    features, maps = extractor([picture] * 3, cameras=["a_1", "b_1", None], attention=True)
+    images = torch.tensor(np.asarray(picture)).permute(2, 0, 1).float().expand(3, -1, -1, -1).contiguous()
+    found = run(images, torch.tensor([0, 1, -1]))
+    torch.testing.assert_close(found[0], features, rtol=0, atol=1e-5)
+    torch.testing.assert_close(found[1], maps, rtol=0, atol=1e-5)
+    assert not torch.allclose(found[0][0], found[0][1], atol=1e-4) and maps.shape[1] == len(metadata["anchors"])
+
+
+def test_an_onnx_file_speaks_for_itself(tiny_run, tiny_root, tmp_path):
+    """onnxruntime alone, from the file's own metadata, gives the extractor's features of an image."""
+    cfg, model = load_model(tiny_run, device="cpu")
+    export.export(cfg, model, tmp_path / "model.onnx", source={"checkpoint_sha256": "abc"})
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    metadata = session.get_modelmeta().custom_metadata_map
+    height, width = json.loads(metadata["input_size"])
+    assert [i.name for i in session.get_inputs()] == ["images"] and session.get_inputs()[0].shape == [
+        "batch",
+        3,
+        height,
+        width,
+    ]
+    assert metadata["checkpoint_sha256"] == "abc" and len(json.loads(metadata["anchors"])) == 24
+    assert json.loads(metadata["mean"]) == list(cfg.MODEL.PIXEL_MEAN) and "RGB in 0..255" in metadata["input"]
+    files = sorted((tiny_root / "synthetic_pedestrians/query").iterdir())[:3]
+    resize = Image.Resampling[metadata["resize"].upper()]
+    pixels = [np.asarray(Image.open(f).convert("RGB").resize((width, height), resize)) for f in files]
+    images = np.stack(pixels).transpose(0, 3, 1, 2).astype(np.float32)
+    [features] = session.run(None, {"images": images})
+    torch.testing.assert_close(torch.tensor(features), Extractor(cfg, model)(files), rtol=0, atol=1e-5)
+    raw = (tmp_path / "model.onnx").read_bytes()
+    assert b"sagareid/modeling" not in raw and b"site-packages" not in raw  # no trace of the machine that made it
+
+
+@pytest.mark.parametrize("variant", ["float16", "int8"])
+def test_smaller_variants(variant, tiny_clip, tmp_path, tiny_root, monkeypatch):
+    monkeypatch.setenv("FASTREID_DATASETS", str(tiny_root))
+    cfg, model = built(plugin_config(tiny_clip, "MODEL.HEADS.NAME", "PatchPoolHead", "DATALOADER.NUM_WORKERS", 0))
+    weights = 4 * sum(v.numel() for v in model.backbone.state_dict().values())
+    small = export.export(cfg, model, tmp_path / "small.onnx", variant=variant)
+    stored = [onnx.numpy_helper.to_array(t) for t in onnx.load(small.path).graph.initializer]
+    assert sum(a.nbytes for a in stored) < 0.6 * weights
+    assert 1e-6 < max(small.difference.values()) < export.TOLERANCE[variant]
+    ranking = export.compare_ranking(cfg, model, small, "SyntheticPedestrians")
+    assert abs(ranking["pytorch"]["mAP"] - ranking[variant]["mAP"]) < 3
+    with pytest.raises(ValueError, match="made of ONNX only"):
+        export.export(cfg, model, tmp_path / "small.pt", format="torchscript", variant=variant)
+
+
+def test_ranking_is_the_evaluators(tiny_run, tiny_root, tmp_path, monkeypatch):
+    monkeypatch.setenv("FASTREID_DATASETS", str(tiny_root))
+    cfg, model = load_model(tiny_run, device="cpu")
+    done = export.export(cfg, model, tmp_path / "model.pt", format="torchscript")
+    ranking = export.compare_ranking(cfg, model, done, "SyntheticPedestrians")
+    [result] = json.loads((tiny_run / "results.json").read_text())
+    for metrics in ranking.values():
+        assert metrics["mAP"] == pytest.approx(result["metrics"]["mAP"], abs=0.05)
+
+
+def test_a_file_that_differs_is_not_kept(tiny_clip, tmp_path, monkeypatch):
+    cfg, model = built(plugin_config(tiny_clip, "MODEL.HEADS.NAME", "PatchPoolHead"))
+    path = tmp_path / "model.pt"
+    path.write_text("an earlier one")
+    monkeypatch.setitem(export.TOLERANCE, "float32", -1.0)
+    with pytest.raises(RuntimeError, match="differs from PyTorch by .*; no file was kept"):
+        export.export(cfg, model, path, format="torchscript")
+    assert path.read_text() == "an earlier one" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_wrong_shape_is_an_error(tiny_clip):
+    traced = export._Traced(
+        export.FeatureModel(*built(plugin_config(tiny_clip, "MODEL.HEADS.NAME", "PatchPoolHead"))), False
+    )
+    done = export.Exported(None, "onnx", "float32", 0, 0, 0)
+    with pytest.raises(RuntimeError, match="shapes"):
+        export._check(traced, lambda images: [torch.zeros(len(images), 1)], done)
+
+
+def test_errors(tiny_clip, tmp_path):
+    cfg, model = built(plugin_config(tiny_clip, "MODEL.HEADS.NAME", "PatchPoolHead"))
+    with pytest.raises(ValueError, match="no anchors' attention"):
+        export.export(cfg, model, tmp_path / "model.onnx", attention=True)
+    with pytest.raises(ValueError, match="no format has the suffix '.bin'"):
+        export.format_of("model.bin")
+    with pytest.raises(FileNotFoundError, match="no folder"):
+        export.export(cfg, model, tmp_path / "nowhere" / "model.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_model_is_left_as_it_was(tiny_clip, tmp_path):
+    cfg, model = built(plugin_config(tiny_clip))
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    export.export(cfg, model, tmp_path / "model.pt", format="torchscript")
+    after = model.state_dict()
+    assert set(after) == set(before) and all(torch.equal(v, after[k]) for k, v in before.items())
+
+
+def test_tool(tiny_run, tiny_root, tmp_path, repo, monkeypatch, capsys):
+    monkeypatch.setenv("FASTREID_DATASETS", str(tiny_root))
+    spec = importlib.util.spec_from_file_location("export_tool", repo / "tools/export.py")
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+
+    def run(*argv):
+        monkeypatch.setattr("sys.argv", ["export.py", *map(str, argv)])
+        tool.main()
+
+    run(tiny_run, "-o", tmp_path / "model.pt", "--evaluate", "SyntheticPedestrians", "--batch-sizes", 1)
+    out = capsys.readouterr().out
+    for part in (
+        "torchscript float32",
+        "largest difference from PyTorch",
+        "PyTorch / it",
+        "Rank-1",
+        str(tmp_path / "model.pt"),
+    ):
+        assert part in out
+    with pytest.raises(SystemExit) as end:
+        run(tmp_path / "nothing", "-o", tmp_path / "other.pt")
+    assert end.value.code == 1 and capsys.readouterr().err.startswith("error: no checkpoint at")

@@ -1,0 +1,409 @@
+"""From a folder of images to ranked lists: shards that are whole or absent, shared by processes; indices that say what they miss."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import faiss
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from sagareid import Extractor
+from sagareid.analysis import extract, search
+from sagareid.engine.checkpoint import file_hash
+
+
+@pytest.fixture(autouse=True)
+def one_process(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def extractor(tiny_run):
+    return Extractor.from_checkpoint(tiny_run, device="cpu")
+
+
+@pytest.fixture
+def crops(tiny_root, tmp_path):
+    """Twelve images in two folders."""
+    folder = tmp_path / "crops"
+    for i, file in enumerate(sorted((tiny_root / "synthetic_pedestrians/query").iterdir())[:12]):
+        place = folder / ("b" if i % 2 else "a")
+        place.mkdir(parents=True, exist_ok=True)
+        with Image.open(file) as picture:
+            picture.save(place / f"{i:02d}.png")
+    return folder
+
+
+@pytest.fixture
+def go(extractor, crops):
+    def run(output, **options):
+        return extract.extract_folder(
+            extractor, crops, output, **{"checkpoint_sha256": "abc", "shard_size": 5, **options}
+        )
+
+    return run
+
+
+def tool(name, repo):
+    spec = importlib.util.spec_from_file_location(f"{name}_tool", repo / f"tools/{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+# ---- extract ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("output", ["f.npz", "f.parquet", "f"])
+def test_every_output_holds_the_extractors_features(output, go, crops, extractor, tmp_path):
+    report = go(tmp_path / output)
+    names = sorted(p.relative_to(crops).as_posix() for p in crops.rglob("*.*"))
+    paths, features = search.FeatureSet(tmp_path / output).whole()
+    assert paths == names and report.extracted == report.images == 12 and not report.unreadable
+    np.testing.assert_allclose(features, extractor([crops / n for n in names]).numpy(), atol=1e-6)
+    assert features.dtype == np.float32
+    if output != "f":
+        assert not (tmp_path / f"{output}.shards").exists() and (tmp_path / f"{output}.report.json").exists()
+    assert go(tmp_path / output) == report  # again: nothing to do
+
+
+def test_it_goes_on_where_it_stopped(go, extractor, tmp_path, monkeypatch):
+    go(tmp_path / "f")
+    shards = sorted((tmp_path / "f").glob("part-*"))
+    assert len(shards) == 3
+    before = {p: p.stat().st_mtime_ns for p in shards}
+    shards[0].unlink()
+    shards[2].write_bytes(shards[2].read_bytes()[:100])  # a damaged one is not believed either
+    asked = []
+    iterate = Extractor.iterate
+    monkeypatch.setattr(
+        Extractor, "iterate", lambda self, images, **o: asked.extend(images) or iterate(self, images, **o)
+    )
+    go(tmp_path / "f")
+    assert len(asked) == 5 + 2 and shards[1].stat().st_mtime_ns == before[shards[1]]
+    assert search.FeatureSet(tmp_path / "f").count == 12
+
+
+def test_an_interrupted_file_keeps_its_shards(go, tmp_path, monkeypatch):
+    def interrupt(self, index, *args, **options):
+        if index == 1:
+            raise KeyboardInterrupt
+        return once(self, index, *args, **options)
+
+    once = extract._Shards._extract
+    monkeypatch.setattr(extract._Shards, "_extract", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        go(tmp_path / "f.npz")
+    assert not (tmp_path / "f.npz").exists() and len(list((tmp_path / "f.npz.shards").glob("part-*"))) == 1
+    monkeypatch.setattr(extract._Shards, "_extract", once)
+    assert go(tmp_path / "f.npz").extracted == 12
+
+
+@pytest.mark.parametrize("output", ["f.npz", "f"])
+@pytest.mark.parametrize("change", ["checkpoint", "images", "content"])
+def test_nothing_stale_is_trusted(change, output, go, crops, tmp_path):
+    go(tmp_path / output)
+    options = {}
+    if change == "checkpoint":
+        options = {"checkpoint_sha256": "another"}
+    elif change == "images":
+        shutil.copy(crops / "a/00.png", crops / "a/new.png")
+    else:
+        Image.new("RGB", (24, 48)).save(crops / "a/00.png")
+    with pytest.raises(ValueError, match="holds features of other images, of another checkpoint"):
+        go(tmp_path / output, **options)
+    before = search.FeatureSet(tmp_path / output).whole()[1]
+    report = go(tmp_path / output, overwrite=True, **options)
+    after = search.FeatureSet(tmp_path / output)
+    assert after.checkpoint_sha256 == report.checkpoint_sha256 == options.get("checkpoint_sha256", "abc")
+    assert after.count == 12 + (change == "images")
+    assert change != "content" or not np.allclose(before, after.whole()[1])
+
+
+def test_a_folder_with_other_files_is_left_alone(go, crops):
+    with pytest.raises(ValueError, match="holds other files; name a new folder"):
+        go(crops, overwrite=True)
+    assert len(list(crops.rglob("*.png"))) == 12
+
+
+def test_unreadable_images_are_listed(go, crops, tmp_path):
+    (crops / "a/torn.png").write_bytes((crops / "a/00.png").read_bytes()[:60])
+    (crops / "c.jpg").write_text("no image")
+    (crops / "notes.txt").write_text("not looked at")
+    report = go(tmp_path / "f")
+    assert [e["path"] for e in report.unreadable] == ["a/torn.png", "c.jpg"] and report.extracted == 12
+    assert "UnidentifiedImageError" in report.unreadable[1]["error"]
+    assert json.loads((tmp_path / "f/report.json").read_text())["unreadable"] == report.unreadable
+    (tmp_path / "f/report.json").unlink()
+    assert go(tmp_path / "f").unreadable == report.unreadable  # kept in the shards
+
+
+def test_errors(go, extractor, tmp_path, monkeypatch):
+    with pytest.raises(NotADirectoryError, match="is no folder"):
+        extract.list_images(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="no image under"):
+        extract.list_images(tmp_path / "empty")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="2 processes write shards: name a folder"):
+        go(tmp_path / "f.npz")
+
+
+WORKER = """
+import sys, time
+import sagareid, torch
+torch.set_num_threads(1)
+from sagareid.analysis import extract
+from sagareid.engine.extractor import Extractor
+slow, (run, folder, output) = float(sys.argv[1]), sys.argv[2:]
+once = extract._Shards._extract
+def say(self, index, *args, **options):
+    print("taken", index, flush=True)
+    time.sleep(slow)
+    once(self, index, *args, **options)
+    print("done", index, flush=True)
+extract._Shards._extract = say
+extract.POLL = 0.05
+extractor = Extractor.from_checkpoint(run, device="cpu")
+extract.extract_folder(extractor, folder, output, checkpoint_sha256="abc", shard_size=2, batch_size=2)
+"""
+
+
+def test_two_processes_and_a_kill(tiny_run, crops, tmp_path, extractor, monkeypatch):
+    """Process 1 dies in its first shard; process 0 does everything, that shard too. Then a restart does what lacks."""
+
+    def start(rank, slow):
+        words = [sys.executable, "-c", WORKER, str(slow), str(tiny_run), str(crops), str(tmp_path / "f")]
+        env = os.environ | {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)}
+        return subprocess.Popen(words, env=env, stdout=subprocess.PIPE, text=True)
+
+    victim = start(1, 600)
+    assert victim.stdout.readline() == "taken 3\n"  # its own half begins in the middle of six
+    other = start(0, 0)
+    lines = [other.stdout.readline().strip() for _ in range(10)]
+    assert "taken 3" not in lines and sorted(lines) == sorted(
+        f"{w} {i}" for w in ("taken", "done") for i in (0, 1, 2, 4, 5)
+    )
+    time.sleep(0.3)
+    assert other.poll() is None  # it waits for the shard that process 1 has
+    victim.send_signal(signal.SIGKILL)
+    victim.wait()
+    assert other.communicate(timeout=60)[0].split() == ["taken", "3", "done", "3"] and other.returncode == 0
+    paths, features = search.FeatureSet(tmp_path / "f").whole()
+    np.testing.assert_allclose(features, extractor([crops / p for p in paths]).numpy(), atol=1e-6)
+
+    (tmp_path / "f" / "part-00004-of-00006.parquet").unlink()
+    with pytest.raises(ValueError, match="lacks 1 of 6 shards"):
+        search.FeatureSet(tmp_path / "f")
+    asked = []
+    iterate = Extractor.iterate
+    monkeypatch.setattr(
+        Extractor, "iterate", lambda self, images, **o: asked.extend(images) or iterate(self, images, **o)
+    )
+    extract.extract_folder(extractor, crops, tmp_path / "f", checkpoint_sha256="abc", shard_size=2)
+    assert len(asked) == 2 and search.FeatureSet(tmp_path / "f").count == 12
+
+
+def test_tool_extract(tiny_run, crops, tmp_path, repo, monkeypatch, capsys):
+    main = tool("extract", repo).main
+
+    def run(*argv):
+        monkeypatch.setattr("sys.argv", ["extract.py", *map(str, argv)])
+        try:
+            main()
+        except SystemExit as end:
+            return end.code
+        return 0
+
+    words = [crops, "--run", tiny_run, "-o", tmp_path / "f.parquet", "--workers", 1]
+    assert run(*words) == 0 and "12 of 12 images, fusion" in capsys.readouterr().out
+    stored = search.FeatureSet(tmp_path / "f.parquet")
+    assert stored.checkpoint_sha256 == file_hash(tiny_run / "model_final.pth") and stored.feature == "fusion"
+    (crops / "c.jpg").write_text("no image")
+    assert run(*words) == 1 and "--overwrite discards" in capsys.readouterr().err
+    assert run(*words, "--overwrite") == 3 and "1 could not be read, such as c.jpg" in capsys.readouterr().out
+    assert run(*words) == 3
+    assert run(tmp_path / "nowhere", *words[1:]) == 1
+
+
+# ---- search -----------------------------------------------------------------------------------------------------------
+
+
+def stored(path, n=600, width=16, seed=0, names="g{}.jpg", **about):
+    """Random features around 40 centres, as tools/extract.py writes them."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(40, width))[rng.integers(0, 40, n)] + 0.3 * rng.normal(size=(n, width))
+    x = (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
+    about = {"width": width, "checkpoint_sha256": "abc", "feature": "fusion", "folder": "/crops"} | about
+    pq.write_table(extract._table([names.format(i) for i in range(n)], x, about), path, row_group_size=100)
+    return search.FeatureSet(path), x
+
+
+@pytest.mark.parametrize("kind, least", [("flat", 1.0), ("hnsw", 0.95), ("ivfpq", 0.5)])
+def test_an_index_finds_the_nearest(kind, least, tmp_path):
+    features, x = stored(tmp_path / "f.parquet")
+    built = search.build(features, tmp_path / "index", kind=kind)
+    index = search.Index.load(tmp_path / "index")
+    assert index.about == built.about and index.about.kind == kind
+    similarity, rows = index.search(x[:50], 10)
+    exact = np.argsort(-(x[:50] @ x.T), axis=1)[:, :10]
+    overlap = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(rows, exact)])
+    assert overlap >= least
+    assert search.recall(index, features) >= least - 0.05
+    if kind == "flat":
+        np.testing.assert_allclose(similarity, np.take_along_axis(x[:50] @ x.T, exact, 1), atol=1e-5)
+        assert search.recall(index, features) == 1.0
+    [first] = index.matches(["q"], x[7:8], 3)
+    assert kind == "ivfpq" or (first[0].path == "g7.jpg" and first[0].similarity == pytest.approx(1, abs=1e-5))
+    assert [m.rank for m in first] == [1, 2, 3]
+
+
+def test_more_effort_misses_less(tmp_path):
+    features, _ = stored(tmp_path / "f.parquet", n=4000)
+    index = search.build(features, tmp_path / "index", kind="ivfpq")
+    few, many = (search.recall(index, features, effort=e) for e in (1, 100))
+    assert few < many
+
+
+def test_recall_counts_what_is_missed(tmp_path):
+    features, x = stored(tmp_path / "f.parquet", n=60)
+    index = search.build(features, tmp_path / "index")
+    index.vectors = faiss.IndexFlatIP(16)
+    index.vectors.add(-x)  # an index that finds the farthest
+    assert search.recall(index, features) < 0.2
+
+
+def test_the_kind_follows_size_and_memory():
+    gib = 2**30
+    assert search.choose_kind(100_000, 2048, 4 * gib) == "flat"
+    assert search.choose_kind(200_000, 2048, 4 * gib) == "hnsw"
+    assert search.choose_kind(5_000_000, 2048, 4 * gib) == "ivfpq"
+    assert search.choose_kind(100_000, 2048, gib / 2) == "ivfpq"
+
+
+def test_memory_is_kept(tmp_path):
+    features, _ = stored(tmp_path / "f.parquet", n=6000, width=64)
+    tight = search.build(features, tmp_path / "a", kind="ivfpq", memory_gib=6000 * 26 / 2**30)
+    assert tight.about.bytes_per_vector == 4 + 8  # not 16 + 8
+    for kind, memory in (("flat", 1e-4), ("ivfpq", 1e-5)):
+        with pytest.raises(ValueError, match="--memory"):
+            search.build(features, tmp_path / "b", kind=kind, memory_gib=memory)
+    assert not (tmp_path / "b").exists()
+
+
+def test_shards_are_read_batch_by_batch(tmp_path):
+    features, x = stored(tmp_path / "f.parquet")
+    sizes = [len(rows) for _, rows in features.batches(128)]
+    assert max(sizes) <= 128 and sum(sizes) == 600
+    np.testing.assert_allclose(np.concatenate([rows for _, rows in features.batches(128)]), x, atol=1e-6)
+
+
+def test_adding(tmp_path):
+    first, x = stored(tmp_path / "f.parquet")
+    more, y = stored(tmp_path / "g.parquet", n=50, seed=1, names="m{}.jpg", folder="/others")
+    search.build(first, tmp_path / "index")
+    search.add(tmp_path / "index", more)
+    index = search.Index.load(tmp_path / "index")
+    assert index.about.count == 650 and sorted(p.name for p in (tmp_path / "index").iterdir()) == [
+        "index.json", "paths-2.parquet", "vectors-2.faiss",
+    ]  # fmt: skip
+    assert index.matches(["q"], y[3:4], 1)[0][0].path == "/others/m3.jpg"
+    assert index.matches(["q"], x[3:4], 1)[0][0].path == "g3.jpg"
+    with pytest.raises(ValueError, match="50 images are in the index already, such as /others/m0.jpg"):
+        search.add(tmp_path / "index", more)
+
+
+def test_an_interrupted_save_leaves_the_index_before(tmp_path, monkeypatch):
+    first, x = stored(tmp_path / "f.parquet")
+    more, _ = stored(tmp_path / "g.parquet", n=50, seed=1, names="m{}.jpg")
+    search.build(first, tmp_path / "index")
+
+    def full(*args):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(search, "write_json", full)
+    with pytest.raises(OSError, match="No space left"):
+        search.add(tmp_path / "index", more)
+    assert search.Index.load(tmp_path / "index").about.count == 600
+
+
+def test_features_of_another_model_are_refused(tmp_path):
+    index = search.build(stored(tmp_path / "f.parquet")[0], tmp_path / "index")
+    for about, message in (
+        ({"width": 8}, "features of width 8, the index of 16"),
+        ({"checkpoint_sha256": "xyz"}, "checkpoint xyz, the index of abc"),
+        ({"feature": "cls"}, "feature row cls, the index of fusion"),
+    ):
+        other, _ = stored(tmp_path / "g.parquet", n=5, **about)
+        with pytest.raises(ValueError, match=message):
+            search.feature_queries(index, other)
+        with pytest.raises(ValueError, match=message):
+            search.add(tmp_path / "index", other)
+
+
+def test_what_is_no_gallery_is_named(tmp_path):
+    for path, message in ((tmp_path / "no", "make them with tools/extract.py"), (tmp_path, "no Parquet file in")):
+        with pytest.raises(FileNotFoundError, match=message):
+            search.FeatureSet(path)
+    np.savez(tmp_path / "x.npz", weights=np.zeros(3))
+    with pytest.raises(ValueError, match="expected `features` and `paths`"):
+        search.FeatureSet(tmp_path / "x.npz")
+    np.savez(tmp_path / "y.npz", features=np.zeros((3, 4)), paths=np.array(["a", "b", "c"]))
+    with pytest.raises(ValueError, match="feature 0 is zero or not finite"):
+        search.build(search.FeatureSet(tmp_path / "y.npz"), tmp_path / "index")
+    with pytest.raises(FileNotFoundError, match="no index in"):
+        search.Index.load(tmp_path)
+    search.build(stored(tmp_path / "f.parquet")[0], tmp_path / "index")
+    (tmp_path / "index/vectors-1.faiss").write_bytes(b"torn")
+    with pytest.raises(ValueError, match="is damaged .*; build it again"):
+        search.Index.load(tmp_path / "index")
+
+
+def test_tool_search(tiny_run, crops, tmp_path, repo, monkeypatch, capsys):
+    """From crops to ranked lists by the real commands."""
+    sha256 = file_hash(tiny_run / "model_final.pth")
+    extract.extract_folder(
+        Extractor.from_checkpoint(tiny_run, device="cpu"), crops, tmp_path / "f", checkpoint_sha256=sha256
+    )
+    main = tool("search", repo).main
+
+    def run(*argv):
+        monkeypatch.setattr("sys.argv", ["search.py", *map(str, argv)])
+        try:
+            main()
+        except SystemExit as end:
+            return end.code
+        return 0
+
+    assert run("build", tmp_path / "f", "-o", tmp_path / "index") == 0
+    assert capsys.readouterr().out.startswith("flat, 12 vectors of 384, 1536 bytes each")
+    query = crops / "a/04.png"
+    assert run("query", tmp_path / "index", query, "--run", tiny_run, "-k", 3, "--device", "cpu") == 0
+    line = capsys.readouterr().out.splitlines()[2].split()
+    assert line[1:] == ["1", "1.0000", "a/04.png"]
+    outputs = ["-o", tmp_path / "m.json", "--picture", tmp_path / "m.png"]
+    assert run("query", tmp_path / "index", "--features", tmp_path / "f", "-k", 2, *outputs) == 0
+    lists = json.loads((tmp_path / "m.json").read_text())
+    assert len(lists) == 12 and all(x["query"].endswith(x["matches"][0]["path"]) for x in lists)
+    with Image.open(tmp_path / "m.png") as picture:
+        assert len(picture.convert("L").getcolors()) > 50
+    assert run("query", tmp_path / "index", crops, "--run", tiny_run, "-o", tmp_path / "m.csv", "-k", 1) == 0
+    assert len((tmp_path / "m.csv").read_text().splitlines()) == 13
+    assert run("query", tmp_path / "index", query) == 2  # no --run
+    assert run("query", tmp_path / "index", query, "--run", tiny_run, "-o", tmp_path / "m.txt") == 1
+    other = tmp_path / "other.pth"
+    other.write_bytes((tiny_run / "model_final.pth").read_bytes() + b"\0")
+    capsys.readouterr()
+    assert run("query", tmp_path / "index", query, "--run", other) == 1
+    assert "similarities between them mean nothing" in capsys.readouterr().err

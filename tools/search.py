@@ -1,0 +1,78 @@
+#!/usr/bin/env python
+"""Search a gallery of extracted features (tools/extract.py) for the images that look like a query.
+
+python tools/search.py build features -o index
+python tools/search.py add index more.npz
+python tools/search.py query index person.jpg --run logs/SAGA/quickstart/anchors -k 5 --picture found.png
+python tools/search.py query index --features queries.npz -o matches.json
+"""
+
+import argparse
+from pathlib import Path
+
+import sagareid  # noqa: F401  (registers, and lets the host import)
+from sagareid.analysis import search
+from sagareid.cli import add_import_argument, import_modules
+from sagareid.engine.launch import errors_in_one_line
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    build = commands.add_parser("build", help="make an index of features")
+    build.add_argument("features", type=Path, help=".npz, .parquet or folder of shards")
+    build.add_argument("-o", "--output", type=Path, required=True, help="folder of the index")
+    build.add_argument("--index", choices=("auto", *search.KINDS), default="auto", help="default: by size and --memory")
+    build.add_argument(
+        "--memory", type=float, default=4.0, metavar="GIB", help="what it may take (default: %(default)s)"
+    )
+
+    add = commands.add_parser("add", help="append features to an index")
+    add.add_argument("index", type=Path)
+    add.add_argument("features", type=Path)
+
+    query = commands.add_parser("query", help="ranked lists of images or of features")
+    query.add_argument("index", type=Path)
+    query.add_argument("images", type=Path, nargs="*", help="query images, or folders of them; needs --run")
+    query.add_argument("--run", type=Path, help="the model of the gallery: folder of a run, or a .pth checkpoint")
+    query.add_argument("--features", type=Path, help="queries as extracted features")
+    query.add_argument("--device", default="auto", help="for --run (default: %(default)s)")
+    query.add_argument("-k", type=int, default=10, help="matches a query (default: %(default)s)")
+    query.add_argument("--effort", type=int, help="cells (ivfpq) or candidates (hnsw) looked at: slower, fewer misses")
+    query.add_argument("-o", "--output", type=Path, help="write .json or .csv (default: a table on the screen)")
+    query.add_argument("--picture", type=Path, help="draw the ranked lists")
+    add_import_argument(query)
+    return parser
+
+
+def main() -> None:
+    parser = argument_parser()
+    args = parser.parse_args()
+    if args.command == "query" and bool(args.features) == bool(args.images and args.run):
+        parser.error("query: give images and --run, or --features")
+    with errors_in_one_line():
+        if args.command == "build":
+            features = search.FeatureSet(args.features)
+            index = search.build(features, args.output, kind=args.index, memory_gib=args.memory)
+            print(search.describe(index, features))
+        elif args.command == "add":
+            print(search.describe(search.add(args.index, search.FeatureSet(args.features))))
+        else:
+            import_modules(args.modules)
+            index = search.Index.load(args.index)
+            if args.features:
+                names, rows = search.feature_queries(index, search.FeatureSet(args.features))
+            else:
+                names, rows = search.image_queries(index, args.images, args.run, device=args.device)
+            matches = index.matches(names, rows, args.k, args.effort)
+            if args.output:
+                search.write_matches(matches, args.output)
+            else:
+                print(search.table(matches))
+            if args.picture:
+                search.draw(matches, args.picture, folder=index.about.folder)
+
+
+if __name__ == "__main__":
+    main()
