@@ -27,8 +27,12 @@ from .visualize import overlay
 
 __all__ = ["SAMPLES", "curves", "full_table", "page", "run_study", "summary"]
 
-COLOURS = ("#2a78d6", "#e07b00", "#1f9e77", "#c2478f", "#8f6bd9", "#b59a00", "#17a2b8", "#d1495b", "#6a8f3a", "#9a6b4f")
-MARKERS = "os^Dv<>Pp*"
+# as many as tell apart on light and dark; beyond them a colour comes again with another marker
+COLOURS = (
+    "#2a78d6", "#e07b00", "#1f9e77", "#c2478f", "#8f6bd9", "#b59a00", "#17a2b8", "#d1495b", "#6a8f3a", "#9a6b4f", "#7d8894",
+    "#4f5bd5",
+)  # fmt: skip
+MARKERS = "os^Dv<>Pp*X"
 TITLES = {
     "mask": "Masked: identity signal absent",
     "distractor": "Another person in front: identity signal confused",
