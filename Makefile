@@ -42,6 +42,7 @@ test: env
 quickstart: env
 	$(VENV)/bin/python tools/train_net.py --config-file configs/SAGA/quickstart.yml --resume
 	$(VENV)/bin/python tools/visualize.py logs/SAGA/quickstart/anchors
+	$(VENV)/bin/python tools/report.py logs/SAGA/quickstart
 
 # -E: all pages anew, since they are made from sources that Sphinx does not watch
 docs: env

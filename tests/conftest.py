@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import runpy
 from pathlib import Path
 
 # Before torch is imported. Tiny models gain nothing from threads, and on a busy machine a barrier can stall for ms.
@@ -82,5 +83,23 @@ def train_net(tiny_root, monkeypatch):
         except SystemExit as end:
             return end.code
         return 0
+
+    return run
+
+
+@pytest.fixture
+def run_tool(repo, monkeypatch, capsys, tiny_root):
+    """Run a tool by its file's name on the tiny data root; returns exit code, standard output and standard error."""
+
+    def run(name: str, *argv: object) -> tuple[int, str, str]:
+        monkeypatch.setenv("FASTREID_DATASETS", str(tiny_root))
+        monkeypatch.setattr("sys.argv", [name, *map(str, argv)])
+        capsys.readouterr()
+        code = 0
+        try:
+            runpy.run_path(str(repo / "tools" / name), run_name="__main__")
+        except SystemExit as end:
+            code = end.code
+        return code, *capsys.readouterr()
 
     return run

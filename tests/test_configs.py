@@ -8,6 +8,7 @@ import pytest
 import torch
 from fastreid.utils.events import EventStorage
 
+from sagareid.config import flatten
 from sagareid.engine import stages
 from sagareid.engine.checkpoint import load_state
 from sagareid.engine.trainer import SAGATrainer
@@ -49,10 +50,10 @@ def test_an_ablation_differs_from_the_recipe_it_names():
     for path in ABLATIONS:
         runs = stages.plan(path)
         changed = any(
-            str(stages._get(r.cfg, key)) != str(stages._get(reference[r.name], key))
+            str(value) != str(flatten(reference[r.name])[key])
             for r in runs
             if r.name in reference
-            for key in stages._keys(r.cfg)
+            for key, value in flatten(r.cfg).items()
             if key not in ("OUTPUT_DIR", "MODEL.WEIGHTS", "CACHE.DIR")
         )
         assert changed or len(runs) > len(reference), path.stem
@@ -173,11 +174,12 @@ def test_a_baseline_learns(train_net, tmp_path):
 def test_the_heads_of_the_study_differ_in_their_head_alone():
     cfgs = {p.stem: stages.plan(p)[0].cfg for p in STUDY}
     assert len(cfgs) == 11
+    reference = flatten(cfgs["cls"])
     for name, cfg in cfgs.items():
         other = {
             key
-            for key in stages._keys(cfg)
-            if str(stages._get(cfg, key)) != str(stages._get(cfgs["cls"], key)) and not key.startswith("MODEL.HEADS.")
+            for key, value in flatten(cfg).items()
+            if str(value) != str(reference[key]) and not key.startswith("MODEL.HEADS.")
         }
         copies = {"MODEL.CLIP.TOKEN_LAYERS", "SOLVER.LR_FACTORS"} if name.startswith("last_") else set()
         assert other <= {"OUTPUT_DIR", "MODEL.SAGA.FREE_ANCHORS", "MODEL.LOSSES.NAME"} | copies, name

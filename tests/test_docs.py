@@ -79,11 +79,10 @@ def test_reference_pages_hold_keys_commands_and_docstrings(site, repo):
 
 def test_every_key_of_ours_has_a_comment_and_none_is_left_out(generators):
     from fastreid.config import get_cfg as host_cfg
-    from sagareid.config import get_cfg
-    from sagareid.engine.stages import _keys
+    from sagareid.config import flatten, get_cfg
 
     keys = {key.name: key for section in generators.our_sections() for key in section.keys}
-    assert set(keys) == set(_keys(get_cfg())) - set(_keys(host_cfg()))
+    assert set(keys) == set(flatten(get_cfg())) - set(flatten(host_cfg()))
     assert not [name for name, key in keys.items() if not key.comment]
     assert keys["MODEL.SAGA.NUM_ANCHORS"].default == 24 and keys["MODEL.SAGA.NUM_ANCHORS"].comment == "K, text anchors."
     assert keys["CACHE.DTYPE"].comment == "float16, bfloat16 or float32"
@@ -152,10 +151,9 @@ def _commands(text: str) -> list[list[str]]:
 
 
 def test_commands_name_tools_options_configs_and_keys_that_exist(repo, generators):
-    from sagareid.config import get_cfg
-    from sagareid.engine.stages import _keys
+    from sagareid.config import flatten, get_cfg
 
-    keys, helps, wrong, seen = set(_keys(get_cfg())), {}, [], 0
+    keys, helps, wrong, seen = set(flatten(get_cfg())), {}, [], 0
     for page in _pages(repo):
         own = set(re.findall(r"^# (\S+\.yml)\b", page.read_text(), re.MULTILINE))
         for tool, *words in _commands(page.read_text()):

@@ -1,4 +1,4 @@
-"""Ranked lists: the ranking itself, which queries are shown, and that the tool draws a picture of a run."""
+"""Ranked lists and attention: which queries and anchors are shown, what the maps are, that the tool draws runs."""
 
 from __future__ import annotations
 
@@ -8,45 +8,144 @@ import torch
 from PIL import Image
 
 from sagareid.analysis import visualize
+from sagareid.analysis.study import Model
+from sagareid.analysis.visualize import Ranked
+from sagareid.config import get_cfg
+from sagareid.data.occlusion_sets import ImageSet
+from sagareid.engine.trainer import SAGATrainer
+from sagareid.modeling.clip_models import anchor_phrases
+from sagareid.structures import as_features
 
 
-def gallery(features, pids, camids, num_query):
-    unit = torch.nn.functional.normalize(torch.tensor(features, dtype=torch.float32), dim=1)
-    return visualize.Gallery(unit, np.array(pids), np.array(camids), [""] * len(pids), num_query)
+def ranked(ap, nearest=((0,),), pids=(1,)) -> Ranked:
+    """A ranking of queries of the persons `pids` against gallery images of persons 1, 2, 3."""
+    items = [("", pid, 0) for pid in pids] + [("", pid, 1) for pid in (1, 2, 3)]
+    images = ImageSet("toy", items, len(pids), "", None, "toy")
+    return Ranked(Model("m", "m", None, None, ""), images, np.arange(len(ap)), np.array(ap), np.array(nearest))
 
 
-def test_rank_leaves_out_the_same_person_in_the_same_camera():
-    g = gallery([[1, 0], [1, 0.1], [1, 0.2], [0, 1], [1, 0.05]], [7, 7, 7, 8, 9], [0, 0, 1, 1, 1], 1)
-    assert visualize.rank(g, 0).tolist() == [4, 2, 3]  # row 1 is person 7 in camera 0, as the query
+def test_half_of_the_shown_queries_are_right_ones():
+    r = ranked([1, 0.3, 1, 0.2], nearest=[[0], [2], [2], [0]], pids=[1, 2, 3, 3])
+    assert r.first_is_right().tolist() == [True, False, True, False]
+    assert visualize.right_and_wrong(r, 2) == [0, 1]
+    assert sorted(visualize.right_and_wrong(r, 9)) == [0, 1, 2, 3]
 
 
-def test_shown_queries_are_right_and_wrong_ones():
-    features = [[1, 0], [0, 1], [1, 1], [1, 0], [0, 1], [1, 1]]
-    g = gallery(features, [1, 2, 3, 1, 9, 9], [0, 0, 0, 1, 1, 1], 3)  # only query 0 finds its own person first
-    assert visualize.ranked_lists(g, 2) == [0, 1] or visualize.ranked_lists(g, 2) == [0, 2]
-    assert sorted(visualize.ranked_lists(g, 9)) == [0, 1, 2]
+def test_side_by_side_shows_what_the_last_model_gains_and_what_it_loses():
+    first, last = ranked([0.5, 0.9, 0.2, 0.5]), ranked([0.5, 0.1, 0.9, 0.6])
+    assert visualize.contrasting([first, last], 2) == [2, 1]
+    assert visualize.contrasting([first, last], 8) == [2, 3, 1]  # equal queries say nothing
+    assert visualize.contrasting([first, first], 8) == []
 
 
-def test_overlay_is_brightest_where_the_map_is_largest():
-    picture = visualize.overlay(Image.new("RGB", (8, 16)), torch.eye(4, 2))
-    assert picture.shape == (16, 8, 3) and 0 <= picture.min() and picture.max() <= 1
-    assert picture[0, 0].sum() > picture[15, 0].sum()
+@pytest.mark.parametrize("number", [1, 3])
+def test_best_median_and_worst_are_told_apart(number):
+    ap = np.random.default_rng(0).permutation(np.linspace(0, 1, 21))
+    best, median, worst = visualize.best_median_worst(ranked(ap), number).values()
+    assert ap[best].min() > ap[median].max() >= ap[median].min() > ap[worst].max()
+    assert abs(np.mean(ap[median]) - 0.5) < 0.1 and ap[worst][0] == 0 and ap[best][0] == 1
+    few = visualize.best_median_worst(ranked([0.5, 0.2]), number).values()
+    assert sorted(v for which in few for v in which) == [0, 1]
+    alike = visualize.best_median_worst(ranked([1.0] * 100), 3)
+    assert alike["Best queries"] == [0, 49, 99]  # of many without a fault, from all over the set
 
 
-@pytest.mark.parametrize("head", ["SAGAHead", "PatchPoolHead"])
-def test_tool_draws_a_run(head, train_net, tmp_path, repo, monkeypatch, capsys):
+def build(**options) -> Model:
+    cfg = get_cfg()
+    base = {
+        "MODEL.META_ARCHITECTURE": "SAGABaseline", "MODEL.DEVICE": "cpu", "MODEL.CLIP.NAME": "ViT-XS-8-pedestrians",
+        "MODEL.BACKBONE.NAME": "build_clip_vit_backbone", "MODEL.BACKBONE.PRETRAIN": False, "MODEL.BACKBONE.FEAT_DIM": 128,
+        "MODEL.BACKBONE.STRIDE_SIZE": (8, 8), "MODEL.CLIP.TOKEN_LAYERS": [4], "MODEL.HEADS.NAME": "SAGAHead",
+        "MODEL.HEADS.NUM_CLASSES": 4, "INPUT.SIZE_TRAIN": [48, 24], "INPUT.SIZE_TEST": [48, 24], "MODEL.SAGA.NUM_ANCHORS": 6,
+    }  # fmt: skip
+    cfg.merge_from_list(
+        [x for pair in (base | {k.replace("__", "."): v for k, v in options.items()}).items() for x in pair]
+    )
+    torch.manual_seed(0)
+    return Model(cfg.MODEL.HEADS.NAME, "path", cfg, SAGATrainer.build_model(cfg).eval(), "")
+
+
+@pytest.fixture
+def items(tmp_path):
+    rng = np.random.default_rng(0)
+    paths = [tmp_path / f"{name}.png" for name in "ab"]
+    for path in paths:
+        Image.fromarray(rng.integers(0, 255, (48, 24, 3), dtype=np.uint8)).save(path)
+    return [(str(path), 0, "unknown") for path in paths]
+
+
+def test_maps_are_the_heads_own(items):
+    model = build()
+    found = visualize.attention(model, items)
+    with torch.inference_mode():
+        pixels = torch.stack([torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1) for path, *_ in items])
+        batch = {"images": pixels.float(), "cameras": torch.tensor([-1, -1])}
+        refined = model.model.heads.refine_and_pool(as_features(model.model.extract(batch)).float())
+    assert found.weights.shape == (1, 2, 6, 3) and found.anchors.shape == (2, 6, 6, 3)
+    torch.testing.assert_close(found.weights[0].flatten(1), refined.weights[0], rtol=1e-4, atol=1e-6)
+    attended = refined.attention[0][:, :, :6].transpose(1, 2)
+    torch.testing.assert_close(found.anchors.flatten(2), attended, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(found.weights.sum((2, 3)), torch.ones(1, 2))
+    rest = (found.domain * found.weights[0]).sum((1, 2)) if found.domain is not None else 0
+    torch.testing.assert_close(found.share.sum(1) + rest, torch.ones(2))  # shares of anchors and domain anchors
+    assert found.names == anchor_phrases()[:6]
+
+
+def test_two_token_layers_show_each_its_own_pooling_and_anchors(items):
+    model = build(MODEL__CLIP__TOKEN_LAYERS=[2, 4])
+    found = visualize.attention(model, items)
+    assert found.weights.shape[0] == 2 and found.layers == ["block 2", "block 4"] and found.anchors.shape[1] == 6
+    titles = [tile.title for tile in visualize.attention_blocks([model], items)[0].rows[0].tiles]
+    assert titles[1:3] == ["claimed by the anchors, block 2", "claimed by the anchors, block 4"]
+
+
+def test_free_anchors_go_by_numbers(items):
+    found = visualize.attention(build(MODEL__SAGA__FREE_ANCHORS=True), items)
+    assert found.names == [f"anchor {k}" for k in range(1, 7)]
+
+
+def test_a_model_without_anchors_has_no_maps_and_says_so(items):
+    plain, saga = build(MODEL__HEADS__NAME="CLSHead"), build()
+    assert visualize.attention(plain, items) is None
+    assert "CLSHead" in visualize.without_maps([plain, saga]) and "SAGAHead" not in visualize.without_maps(
+        [plain, saga]
+    )
+    assert len(visualize.attention_blocks([plain, saga], items)[0].rows) == 1
+    with pytest.raises(ValueError, match="CLSHead.*leave --images out"):
+        visualize.attention_blocks([plain], items)
+
+
+def test_anchors_are_chosen_by_share_by_words_and_by_number():
+    names = ["the hair", "a shoe", "two shoes"]
+    found = visualize.Attention(
+        torch.ones(1, 1, 2, 2), [""], torch.ones(1, 3, 2, 2), torch.tensor([[0.2, 0.5, 0.3]]), names
+    )
+    assert visualize.choose_anchors("all", found, 0) == [0, 1, 2]
+    assert visualize.choose_anchors("top:2", found, 0) == [1, 2]
+    assert visualize.choose_anchors("3, Shoe", found, 0) == [2, 1]
+    for wrong, message in (("hat", "hat.*the hair"), ("9", "1 to 3"), ("top:x", "top:N"), ("0", "'0'")):
+        with pytest.raises(ValueError, match=message):
+            visualize.choose_anchors(wrong, found, 0)
+
+
+def test_tool_draws_one_run_two_side_by_side_and_images(run_tool, tiny_run, train_net, tmp_path, repo, tiny_root):
     run = [
-        "--config-file", repo / "configs/SAGA/quickstart.yml", "STAGES", "[]", "OUTPUT_DIR", tmp_path, "MODEL.HEADS.NAME", head,
-        "SOLVER.MAX_EPOCH", 1, "SOLVER.IMS_PER_BATCH", 48, "DATALOADER.NUM_WORKERS", 0, "INPUT.SIZE_TRAIN", "[48,24]",
-        "INPUT.SIZE_TEST", "[48,24]",
+        "--config-file", repo / "configs/SAGA/quickstart.yml", "STAGES", "[]", "OUTPUT_DIR", tmp_path / "pool",
+        "MODEL.HEADS.NAME", "PatchPoolHead", "SOLVER.MAX_EPOCH", 1, "SOLVER.IMS_PER_BATCH", 48, "DATALOADER.NUM_WORKERS", 0,
+        "INPUT.SIZE_TRAIN", "[48,24]", "INPUT.SIZE_TEST", "[48,24]",
     ]  # fmt: skip
     assert train_net(*run) == 0
-    import importlib.util
-
-    spec = importlib.util.spec_from_file_location("visualize_tool", repo / "tools/visualize.py")
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
-    monkeypatch.setattr("sys.argv", ["visualize.py", str(tmp_path), "--queries", "2"])
-    tool.main()
-    with Image.open(tmp_path / "ranked_lists.png") as picture:
+    assert run_tool("visualize.py", tiny_run, "--queries", 2)[0] == 0
+    with Image.open(tiny_run / "ranked_lists.png") as picture:
         assert picture.width > 800 and len(picture.convert("L").getcolors()) > 50
+    both = tmp_path / "both.html"
+    assert run_tool("visualize.py", f"pool={tmp_path / 'pool'}", f"saga={tiny_run}", "-o", both, "--length", 3)[0] == 0
+    text = both.read_text()
+    assert "No anchors and no patch weights, so no maps: pool (PatchPoolHead)" in text
+    assert text.count(">pool: AP ") == text.count(">saga: AP ") > 0
+    image = next((tiny_root / "synthetic_pedestrians/query").glob("*.jpg"))
+    code, output, _ = run_tool("visualize.py", tiny_run, "--images", image, "--anchors", "shoes,hair")
+    assert code == 0 and output.strip() == str(tiny_run / "attention.png")
+    code, _, error = run_tool("visualize.py", tmp_path / "pool", "--images", image)
+    assert code == 1 and "PatchPoolHead" in error and error.count("\n") == 1
+    assert run_tool("visualize.py", tiny_run, "--length", 99)[0] == 1

@@ -1,36 +1,57 @@
 #!/usr/bin/env python
-"""Draw ranked lists and the anchors' attention of a trained run.
+"""Draw ranked lists of trained models, side by side if there are several, and where their anchors look.
 
-python tools/visualize.py logs/SAGA/quickstart/anchors
+    python tools/visualize.py logs/SAGA/quickstart/anchors
+    python tools/visualize.py logs/SAGA/quickstart/anchors --images a.jpg b.jpg --anchors all -o attention.html
+    python tools/visualize.py CLS=logs/SAGA/quickstart/backbone SAGA=logs/SAGA/quickstart/anchors -o compared.png
+
+One model: queries whose first match is right, and queries whose is wrong. Several: the queries that the last does better
+than the first, and those that it does worse.
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 import sagareid  # noqa: F401  (registers, and lets the host import)
 from sagareid.analysis import visualize
-from sagareid.engine.inference import load_model
+from sagareid.analysis.study import load_models
+from sagareid.cli import add_import_argument, import_modules
+from sagareid.engine.launch import errors_in_one_line
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, help="folder of a run, or a .pth checkpoint")
-    parser.add_argument("-o", "--output", type=Path, help="picture (default: RUN/ranked_lists.png)")
-    parser.add_argument("--dataset", help="test set (default: the first of the run)")
-    parser.add_argument("--queries", type=int, default=8, help="rows (default: %(default)s)")
-    parser.add_argument("--device", help="cpu or cuda (default: the run's)")
+    parser.add_argument("runs", nargs="+", metavar="[NAME=]RUN", help="folder of a run, or a .pth checkpoint")
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        help=".png, .svg, .pdf or .html (default: ranked_lists.png or attention.png in the last RUN)",
+    )
+    parser.add_argument("--dataset", default="", help="test set (default: the first of the first run)")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--queries", type=int, default=8, help="queries of the test set (default: %(default)s)")
+    what.add_argument("--images", nargs="+", metavar="PATH", help="show attention over these, and no ranked lists")
+    parser.add_argument(
+        "--anchors",
+        help="all, top:N, or words of their phrases or numbers, by commas (default: top:2; all with --images)",
+    )
+    parser.add_argument("--length", type=int, default=visualize.LENGTH, help="images of a list (default: %(default)s)")
+    parser.add_argument("--device", help="cpu or cuda (default: each run's)")
+    add_import_argument(parser)
     args = parser.parse_args()
-    folder = args.run if args.run.is_dir() else args.run.parent
-    output = args.output or folder / "ranked_lists.png"
-    try:
-        cfg, model = load_model(args.run, device=args.device)
-        gallery = visualize.extract_test_set(cfg, model, args.dataset or cfg.DATASETS.TESTS[0])
-        visualize.draw_ranked_lists(cfg, model, gallery, visualize.ranked_lists(gallery, args.queries), output)
-    except (OSError, ValueError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
-    print(output)
+    last = Path(args.runs[-1].rpartition("=")[2])
+    folder = last if last.is_dir() else last.parent
+    output = args.output or folder / ("attention.png" if args.images else "ranked_lists.png")
+    with errors_in_one_line():
+        import_modules(args.modules)
+        models = load_models(args.runs, device=args.device)
+        if args.images:
+            visualize.picture_images(models, args.images, output, anchors=args.anchors or "all")
+        else:
+            options = {"dataset": args.dataset, "number": args.queries, "length": args.length}
+            visualize.picture_ranked_lists(models, output, anchors=args.anchors or "top:2", **options)
+        print(output)
 
 
 if __name__ == "__main__":

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import difflib
 import inspect
+from collections.abc import Mapping
+from typing import Any
 
 from fastreid.config import CfgNode as CN
 from fastreid.config import get_cfg as _host_cfg
 
-__all__ = ["add_saga_config", "check_config", "custom_datasets", "get_cfg", "reads_cameras"]
+__all__ = ["add_saga_config", "check_config", "custom_datasets", "flatten", "get_cfg", "reads_cameras"]
 
 
 def add_saga_config(cfg: CN) -> None:
@@ -386,3 +388,14 @@ def get_cfg() -> CN:
     cfg = _host_cfg()
     add_saga_config(cfg)
     return cfg
+
+
+def flatten(cfg: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Every key as "MODEL.SAGA.POOL", in order, with its value; tuples as the lists that YAML makes of them."""
+    out: dict[str, Any] = {}
+    for key, value in cfg.items():
+        if isinstance(value, Mapping):
+            out |= flatten(value, f"{prefix}{key}.")
+        else:
+            out[prefix + key] = list(value) if isinstance(value, tuple) else value
+    return out

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import base64
-import html
-import io
 import time
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Callable, Optional, Sequence
+from typing import Any, Callable, Mapping, Optional, Sequence
 
 import matplotlib
 import numpy as np
@@ -21,12 +18,15 @@ from tabulate import tabulate
 from .. import compat
 from ..engine import stages
 from ..engine.checkpoint import write_atomically, write_json
+from . import html
 from .benchmark import machine
+from .html import Html
+from .pictures import INK, MARKS, overlay
 from .study import CLEAN, METRICS, Options, Study, load_models
-from .visualize import overlay
 
-__all__ = ["SAMPLES", "curves", "full_table", "page", "run_study", "summary"]
+__all__ = ["RECORD", "SAMPLES", "STYLE", "curves", "drawn_curves", "full_table", "page", "run_study", "summary"]
 
+RECORD = "study.json"
 # as many as tell apart on light and dark; beyond them a colour comes again with another marker
 COLOURS = (
     "#2a78d6", "#e07b00", "#1f9e77", "#c2478f", "#8f6bd9", "#b59a00", "#17a2b8", "#d1495b", "#6a8f3a", "#9a6b4f", "#7d8894",
@@ -38,8 +38,6 @@ TITLES = {
     "distractor": "Another person in front: identity signal confused",
 }
 WORDS = {"mask": "masked", "distractor": "behind another person"}
-# Text and axes of a drawing: replaced by `currentColor` in the page, so that they follow its theme.
-INK = "#1a1b1c"
 THUMB_HEIGHT, RANKED, SAMPLES = 96, 5, 4
 
 
@@ -208,19 +206,14 @@ def curves(results: Sequence[dict], reference: str, feature: str, folder: Path, 
     return paths
 
 
-def _inline_svg(results, feature: str, condition: str, name: str, title: str, draw: Callable) -> str:
-    with matplotlib.rc_context(SVG | {"svg.hashsalt": f"{feature} {condition} {name}"}):
-        figure = Figure(figsize=(4.1, 2.9))
-        _draw_panel(figure.subplots(), results, feature, condition, title, draw)
-        figure.tight_layout()
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    drawing = buffer.getvalue()
-    drawing = drawing[drawing.index("<svg") :].replace(INK, "currentColor")
+def _inline_svg(results, feature: str, condition: str, name: str, title: str, draw: Callable) -> Html:
+    figure = Figure(figsize=(4.1, 2.9))
+    _draw_panel(figure.subplots(), results, feature, condition, title, draw)
+    figure.tight_layout()
     said = f"{title}, {WORDS.get(condition, condition)}. " + " ".join(
         f"{first['model']}: {_said(_records(first, results, condition), name)}." for first in _first(results, feature)
     )
-    return f'<div class="curve">{drawing.replace("<svg", f"""<svg role="img" aria-label="{_text(said)}" """, 1)}</div>'
+    return Html(f'<div class="curve">{html.svg(figure, said)}</div>')
 
 
 def _said(records: list[dict], name: str) -> str:
@@ -235,50 +228,23 @@ def _said(records: list[dict], name: str) -> str:
 
 # ---- the page --------------------------------------------------------------------------------------------------------
 
-STYLE = """
-:root{color-scheme:light dark;--bg:#fff;--fg:#1c1e21;--soft:#5d646d;--line:#d8dce1;--card:#f6f7f9;--right:#1d8a4e;--wrong:#c0392b}
-@media(prefers-color-scheme:dark){:root{--bg:#14171a;--fg:#e6e8ea;--soft:#a2a9b1;--line:#343a41;--card:#1c2024;--right:#3fbf7a;--wrong:#ef6a5b}}
-*{box-sizing:border-box}body{margin:0;background:var(--bg);color:var(--fg);font:16px/1.5 system-ui,sans-serif}
-main{max-width:1180px;margin:0 auto;padding:1.5rem 1rem 4rem}h1{font-size:1.6rem;line-height:1.2;margin:.2rem 0}
-h2{font-size:1.2rem;margin:2.4rem 0 .4rem;border-top:1px solid var(--line);padding-top:1.2rem}h3{font-size:1rem;margin:1.4rem 0 .4rem}
-p,li{max-width:75ch}.soft,figcaption,caption{color:var(--soft);font-size:.88rem}
-.legend{display:flex;flex-wrap:wrap;gap:.3rem 1.1rem;padding:0;margin:.6rem 0;list-style:none;font-size:.9rem}
-.legend i{display:inline-block;width:1.3rem;height:.28rem;border-radius:2px;vertical-align:middle;margin-right:.4rem}
-.curves{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,330px),1fr));gap:.6rem}
-.curve{background:var(--card);border:1px solid var(--line);border-radius:8px;padding:.3rem}.curve svg{width:100%;height:auto;display:block}
-.scroll{overflow-x:auto;border:1px solid var(--line);border-radius:8px;margin:.6rem 0}table{border-collapse:collapse;font-size:.85rem}
-caption{text-align:left;padding:.5rem .7rem}th,td{padding:.35rem .6rem;text-align:left;white-space:nowrap;border-top:1px solid var(--line)}
-th[scope=row]{position:sticky;left:0;background:var(--bg);font-weight:600;max-width:9.5rem;white-space:normal;z-index:1}
-td.n{font-variant-numeric:tabular-nums}tr.ref{background:var(--card)}
-.pictures td{vertical-align:top;padding:.3rem .45rem}.pictures img{display:block;height:96px;width:auto;border-radius:3px}
-.strip{display:flex;gap:2px}.t{width:24px;height:50px;background-size:cover;background-position:center;background-clip:padding-box}
-.t{border-bottom:4px dotted var(--wrong);border-radius:2px}.t.r{border-bottom:4px solid var(--right)}details{margin:.8rem 0}summary{cursor:pointer;font-weight:600}
-code{background:var(--card);padding:.1rem .3rem;border-radius:4px;overflow-wrap:anywhere;font-size:.85rem}
+STYLE = f"""
+.keys {{ display: flex; flex-wrap: wrap; gap: .3rem 1.1rem; padding: 0; margin: .6rem 0; list-style: none; font-size: .9rem; }}
+.keys i {{ display: inline-block; width: 1.3rem; height: .28rem; border-radius: 2px; vertical-align: middle; margin-right: .4rem; }}
+.curves {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 330px), 1fr)); gap: .6rem; }}
+.curve {{ background: var(--box); border: 1px solid var(--line); border-radius: 8px; padding: .3rem; }} .curve svg {{ width: 100%; }}
+.pictures td {{ padding: .3rem .45rem; }} .pictures img {{ display: block; height: 96px; width: auto; border-radius: 3px; }}
+.pictures th[scope=row] {{ position: sticky; left: 0; background: var(--page); max-width: 9.5rem; z-index: 1; }}
+.strip {{ display: flex; gap: 2px; }}
+.t {{ width: 24px; height: 50px; background-size: cover; background-position: center; background-clip: padding-box; }}
+.t {{ border-bottom: 4px dotted {MARKS["wrong"].colour}; border-radius: 2px; }}
+.t.r {{ border-bottom: 4px solid {MARKS["right"].colour}; }}
 """
 
 
-def _text(value: Any) -> str:
-    return html.escape(str(value), quote=True)
-
-
-def _data_uri(image: Image.Image, height: int = THUMB_HEIGHT) -> str:
-    image = image.convert("RGB")
-    image = image.resize((max(1, round(image.width * height / image.height)), height), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=82)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def _html_table(head: Sequence[str], rows: Sequence[Sequence[str]], caption: str, reference: str = "") -> str:
-    """Rows of text; the first two cells of one that has the reference in it are marked."""
-    top = "".join(f'<th scope="col">{_text(h)}</th>' for h in head)
-    body = []
-    for row in rows:
-        mark = ' class="ref"' if reference and reference in row[:2] else ""
-        body.append(f"<tr{mark}>" + "".join(f'<td class="n">{_text(cell)}</td>' for cell in row) + "</tr>")
-    return (
-        f'<div class="scroll" tabindex="0"><table><caption>{_text(caption)}</caption><thead><tr>{top}</tr></thead>'
-        f"<tbody>{''.join(body)}</tbody></table></div>"
+def _thumbnail(image: Image.Image, height: int = THUMB_HEIGHT) -> Image.Image:
+    return image.convert("RGB").resize(
+        (max(1, round(image.width * height / image.height)), height), Image.Resampling.LANCZOS
     )
 
 
@@ -322,13 +288,19 @@ class _Samples:
             hide = c != CLEAN and study.options.occlude != "gallery"
             images.append(study.occluder(c, level)(image, path).image if hide else image)
         rows = [
-            ("query", [f'<img alt="query, {_said_level(*c)}" src="{_data_uri(i)}">' for c, i in zip(columns, images)])
+            (
+                "query",
+                [
+                    f'<img alt="query, {_said_level(*c)}" src="{html.data_uri(_thumbnail(i))}">'
+                    for c, i in zip(columns, images)
+                ],
+            )
         ]
         for m in self.first:
             cells = [study.cells[m.key, *c] for c in columns]
             if cells[0].weights is not None:
                 looks = [
-                    f'<img alt="patch weights of {_text(m.name)}, {_said_level(*c)}" src="{_data_uri(_heat(i, cell.weights[index]))}">'
+                    f'<img alt="patch weights of {html.escape(m.name)}, {_said_level(*c)}" src="{html.data_uri(_thumbnail(_heat(i, cell.weights[index])))}">'
                     for c, i, cell in zip(columns, images, cells)
                 ]
                 rows.append((f"{m.name} looks at", looks))
@@ -338,18 +310,18 @@ class _Samples:
                 rows.append((f"{m.name} finds", [self._ranked(cell, place) for cell in cells]))
         head = "".join(f'<th scope="col">{level:.0%}</th>' for _, level in columns)
         body = "".join(
-            f'<tr><th scope="row">{_text(title)}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
+            f'<tr><th scope="row">{html.escape(title)}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
             for title, cells in rows
         )
         caption = f"Person {pid}, camera {camid + 1}, {WORDS.get(condition, condition)}"
         return (
-            f'<div class="scroll" tabindex="0"><table class="pictures"><caption>{_text(caption)}</caption>'
+            f'<div class="scroll" tabindex="0"><table class="pictures"><caption>{html.escape(caption)}</caption>'
             f'<thead><tr><th scope="row"></th>{head}</tr></thead><tbody>{body}</tbody></table></div>'
         )
 
     def style(self) -> str:
         return "".join(
-            f".g{g}{{background-image:url({_data_uri(read_image(path), 64)})}}"
+            f".g{g}{{background-image:url({html.data_uri(_thumbnail(read_image(path), 64))})}}"
             for g, path in sorted(self.pictures.items())
         )
 
@@ -359,73 +331,80 @@ def _said_level(condition: str, level: float) -> str:
 
 
 def _heat(image: Image.Image, weights: np.ndarray) -> Image.Image:
-    picture = overlay(image, torch.from_numpy(weights.astype(np.float32)))
-    return Image.fromarray(np.rint(255 * picture).astype(np.uint8))
+    return overlay(image, torch.from_numpy(weights.astype(np.float32)))
 
 
-def page(study: Study, results: Sequence[dict], record: dict[str, Any], samples: int) -> str:
+def drawn_curves(record: Mapping[str, Any]) -> Html:
+    """Curves of a study by condition, each with its figures folded below.
+
+    Args:
+        record: what study.json holds.
+    """
+    results, reference = record["results"], record["reference"]
+    panels, parts = _panels(results, reference), []
+    features = list(dict.fromkeys(r["feature"] for r in results))
+    for feature in features:
+        title = f" (feature: {feature})" if len(features) > 1 else ""
+        keys = "".join(
+            f'<li><i style="background:{COLOURS[i % len(COLOURS)]}"></i>{html.escape(r["model"])}</li>'
+            for i, r in enumerate(_first(results, feature))
+        )
+        for condition in _conditions(results):
+            drawn = "".join(_inline_svg(results, feature, condition, k, *v) for k, v in panels.items())
+            parts.append(html.heading(3, TITLES.get(condition, condition) + title))
+            parts.append(Html(f'<ul class="keys">{keys}</ul><div class="curves">{drawn}</div>'))
+            rows = [_cells_of(r) for r in results if r["condition"] in (CLEAN, condition) and r["feature"] == feature]
+            caption = (
+                f"Percent, with 95 % intervals over queries; difference in mAP to {reference}, paired by query; spread: "
+                "standard deviation over seeds"
+            )
+            marked = [i for i, row in enumerate(rows) if row[1] == reference]
+            parts.append(html.details("Every figure", html.table(COLUMNS, rows, caption, marked)))
+    return html.join(parts)
+
+
+def page(study: Study, record: dict[str, Any], samples: int) -> str:
     """The study as one HTML document: pictures inside, no script, nothing from outside.
 
     Args:
         record: what study.json holds.
         samples: queries shown.
     """
-    reference, o, data = record["reference"], study.options, record["dataset"]
-    panels, conditions = _panels(results, reference), _conditions(results)
-    parts = []
-    for feature in o.features:
-        title = f" (feature: {feature})" if len(o.features) > 1 else ""
-        legend = "".join(
-            f'<li><i style="background:{COLOURS[i % len(COLOURS)]}"></i>{_text(r["model"])}</li>'
-            for i, r in enumerate(_first(results, feature))
-        )
-        for condition in conditions:
-            drawn = "".join(_inline_svg(results, feature, condition, k, *v) for k, v in panels.items())
-            parts.append(
-                f"<h2>{_text(TITLES.get(condition, condition) + title)}</h2>"
-                f'<ul class="legend">{legend}</ul><div class="curves">{drawn}</div>'
-            )
-            rows = [_cells_of(r) for r in results if r["condition"] in (CLEAN, condition) and r["feature"] == feature]
-            caption = (
-                f"Percent, with 95 % intervals over queries; difference in mAP to {reference}, paired by query; spread: "
-                "standard deviation over seeds"
-            )
-            parts.append(
-                f"<details><summary>Every figure</summary>{_html_table(COLUMNS, rows, caption, reference)}</details>"
-            )
+    o, data = study.options, record["dataset"]
     shown = _Samples(study, o.features[0])
-    pictures = "".join(shown.table(place, c) for place in shown.choose(samples) for c in conditions)
-    covered = _html_table(
-        SHARES, [_share_cells(s) for s in record["shares"]], "Percent of what was asked, and what was covered"
-    )
-    models = _html_table(
-        ("model", "head", "backbone", "seed", "parameters (M)", "checkpoint"),
-        [
-            [m["name"], m["head"], m["backbone"], str(m["seed"]), f"{m['parameters'] / 1e6:.2f}", m["path"]]
-            for m in record["models"]
-        ],
-        "Every checkpoint",
-    )
     hidden = {"query": "the query", "gallery": "the gallery", "both": "query and gallery"}[o.occlude]
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">
-<title>Occlusion study: {_text(data["name"])}</title><link rel="icon" href="data:,">
-<style>{STYLE}{shown.style()}</style></head><body><main>
-<h1>Who is still found when part of the person is hidden?</h1>
-<p>{_text(data["name"])}: {data["queries"]} queries, {data["gallery"]} gallery pictures. A growing share of the visible person in
-{hidden} is hidden, in the same way for every model. The person is {_text(data["person"])}.
-{f"Pasted people come from {_text(data['distractors'])} and are nobody in the test set." if data["distractors"] else ""}</p>
-{"".join(parts)}
-<h2>Sample queries</h2>
-<p class="soft">Spread evenly over the queries, not chosen by result. Bright: the patches that count most in the head's feature.
-Ranked lists: a solid green line marks the query's person, a dotted red one another. The first seed of each model.</p>
-{pictures}
-<h2>What was covered</h2>{covered}
-<h2>Models</h2>{models}
-<p class="soft"><code>{_text(record["command"])}</code><br>{_text(record["date"])}, {_text(record["machine"]["cpu"])}, torch
-{_text(record["machine"]["torch"])}; seed {o.seed}, {o.resamples} resamples.</p>
-</main></body></html>
-"""
+    intro = (
+        f"{data['name']}: {data['queries']} queries, {data['gallery']} gallery pictures. A growing share of the visible person "
+        f"in {hidden} is hidden, in the same way for every model. The person is {data['person']}. "
+    )
+    if data["distractors"]:
+        intro += f"Pasted people come from {data['distractors']} and are nobody in the test set."
+    rules = (
+        "Spread evenly over the queries, not chosen by result. Bright: the patches that count most in the head's feature. "
+        "Ranked lists: a solid line marks the query's person, a dotted one another. The first "
+        "seed of each model."
+    )
+    covered = [_share_cells(s) for s in record["shares"]]
+    models = [
+        [m["name"], m["head"], m["backbone"], str(m["seed"]), f"{m['parameters'] / 1e6:.2f}", m["path"]]
+        for m in record["models"]
+    ]
+    end = f"{record['date']}, {record['machine']['cpu']}, torch {record['machine']['torch']}; seed {o.seed}, {o.resamples} resamples."
+    body = [
+        html.heading(1, "Who is still found when part of the person is hidden?"),
+        html.paragraph(intro),
+        drawn_curves(record),
+        html.heading(2, "Sample queries"),
+        html.paragraph(rules, soft=True),
+        *(Html(shown.table(place, c)) for place in shown.choose(samples) for c in _conditions(record["results"])),
+        html.heading(2, "What was covered"),
+        html.table(SHARES, covered, "Percent of what was asked, and what was covered"),
+        html.heading(2, "Models"),
+        html.table(("model", "head", "backbone", "seed", "parameters (M)", "checkpoint"), models, "Every checkpoint"),
+        html.paragraph(Html(f"<code>{html.escape(record['command'])}</code>")),
+        html.paragraph(end, soft=True),
+    ]
+    return html.page(f"Occlusion study: {data['name']}", html.join(body), STYLE + shown.style())
 
 
 # ---- all of it ---------------------------------------------------------------------------------------------------------
@@ -497,11 +476,11 @@ def run_study(
         "shares": shares,
         "results": results,
     }
-    write_json(folder / "study.json", record)
+    write_json(folder / RECORD, record)
     head = f"# Occlusion study on {dataset}\n\n`{command}`\n\nPercent; 95 % intervals over queries; reference: {reference}."
     texts = {
         "table.md": full_table(results, shares, head),
-        "study.html": page(study, results, record, samples),
+        "study.html": page(study, record, samples),
     }
     for name, text in texts.items():
         write_atomically(folder / name, lambda to, text=text: Path(to).write_text(text, encoding="utf-8"))

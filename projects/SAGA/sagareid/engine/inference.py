@@ -36,6 +36,7 @@ __all__ = [
     "load_model",
     "model_layout",
     "share_towers",
+    "tower_output",
 ]
 
 
@@ -260,13 +261,24 @@ def _tower_of(model: nn.Module) -> tuple:
     return (id(model.backbone), type(model), *pixels)
 
 
+def tower_output(model: nn.Module, batch: dict[str, Tensor]) -> Any:
+    """What a model's backbone gives its head; None for a meta-architecture with its own ways.
+
+    Args:
+        batch: "images" (B, 3, H, W) in 0..255, left as they are, and "cameras" (B,).
+    """
+    if not _backbone_then_head(model):
+        return None
+    if isinstance(model, SAGABaseline):
+        return model.extract(batch)
+    # FastReID normalises in place
+    return model.backbone(model.preprocess_image(batch["images"].to(model.device, copy=True)))
+
+
 def _outputs(models: Sequence[nn.Module], batch: dict[str, Tensor]) -> tuple[Any, list[Tensor]]:
     """The tower's output, None for a model with ways of its own, and each model's features."""
     first = models[0]
-    if not _backbone_then_head(first):
+    tower = tower_output(first, batch)
+    if tower is None:
         return None, [first({k: v.to(first.device, copy=True) for k, v in batch.items()})]
-    if isinstance(first, SAGABaseline):
-        tower = first.extract(batch)
-    else:  # FastReID normalises in place
-        tower = first.backbone(first.preprocess_image(batch["images"].to(first.device, copy=True)))
     return tower, [model.heads(tower) for model in models]

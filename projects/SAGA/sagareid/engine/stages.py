@@ -21,7 +21,7 @@ from fastreid.utils import logger as host_logger
 from fastreid.utils.env import seed_all_rng
 from tabulate import tabulate
 
-from ..config import check_config, get_cfg
+from ..config import check_config, flatten, get_cfg
 from ..data.loading import load_test_data, load_training_data
 from .checkpoint import write_json
 from .hooks import CheckpointHook, by_set
@@ -83,7 +83,7 @@ def _readable_errors(cfg, file: str | Path) -> Iterator[None]:
     except (KeyError, AssertionError) as error:
         text = str(error).strip("'\"")
         key = text.rpartition(": ")[2].strip()
-        close = difflib.get_close_matches(key, _keys(cfg), n=3, cutoff=0.5)
+        close = difflib.get_close_matches(key, flatten(cfg), n=3, cutoff=0.5)
         raise ValueError(f"{file}: {text}. " + (f"Nearest keys: {', '.join(close)}" if close else "")) from error
     except yaml.YAMLError as error:
         raise ValueError(f"{file} is no YAML: {' '.join(str(error).split())}") from error
@@ -107,13 +107,6 @@ def read_config(config_file: str | Path | None = None, opts: Sequence[str] = ())
         with _readable_errors(cfg, "command line"):
             cfg.merge_from_list(list(opts))
     return cfg
-
-
-def _keys(cfg, prefix: str = "") -> list[str]:
-    out = []
-    for key, value in cfg.items():
-        out += _keys(value, f"{prefix}{key}.") if isinstance(value, dict) else [prefix + key]
-    return out
 
 
 def _folder_of_stages(config_file: str | Path) -> Path:
@@ -262,24 +255,13 @@ def differences(run: Run) -> list[str]:
     saved = get_cfg()
     saved.merge_from_file(str(run.folder / "config.yaml"))
     counted = ("MODEL.HEADS.NUM_CLASSES", "MODEL.CLIP.CAMERAS", "SEED")  # filled in by the run
-    out = []
-    for key in _keys(run.cfg):
-        now, then = (_get(c, key) for c in (run.cfg, saved))
+    before, out = flatten(saved), []
+    for key, now in flatten(run.cfg).items():
+        then = before.get(key)
         left_open = key in counted and now in (0, [], -1)
-        if key not in _MACHINE_KEYS and not left_open and _plain(now) != _plain(then):
+        if key not in _MACHINE_KEYS and not left_open and now != then:
             out.append(f"{key}: {then} -> {now}")
     return out
-
-
-def _plain(value: Any) -> Any:
-    """A tuple as the list that YAML makes of it."""
-    return list(value) if isinstance(value, tuple) else value
-
-
-def _get(cfg, key: str) -> Any:
-    for part in key.split("."):
-        cfg = cfg[part]
-    return cfg
 
 
 def _set_aside(folder: Path) -> None:

@@ -1,0 +1,296 @@
+"""A run as one web page: its results, curves, config, ranked lists good and bad, attention. See `runs` for what is read."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Optional
+
+from ..config import flatten, get_cfg
+from . import html, pictures, study_report, visualize
+from .html import Html
+from .study import load_models
+from .runs import Curve, Stage, flat_metrics, is_metric, read_run
+
+__all__ = ["LISTS", "REPORT", "report"]
+
+logger = logging.getLogger(__name__)
+
+REPORT = "report.html"
+LISTS = ("last", "all", "none")
+HEADLINE = ("Rank-1", "Rank-5", "Rank-10", "mAP", "mINP")
+TIMING = ("time", "data_time", "eta_seconds")
+# What is asked of a data set and a checkpoint of any origin; it must not cost the reader the rest of the page.
+FAILURES = (OSError, ValueError, RuntimeError, KeyError, TypeError)
+
+
+def report(
+    folder: str | Path,
+    output: Optional[str | Path] = None,
+    *,
+    lists: str = "last",
+    dataset: str = "",
+    queries: int = 3,
+    device: Optional[str] = None,
+    studies: Sequence[str | Path] = (),
+) -> Path:
+    """Write the page of a run, or of one stage, finished or not.
+
+    Args:
+        output: default: report.html in the folder.
+        lists: ranked lists and attention of the "last" stage that has a checkpoint, of "all" stages, or of "none". They
+            need the test set; without it the page says so.
+        dataset: test set of the lists; default: the first of the stage's.
+        queries: how many of the best, of those around the median and of the worst.
+        device: of the model; default: the run's.
+        studies: folders of occlusion studies whose curves are shown, beside those found in the run's.
+
+    Returns:
+        Where the page is.
+
+    Raises:
+        FileNotFoundError: no run there, or no study in a folder that is named.
+        ValueError: an option out of range.
+    """
+    folder = Path(folder)
+    if lists not in LISTS:
+        raise ValueError(f"lists is {lists!r}; expected one of {', '.join(LISTS)}")
+    if queries < 1:
+        raise ValueError(f"queries is {queries}; expected 1 or more")
+    stages = read_run(folder)
+    with_weights = [stage for stage in stages if stage.checkpoint]
+    listed = {"last": with_weights[-1:], "all": with_weights, "none": []}[lists]
+    title = f"Run {'/'.join(folder.resolve().parts[-2:])}"
+    parts = [html.heading(1, title), html.paragraph(str(folder.resolve()), soft=True), _overview(stages)]
+    for stage in stages:
+        parts += [html.heading(2, _title(stage), _title(stage)), *_stage(stage)]
+        if stage in listed:
+            parts += _lists(stage, dataset, queries, device)
+    parts += _evaluations(stages)
+    parts += _studies(folder, studies)
+    output = Path(output) if output else folder / REPORT
+    html.write(output, title, html.join(parts), study_report.STYLE)
+    return output
+
+
+def _title(stage: Stage) -> str:
+    return stage.name or stage.folder.resolve().name
+
+
+# ---- results ----------------------------------------------------------------------------------------------------------
+
+
+def _rows(metrics: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    """Metrics by row ("" the result of a single data set, "<data set>" or "<data set>/<row>") and name."""
+    rows: dict[str, dict[str, float]] = {}
+    for name, value in metrics.items():
+        row, _, metric = name.rpartition("/")
+        rows.setdefault(row, {})[metric] = value
+    return rows
+
+
+def _metrics_table(metrics: Mapping[str, float], caption: str) -> Html:
+    rows = _rows(metrics)
+    columns = sorted({m for row in rows.values() for m in row} - {"metric"}, key=_place)
+    table = [[name or "result", *(row.get(m) for m in columns)] for name, row in rows.items()]
+    return html.table(["feature", *columns], table, caption)
+
+
+def _state(stage: Stage) -> str:
+    if stage.finished:
+        return "finished"
+    return f"not finished: iteration {stage.iterations}" if stage.curves else "not finished: nothing recorded"
+
+
+def _overview(stages: Sequence[Stage]) -> Html:
+    rows = []
+    for stage in stages:
+        sets = stage.config.get("DATASETS.TESTS") or [""]
+        results = _rows(stage.metrics)
+        for name in sets if len(sets) > 1 else [""]:
+            figures = results.get(name, {})
+            minutes = stage.seconds / 60 if stage.seconds is not None else None
+            link = html.link(_title(stage), _title(stage))
+            rows.append(
+                [link, name or sets[0], *(figures.get(m) for m in ("Rank-1", "mAP", "mINP")), minutes, _state(stage)]
+            )
+    headers = ["stage", "test set", "Rank-1", "mAP", "mINP", "minutes", "state"]
+    return html.table(headers, rows, "Results in percent, at the last evaluation of each stage")
+
+
+def _evaluations(stages: Sequence[Stage]) -> list[Html]:
+    """What --eval-only left behind."""
+    found = [e for stage in stages for e in stage.evaluation]
+    if not found:
+        return []
+    parts = [html.heading(2, "Evaluated later")]
+    for e in found:
+        parts.append(_metrics_table(flat_metrics(e.get("metrics") or {}), f"{e.get('checkpoint', '')}"))
+    return parts
+
+
+# ---- one stage --------------------------------------------------------------------------------------------------------
+
+
+def _stage(stage: Stage) -> list[Html]:
+    parts = [_facts(stage)]
+    if not stage.finished:
+        kept = f"Its last checkpoint is {stage.checkpoint.name}." if stage.checkpoint else "It has no checkpoint yet."
+        parts.append(html.note(f"This stage is {_state(stage)}. What there is so far is shown. {kept}"))
+    if stage.damaged:
+        parts.append(html.note(f"{stage.damaged} line(s) of metrics.json cannot be read and are left out."))
+    if stage.metrics:
+        when = "At the end, in percent" if stage.finished else "At the last evaluation, in percent"
+        parts.append(_metrics_table(stage.metrics, when))
+    chosen = (stage.result or {}).get("validation")
+    if chosen:
+        text = f"The state after epoch {chosen['epoch']} was chosen on validation ((Rank-1 + mAP) / 2 = {chosen['metric']:.1f})."
+        parts += [html.paragraph(text), _metrics_table(flat_metrics(chosen["metrics"]), "On validation, in percent")]
+    parts += _curves(stage)
+    parts.append(_config(stage.config))
+    return parts
+
+
+def _facts(stage: Stage) -> Html:
+    config = stage.config
+
+    def names(key: str) -> str:
+        return ", ".join(map(str, config.get(key) or []))
+
+    facts = [
+        ("head", config.get("MODEL.HEADS.NAME")),
+        ("backbone", config.get("MODEL.BACKBONE.NAME")),
+        ("trained on", names("DATASETS.NAMES")),
+        ("seed", config.get("SEED")),
+        ("epochs", config.get("SOLVER.MAX_EPOCH")),
+        ("batch", config.get("SOLVER.IMS_PER_BATCH")),
+        ("steps", (stage.result or {}).get("steps") or stage.iterations or None),
+        ("device", config.get("MODEL.DEVICE")),
+    ]
+    return html.paragraph(" · ".join(f"{name} {value}" for name, value in facts if value not in (None, "")), soft=True)
+
+
+def _curves(stage: Stage) -> list[Html]:
+    """Losses and other scalars of training; evaluations where there is more than one; timing, folded."""
+    losses = sorted(name for name in stage.curves if name.startswith("loss"))
+    others = sorted(n for n in stage.curves if n not in (*losses, "total_loss", *TIMING) and not is_metric(n))
+    total = ["total_loss"] if "total_loss" in stage.curves and len(losses) != 1 else []
+    evaluated: dict[str, dict[str, Curve]] = {}
+    for name in filter(is_metric, stage.curves):
+        row, _, metric = name.rpartition("/")
+        if metric != "metric":  # the mean of two that are shown
+            evaluated.setdefault(metric, {})[row or "result"] = stage.curves[name]
+    evaluated = {m: evaluated[m] for m in sorted(evaluated, key=_place)}
+
+    def panels(names: Sequence[str]) -> dict[str, dict[str, Curve]]:
+        return {name: {"": stage.curves[name]} for name in names if name in stage.curves}
+
+    parts = [_panels("Training", panels([*total, *losses, *others]))]
+    if max((len(c.iterations) for lines in evaluated.values() for c in lines.values()), default=0) > 1:
+        parts.append(_panels("Evaluations", evaluated))
+    timing = _panels("", panels(TIMING))
+    if timing:
+        parts.append(html.details("Timing, in seconds", timing))
+    return [part for part in parts if part]
+
+
+def _place(metric: str) -> tuple[int, str]:
+    """Of a metric among the others."""
+    return (HEADLINE.index(metric) if metric in HEADLINE else len(HEADLINE), metric)
+
+
+def _panels(title: str, panels: Mapping[str, Mapping[str, Curve]]) -> Html:
+    if not panels:
+        return Html()
+    ends = "; ".join(
+        f"{name}{f' of {line}' if len(lines) > 1 else ''}: from {c.values[0]:.4g} to {c.values[-1]:.4g}"
+        for name, lines in panels.items()
+        for line, c in lines.items()
+    )
+    figure = html.svg(pictures.curves(panels, x="iteration"), f"{title or 'Timing'} over iterations. {ends}.")
+    return html.join([html.heading(3, title) if title else Html(), figure])
+
+
+def _config(config: Mapping[str, Any]) -> Html:
+    """What differs from the defaults, then everything; folded."""
+    if not config:
+        return html.note("config.yaml is empty or cannot be read.")
+    defaults = flatten(get_cfg())
+    missing = object()
+    changed = [
+        (key, value, defaults.get(key, "no such key"))
+        for key, value in config.items()
+        if defaults.get(key, missing) != value
+    ]
+    differences = html.table(["key", "value", "default"], [[_code(x) for x in row] for row in changed])
+    whole = html.table(["key", "value"], [[_code(key), _code(value)] for key, value in config.items()])
+    summary = f"Config: {len(changed)} of {len(config)} keys differ from the defaults"
+    return html.details(summary, html.join([differences, html.details("All keys", whole)]))
+
+
+def _code(value: Any) -> Html:
+    return Html(f"<code>{html.escape(str(value))}</code>")
+
+
+# ---- pictures ---------------------------------------------------------------------------------------------------------
+
+
+def _lists(stage: Stage, dataset: str, number: int, device: Optional[str]) -> list[Html]:
+    """Ranked lists of the best, median and worst queries, and every anchor over the best and the worst."""
+    parts = [html.heading(3, "Ranked lists")]
+    try:
+        [model] = load_models([f"{_title(stage)}={stage.checkpoint}"], device=device)
+        [ranked] = visualize.rank_test_set([model], dataset)
+        chosen = visualize.best_median_worst(ranked, number)
+        of_queries = {name: visualize.ranked_blocks([ranked], which) for name, which in chosen.items() if which}
+    except FAILURES as error:
+        logger.debug("ranked lists", exc_info=True)
+        return [*parts, html.note(f"Left out: {type(error).__name__}: {error}")]
+    parts.append(
+        html.paragraph(
+            f"{ranked.images.name}: {len(ranked.queries)} queries, {len(ranked.images.items) - ranked.images.num_query} "
+            f"gallery images, mAP {100 * ranked.ap.mean():.1f} with {stage.checkpoint.name}. AP is a query's average precision, in percent."
+        )
+    )
+    parts.append(html.legend())
+    remark = visualize.without_maps([model])
+    parts.append(
+        html.note(remark)
+        if remark
+        else html.paragraph("In brackets: the anchor's share of what counts in the image.", soft=True)
+    )
+    for name, blocks in of_queries.items():
+        parts += [html.heading(3, name), html.blocks(blocks)]
+    if not remark:
+        ends = [which[0] for name, which in chosen.items() if which and "median" not in name]
+        items = [ranked.images.items[ranked.queries[v]] for v in ends]
+        maps = visualize.attention_blocks([model], items, ranked.images.stem)
+        parts.append(html.details("Every anchor, over the best and the worst query", html.blocks(maps), opened=True))
+    return parts
+
+
+# ---- occlusion --------------------------------------------------------------------------------------------------------
+
+
+def _studies(folder: Path, named: Sequence[str | Path]) -> list[Html]:
+    """Curves of occlusion studies: of those named, and of those in the run's folder."""
+    records = [Path(path) / study_report.RECORD for path in named]
+    for record in records:
+        if not record.is_file():
+            raise FileNotFoundError(
+                f"no {record.name} in {record.parent}: expected the output folder of an occlusion study"
+            )
+    found = [p for depth in ("", "*/", "*/*/") for p in sorted(folder.glob(depth + study_report.RECORD))]
+    parts = []
+    for path in dict.fromkeys(p.resolve() for p in (*records, *found)):
+        try:
+            record = json.loads(path.read_text())
+            drawn = study_report.drawn_curves(record)
+            name = record["dataset"]["name"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            parts.append(html.note(f"{path} cannot be read as an occlusion study ({type(error).__name__}: {error})"))
+            continue
+        parts += [html.heading(2, f"Occlusion, {name}"), html.paragraph(str(path.parent), soft=True), drawn]
+    return parts
