@@ -50,9 +50,9 @@ p { margin: .4rem 0; max-width: 60rem; } a { color: var(--link); } code { font-s
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; margin: .5rem 0; font-size: .9rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .7rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
-th { font-weight: 600; } tr.marked { background: var(--box); } td.number, th.number { text-align: right; } caption { text-align: left; font-size: .85rem; }
+th { font-weight: 600; white-space: nowrap; } tr.marked { background: var(--box); } td.number, th.number { text-align: right; } caption { text-align: left; font-size: .85rem; }
 details { margin: .6rem 0; } summary { cursor: pointer; font-weight: 600; }
-svg { max-width: 100%; height: auto; display: block; }
+svg { display: block; }
 .row { display: flex; align-items: flex-end; margin: .3rem 0; gap: .5rem; }
 .label { flex: 0 0 6.5rem; align-self: center; font-size: .82rem; overflow-wrap: anywhere; }
 .tiles { display: flex; flex-wrap: wrap; align-items: flex-end; gap: .4rem; }
@@ -77,7 +77,8 @@ def join(parts: Iterable[Html]) -> Html:
 
 def heading(level: int, text: str, name: str = "") -> Html:
     """name: for links to it."""
-    return Html(f"<h{level}{f' id={chr(34)}{escape(name)}{chr(34)}' if name else ''}>{_escaped(text)}</h{level}>")
+    anchor = f' id="{escape(name)}"' if name else ""
+    return Html(f"<h{level}{anchor}>{_escaped(text)}</h{level}>")
 
 
 def paragraph(text: str, soft: bool = False) -> Html:

@@ -130,15 +130,15 @@ def draw(blocks: Sequence[Block], path: str | Path, *, title: str = "", columns:
     heights = []
     for heading, row in lines:
         captions = max((_wrap(t.caption).count("\n") + 1 for t in row.tiles if t), default=1)
-        heights.append(0.95 * shape + 0.13 * captions + 0.1 + (0.2 if heading else 0.0))
+        heights.append(0.95 * shape + 0.13 * captions + 0.1 + (0.22 if heading else 0.0))
     above = 0.2 + 0.15 * (title.count("\n") + 1)
-    width, height = 1.05 * (across + labels), sum(heights) + above + 0.1
+    width, height = 1.05 * (across + labels) + 0.1, sum(heights) + above + 0.1
     figure = Figure(figsize=(width, height), dpi=110)
     figure.suptitle(title, fontsize=9, y=1 - 0.1 / height, va="top")
     bottom = height - above
     for (heading, row), its_height in zip(lines, heights):
         if heading:
-            figure.text(0.05 / width, bottom / height, heading, fontsize=8.5, weight="bold", va="top")
+            figure.text(0.08 / width, (bottom - 0.09) / height, heading, fontsize=8.5, weight="bold", va="top")
         bottom -= its_height
         if row.label:
             middle = (bottom + 0.475 * shape) / height
@@ -146,7 +146,7 @@ def draw(blocks: Sequence[Block], path: str | Path, *, title: str = "", columns:
         for place, tile in enumerate(row.tiles):
             if tile is None:
                 continue
-            box = ((1.05 * (place + labels) + 0.05) / width, bottom / height, 0.95 / width, 0.95 * shape / height)
+            box = ((1.05 * (place + labels) + 0.1) / width, bottom / height, 0.95 / width, 0.95 * shape / height)
             axis = figure.add_axes(box, anchor="S")
             axis.imshow(tile.picture), axis.set_xticks([]), axis.set_yticks([])
             axis.set_title(_wrap(tile.caption), fontsize=7, pad=3)

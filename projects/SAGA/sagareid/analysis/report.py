@@ -11,8 +11,8 @@ from typing import Any, Optional
 from ..config import flatten, get_cfg
 from . import html, pictures, study_report, visualize
 from .html import Html
-from .study import load_models
 from .runs import Curve, Stage, flat_metrics, is_metric, read_run
+from .study import load_models
 
 __all__ = ["LISTS", "REPORT", "report"]
 
@@ -210,7 +210,8 @@ def _panels(title: str, panels: Mapping[str, Mapping[str, Curve]]) -> Html:
         for line, c in lines.items()
     )
     figure = html.svg(pictures.curves(panels, x="iteration"), f"{title or 'Timing'} over iterations. {ends}.")
-    return html.join([html.heading(3, title) if title else Html(), figure])
+    scrolled = Html(f'<div class="scroll" tabindex="0">{figure}</div>')
+    return html.join([html.heading(3, title) if title else Html(), scrolled])
 
 
 def _config(config: Mapping[str, Any]) -> Html:

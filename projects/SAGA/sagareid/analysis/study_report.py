@@ -232,7 +232,7 @@ STYLE = f"""
 .keys {{ display: flex; flex-wrap: wrap; gap: .3rem 1.1rem; padding: 0; margin: .6rem 0; list-style: none; font-size: .9rem; }}
 .keys i {{ display: inline-block; width: 1.3rem; height: .28rem; border-radius: 2px; vertical-align: middle; margin-right: .4rem; }}
 .curves {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 330px), 1fr)); gap: .6rem; }}
-.curve {{ background: var(--box); border: 1px solid var(--line); border-radius: 8px; padding: .3rem; }} .curve svg {{ width: 100%; }}
+.curve {{ background: var(--box); border: 1px solid var(--line); border-radius: 8px; padding: .3rem; }} .curve svg {{ width: 100%; height: auto; }}
 .pictures td {{ padding: .3rem .45rem; }} .pictures img {{ display: block; height: 96px; width: auto; border-radius: 3px; }}
 .pictures th[scope=row] {{ position: sticky; left: 0; background: var(--page); max-width: 9.5rem; z-index: 1; }}
 .strip {{ display: flex; gap: 2px; }}
