@@ -329,6 +329,12 @@ def check_config(cfg: CN) -> None:
         "TEST.SELECT_BEST selects on test data, DATASETS.VALIDATION on data apart from it: one of the two",
     )
     needs(
+        not cfg.CACHE.ENABLED
+        or (model.BACKBONE.NAME == "build_clip_vit_backbone" and model.META_ARCHITECTURE == "SAGABaseline"),
+        "CACHE.ENABLED keeps CLIP's tokens: it needs MODEL.BACKBONE.NAME build_clip_vit_backbone and MODEL.META_ARCHITECTURE "
+        "SAGABaseline",
+    )
+    needs(
         not (validation and cfg.CACHE.ENABLED) or {"cls", "proj"} <= set(cfg.CACHE.FIELDS),
         "DATASETS.VALIDATION is read from the feature cache, too, for evaluation: CACHE.FIELDS with cls and proj",
     )
