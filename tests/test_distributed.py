@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shlex
+import signal
 import socket
 import subprocess
 import sys
@@ -190,8 +191,18 @@ def two_epochs(runs, tiny_root, tmp_path_factory, repo):
     return opts, weights(folder, "backbone")
 
 
+@pytest.fixture
+def heeds_ctrl_c():
+    """A shell's background job starts with SIGINT ignored; these tests send it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("before, after", [(2, 4), (4, 1)])
-def test_interrupted_and_resumed_by_another_number_of_processes(before, after, two_epochs, tiny_root, tmp_path, capfd):
+def test_interrupted_and_resumed_by_another_number_of_processes(
+    before, after, heeds_ctrl_c, two_epochs, tiny_root, tmp_path, capfd
+):
     """Ctrl-C in the second epoch ends every process with 130 and one line; the order of the images goes on."""
     opts, expected = two_epochs
     probe = {"PROBE_TROUBLE": f"interrupt {before - 1} 12", "PROBE_LAUNCHER": str(os.getpid())}
