@@ -360,7 +360,7 @@ def test_tool_reports_every_cell(studied):
         assert (figures["spread"] is None) == (r["model"] == "R18") == ("difference" not in figures)
         assert ("attention" in r) == (r["model"] == "SAGA" and r["condition"] != "clean")
     for s in record["shares"]:
-        assert s["share"]["mean"] == pytest.approx(s["level"], abs=1)
+        assert s["share"]["mean"] == pytest.approx(100 * s["level"], abs=1)
     assert record["dataset"]["distractors"] == "SyntheticPedestriansVal" and record["options"]["seed"] == 0
     table = (folder / "table.md").read_text()
     assert "| SAGA" in table and "behind another person" in table and record["command"] in table

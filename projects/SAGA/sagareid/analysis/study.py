@@ -394,7 +394,7 @@ class Study:
         return record
 
     def shares(self) -> list[dict[str, Any]]:
-        """What was really covered, in percent of the visible person and of the picture, by condition and level."""
+        """What was really covered, in percent of the visible person and of the picture, by condition and level (a share)."""
         found = []
         for condition, level in self.options.cells()[1:]:
             cell = self.cells[self.models[0].key, condition, level]
@@ -402,7 +402,7 @@ class Study:
             found.append(
                 {
                     "condition": condition,
-                    "level": 100 * level,
+                    "level": level,
                     "share": {k: float(getattr(np, k)(share)) for k in ("mean", "std", "min", "max")},
                     "area": {k: 100 * float(v.mean()) for k, v in cell.area.items()},
                 }

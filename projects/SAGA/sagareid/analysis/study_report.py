@@ -121,7 +121,7 @@ SHARES = ("condition", "level", "of the visible person: mean", "std", "least", "
 def _share_cells(s: dict) -> list[str]:
     of = s["share"]
     figures = [f"{of[k]:.1f}" for k in ("mean", "std", "min", "max")]
-    return [WORDS[s["condition"]], f"{s['level']:.0f}", *figures, f"{s['area']['occluder']:.1f}"]
+    return [WORDS[s["condition"]], f"{100 * s['level']:.0f}", *figures, f"{s['area']['occluder']:.1f}"]
 
 
 # ---- curves ----------------------------------------------------------------------------------------------------------
