@@ -235,6 +235,14 @@ def test_tool_extract(tiny_run, crops, tmp_path, repo, monkeypatch, capsys):
     assert run(*words, "--overwrite") == 3 and "1 could not be read, such as c.jpg" in capsys.readouterr().out
     assert run(*words) == 3
     assert run(tmp_path / "nowhere", *words[1:]) == 1
+    capsys.readouterr()
+
+    def interrupt(*args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(extract, "extract_folder", interrupt)
+    assert run(*words) == 130
+    assert capsys.readouterr().err == "\ninterrupted; the same command goes on where this one stopped\n"
 
 
 # ---- search -----------------------------------------------------------------------------------------------------------

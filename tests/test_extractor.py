@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 import shutil
 import subprocess
 import sys
@@ -263,3 +264,16 @@ def test_importing_the_package_does_not_import_it(repo):
     subprocess.run([sys.executable, "-c", code], check=True)
     with pytest.raises(AttributeError, match="no attribute 'Nobody'"):
         sagareid.Nobody
+
+
+def test_the_example_finds_a_person(tiny_run, tiny_root, photos, repo, monkeypatch, capsys):
+    """examples/find_person.py, ten lines: the image itself comes first, its similarity falls from place to place."""
+    script = repo / "examples/find_person.py"
+    code = [line for line in script.read_text().splitlines() if line and not line.startswith('"""')]
+    assert len(code) <= 10
+    gallery = tiny_root / "synthetic_pedestrians/query"
+    monkeypatch.setattr(sys, "argv", [str(script), str(tiny_run), str(gallery), str(photos[2])])
+    runpy.run_path(str(script))
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert len(lines) == 5 and lines[0] == ["1.000", str(photos[2])]
+    assert [float(s) for s, _ in lines] == sorted((float(s) for s, _ in lines), reverse=True)

@@ -14,7 +14,9 @@ import contextlib
 import copy
 import json
 import logging
+import re
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -235,11 +237,8 @@ def _strip(proto: Any) -> None:
 def _write_torchscript(traced: _Traced, path: str, metadata: dict[str, Any], variant: str) -> int:
     script = torch.jit.freeze(torch.jit.trace(traced, traced.example(3), check_trace=False).eval())
     torch.jit.save(script, path, _extra_files={"metadata.json": json.dumps(metadata)})
-    return sum(node.t("value").numel() for node in script.graph.findAllNodes("prim::Constant") if _holds_tensor(node))
-
-
-def _holds_tensor(node: Any) -> bool:
-    return node.hasAttribute("value") and node.kindOf("value") == "t"
+    with zipfile.ZipFile(path) as archive:
+        return sum(i.file_size for i in archive.infolist() if re.search(r"/(constants|data)/\d+$", i.filename)) // 4
 
 
 def _write_torch_export(traced: _Traced, path: str, metadata: dict[str, Any], variant: str) -> int:

@@ -53,8 +53,9 @@ KINDS = ("flat", "hnsw", "ivfpq")
 FLAT_BYTES = 2**30
 NEIGHBOURS = 32  # of HNSW: 2 * 32 links of 4 bytes in the lowest layer, and a little for the others
 HNSW_LINKS = 264
-BATCH = 65536  # vectors read at a time
+BATCH_BYTES = 64 * 2**20  # of vectors read at a time
 TRAIN_PER_CELL = 40  # FAISS warns below 39
+SAMPLE = 200  # queries that recall is measured on
 SEED = 0
 
 
@@ -117,8 +118,9 @@ class FeatureSet:
             raise FileNotFoundError(f"no Parquet file in {self.path}; make them with tools/extract.py")
         return files
 
-    def batches(self, size: int = BATCH) -> Iterator[tuple[list[str], np.ndarray]]:
-        """(paths, (m, F) float32 rows of unit length), m up to `size`, in a fixed order."""
+    def batches(self, size: Optional[int] = None) -> Iterator[tuple[list[str], np.ndarray]]:
+        """(paths, (m, F) float32 rows of unit length), m up to `size`, in a fixed order; None: as BATCH_BYTES holds."""
+        size = size or max(1, BATCH_BYTES // (4 * self.width))
         if self._arrays is not None:
             features, paths = self._arrays
             for start in range(0, self.count, size):
@@ -412,7 +414,7 @@ def _append(vectors: Any, features: FeatureSet) -> pa.ChunkedArray:
 
 
 def recall(
-    index: Index, features: FeatureSet, *, k: int = 10, sample: int = 200, effort: Optional[int] = None
+    index: Index, features: FeatureSet, *, k: int = 10, sample: int = SAMPLE, effort: Optional[int] = None
 ) -> float:
     """Share of the exact k nearest that the index finds, over a seeded sample of the gallery; each is left out of its own.
 
@@ -471,7 +473,7 @@ def describe(index: Index, features: Optional[FeatureSet] = None) -> str:
     line = f"{a.kind}, {a.count} vectors of {a.width}, {a.bytes_per_vector:.0f} bytes each, {a.count * a.bytes_per_vector / 2**20:.1f} MiB"
     if features is None or a.kind == "flat":
         return line
-    return f"{line}\nrecall@10 against exact search, 200 of its images: {recall(index, features):.3f}"
+    return f"{line}\nrecall@10 against exact search, {min(SAMPLE, a.count)} of its images: {recall(index, features):.3f}"
 
 
 def table(matches: Sequence[Sequence[Match]]) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Optional, Union, overload
@@ -21,7 +22,6 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import InterpolationMode
 from tqdm import tqdm
 
-from .. import compat
 from ..data.loading import UnreadableImage
 from ..data.transforms import build_transforms
 from .feature_model import FeatureModel, pick_device
@@ -30,6 +30,9 @@ from .inference import load_model
 __all__ = ["Batch", "Extractor", "ImageLike"]
 
 ImageLike = Union[str, os.PathLike, Image.Image, np.ndarray, Tensor]
+
+# FastReID's ToTensor raises it. Once and for all: a scope that hides it (compat.quiet_host) is not safe among threads.
+warnings.filterwarnings("ignore", message="TypedStorage is deprecated")
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -226,7 +229,7 @@ class Extractor:
             if self.dtype != "float32"
             else contextlib.nullcontext()
         )
-        with torch.inference_mode(), half, compat.quiet_host():
+        with torch.inference_mode(), half:
             out = self._module(pixels.to(self.device), cameras.to(self.device), attention)
         features, maps = out if attention else (out, None)
         # plain tensors: those of inference mode cannot be used in training
