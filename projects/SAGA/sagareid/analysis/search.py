@@ -366,7 +366,7 @@ def _flat(features: FeatureSet, memory: float) -> tuple[Any, float, int]:
 def _hnsw(features: FeatureSet, memory: float) -> tuple[Any, float, int]:
     vectors = faiss.IndexHNSWFlat(features.width, NEIGHBOURS, faiss.METRIC_INNER_PRODUCT)
     vectors.hnsw.efConstruction = 80
-    return vectors, 4 * features.width + HNSW_LINKS, 64
+    return vectors, 4 * features.width + HNSW_LINKS, 128
 
 
 def _ivfpq(features: FeatureSet, memory: float) -> tuple[Any, float, int]:
