@@ -239,6 +239,12 @@ def test_a_lost_rank_ends_the_job_with_its_reason(trouble, message, tiny_root, t
     assert error.count("error: ") == 1
 
 
+def test_a_machine_that_never_comes(tiny_root, tmp_path, capfd):
+    more = ["--num-machines", 2, "--dist-url", f"tcp://127.0.0.1:{free_port()}", "--dist-timeout", 4]
+    assert train(tmp_path, 1, tiny_root, "--stage", "prompts", *more) == 1
+    assert re.search("error: rank 0 of 2: the 2 processes did not meet at tcp://127.0.0.1", capfd.readouterr().err)
+
+
 def test_an_unreadable_image_on_one_rank_is_named(tiny_root, tmp_path, capfd):
     import shutil
 
@@ -351,11 +357,15 @@ def recipe(repo, heading: str) -> list[str]:
     return [line for line in lines if line.strip() and not line.startswith("#")]
 
 
-def run_recipe(commands: list[str], repo, root, folder) -> None:
-    """Run commands side by side as "machines" of this one, on the CPU and small; all must end well."""
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        return free.getsockname()[1]
+
+
+def run_recipe(commands: list[str], repo, root, folder) -> None:
+    """Run commands side by side as "machines" of this one, on the CPU and small; all must end well."""
+    port = free_port()
     small = shlex.join(map(str, [*SMALL, "SOLVER.AMP.ENABLED", True, "MODEL.DEVICE", "cpu", "OUTPUT_DIR", folder]))
     environment = {
         **os.environ,

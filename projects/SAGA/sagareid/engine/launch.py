@@ -125,7 +125,7 @@ def launch(work: Callable[..., None], arguments: tuple, args, *, device: str) ->
     Under torchrun, and for a job of one process, `work` runs in this process.
 
     Args:
-        work: importable by name; what it leaves behind on the host's `comm` are rank 0's results alone.
+        work: importable by name, as its arguments must pass to another process.
         args: FastReID's options (num_gpus, num_machines, machine_rank, dist_url) and `dist_timeout` in seconds.
         device: MODEL.DEVICE; decides between NCCL and gloo.
 
@@ -189,6 +189,9 @@ def process_group(place: Place, device: str, timeout: float) -> Iterator[None]:
 
     Args:
         timeout: seconds that a process waits for another, in the rendezvous and in every exchange.
+
+    Raises:
+        ConnectionError: the processes did not meet.
     """
     limit, gpu = timedelta(seconds=timeout), device == "cuda"
     options: dict[str, Any] = {"init_method": place.url}
@@ -196,9 +199,14 @@ def process_group(place: Place, device: str, timeout: float) -> Iterator[None]:
         options = {"store": dist.TCPStore("127.0.0.1", place.port, is_master=False, timeout=limit)}
     if gpu:
         torch.cuda.set_device(place.local_rank)
-    dist.init_process_group(
-        "nccl" if gpu else "gloo", rank=place.rank, world_size=place.world_size, timeout=limit, **options
-    )
+    backend = "nccl" if gpu else "gloo"
+    try:
+        dist.init_process_group(backend, rank=place.rank, world_size=place.world_size, timeout=limit, **options)
+    except RuntimeError as error:
+        raise ConnectionError(
+            f"the {place.world_size} processes did not meet at {place.url or 'this machine'} ({_first_line(error)}). Start every "
+            "machine within --dist-timeout, with the same --dist-url, whose port is free on machine 0 and reachable from all"
+        ) from error
     for first in range(0, place.world_size, place.local_size):
         ranks = range(first, first + place.local_size)
         group = dist.new_group(list(ranks), timeout=limit)
