@@ -87,19 +87,29 @@ def train_net(tiny_root, monkeypatch):
     return run
 
 
-@pytest.fixture
-def run_tool(repo, monkeypatch, capsys, tiny_root):
-    """Run a tool by its file's name on the tiny data root; returns exit code, standard output and standard error."""
+@pytest.fixture(scope="session")
+def call_tool(repo, tiny_root):
+    """Run a tool by its file's name in this process, on the tiny data root or another; returns its exit code."""
 
-    def run(name: str, *argv: object) -> tuple[int, str, str]:
-        monkeypatch.setenv("FASTREID_DATASETS", str(tiny_root))
-        monkeypatch.setattr("sys.argv", [name, *map(str, argv)])
+    def call(name: str, *argv: object, root: Path = tiny_root) -> int:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("FASTREID_DATASETS", str(root))
+            patch.setattr("sys.argv", [name, *map(str, argv)])
+            try:
+                runpy.run_path(str(repo / "tools" / name), run_name="__main__")
+            except SystemExit as end:
+                return int(end.code or 0)
+        return 0
+
+    return call
+
+
+@pytest.fixture
+def run_tool(call_tool, capsys):
+    """`call_tool`; returns exit code, standard output and standard error."""
+
+    def run(name: str, *argv: object, **options) -> tuple[int, str, str]:
         capsys.readouterr()
-        code = 0
-        try:
-            runpy.run_path(str(repo / "tools" / name), run_name="__main__")
-        except SystemExit as end:
-            code = end.code
-        return code, *capsys.readouterr()
+        return call_tool(name, *argv, **options), *capsys.readouterr()
 
     return run

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 
@@ -12,22 +11,15 @@ import torch
 from sagareid.analysis import benchmark
 
 
-def tool(repo):
-    spec = importlib.util.spec_from_file_location("benchmark_tool", repo / "tools" / "benchmark.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
-def smoke(repo, tmp_path_factory):
+def smoke(call_tool, tmp_path_factory):
     """(the file's content, what was printed) of one run of every case."""
     import contextlib
     import io
 
     output, printed = tmp_path_factory.mktemp("benchmark") / "made" / "smoke.json", io.StringIO()
     with contextlib.redirect_stdout(printed):
-        assert tool(repo).main(["--smoke", "--output", str(output)]) == 0
+        assert call_tool("benchmark.py", "--smoke", "--output", output) == 0
     return json.loads(output.read_text()), printed.getvalue()
 
 
@@ -63,12 +55,11 @@ def test_the_table_names_command_machine_date_and_targets(smoke):
         assert text in printed
 
 
-def test_two_ways_that_differ_are_not_timed(repo, monkeypatch, capsys):
+def test_two_ways_that_differ_are_not_timed(run_tool, monkeypatch):
     """A plain way that pools by the mean: the error names the tensors, and nothing is reported."""
     monkeypatch.setattr(benchmark, "plain_refined", lambda head, features, text: features.patches.mean(1))
-    assert tool(repo).main(["--smoke", "--cases", "anchors_cached"]) == 1
-    out = capsys.readouterr()
-    assert "the two ways" in out.err and "grad heads." in out.err and not out.out
+    code, out, error = run_tool("benchmark.py", "--smoke", "--cases", "anchors_cached")
+    assert code == 1 and "the two ways" in error and "grad heads." in error and not out
 
 
 def test_flops_are_counted_as_they_run(repo):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 
 import pytest
@@ -10,18 +9,12 @@ import pytest
 from sagareid.analysis import benchmark_ranking as benchmark
 
 
-@pytest.fixture(scope="module")
-def tool(repo):
-    spec = importlib.util.spec_from_file_location("benchmark_ranking_tool", repo / "tools" / "benchmark_ranking.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_both_ways_in_fresh_processes(tool, tmp_path, capsys):
+def test_both_ways_in_fresh_processes(run_tool, tmp_path):
     output = tmp_path / "made" / "ranking.json"
-    assert tool.main(["--sizes", "30x400", "--width", "64", "--rounds", "1", "--output", str(output)]) == 0
-    printed, [row] = capsys.readouterr().out, json.loads(output.read_text())["sizes"]
+    words = ("--sizes", "30x400", "--width", 64, "--rounds", 1, "--output", output)
+    code, printed, _ = run_tool("benchmark_ranking.py", *words)
+    [row] = json.loads(output.read_text())["sizes"]
+    assert code == 0
     assert row["equal"] is True and row["host"]["digest"] == row["ours"]["digest"] and row["ratio"]["median"] > 0
     assert 5 < row["ours"]["mAP"] < 95, "ranks that are neither all right nor chance"
     for text in ("python tools/benchmark_ranking.py --sizes", "same bits", "MiB above"):
@@ -49,6 +42,6 @@ def test_the_arithmetic_of_memory():
 
 
 @pytest.mark.parametrize("text", ["5000", "10x", "0x5", "axb"])
-def test_a_wrong_size_is_named(tool, text, capsys):
-    assert tool.main(["--sizes", text]) == 1
-    assert "expected queries x gallery" in capsys.readouterr().err
+def test_a_wrong_size_is_named(text, run_tool):
+    code, _, error = run_tool("benchmark_ranking.py", "--sizes", text)
+    assert code == 1 and "expected queries x gallery" in error

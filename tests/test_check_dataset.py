@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
-import runpy
-import sys
 
 import pytest
 from fastreid.data.datasets import DATASET_REGISTRY
@@ -18,16 +17,9 @@ from sagareid.data import host_datasets, occluded_duke
 
 
 @pytest.fixture
-def tool(repo, monkeypatch, capsys):
-    """Run a tool's main; returns exit code, standard output and standard error."""
-
-    def run(name, *argv):
-        monkeypatch.setattr(sys, "argv", [name, *map(str, argv)])
-        with pytest.raises(SystemExit) as end:
-            runpy.run_path(str(repo / "tools" / name), run_name="__main__")
-        return end.value.code, *capsys.readouterr()
-
-    return run
+def tool(run_tool, tmp_path):
+    """Run a tool on the data root `tmp_path`; returns exit code, standard output and standard error."""
+    return functools.partial(run_tool, root=tmp_path)
 
 
 def make(root, *names):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 
 import pytest
 import torch
@@ -21,20 +20,12 @@ TINY = [
 
 
 @pytest.fixture
-def run(tiny_root, monkeypatch, repo, tmp_path):
-    """tools/compare.py's main on tiny data; returns its exit code."""
-    monkeypatch.setenv("FASTREID_DATASETS", str(tiny_root))
+def run(call_tool, monkeypatch, repo, tmp_path):
+    """tools/compare.py on tiny data; returns its exit code."""
     monkeypatch.chdir(repo)
-    monkeypatch.syspath_prepend(str(repo / "tools"))
-    sys.modules.pop("compare", None)
-    import compare as tool
 
     def call(*words) -> int:
-        cache = ["CACHE.DIR", str(tmp_path / "cache")]
-        monkeypatch.setattr("sys.argv", ["compare.py", *words, *TINY, *cache, "--output", str(tmp_path / "out")])
-        with pytest.raises(SystemExit) as end:
-            tool.main()
-        return int(end.value.code)
+        return call_tool("compare.py", *words, *TINY, "CACHE.DIR", tmp_path / "cache", "--output", tmp_path / "out")
 
     return call
 

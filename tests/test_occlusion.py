@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import re
@@ -312,15 +311,7 @@ HOST = (
 
 
 @pytest.fixture(scope="module")
-def tool(repo):
-    spec = importlib.util.spec_from_file_location("occlusion_study_tool", repo / "tools/occlusion_study.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def studied(tool, tiny_root, repo, tmp_path_factory):
+def studied(call_tool, tiny_root, repo, tmp_path_factory):
     """The tool's answer to two seeds of ours and a model of FastReID's own: its folder and its arguments."""
     root = tmp_path_factory.mktemp("study")
     weights = [
@@ -343,7 +334,7 @@ def studied(tool, tiny_root, repo, tmp_path_factory):
     ]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FASTREID_DATASETS", str(tiny_root))
-        assert tool.main(argv) == 0
+        assert call_tool("occlusion_study.py", *argv) == 0
     return root / "out", argv
 
 
@@ -380,7 +371,7 @@ def test_nothing_hidden_equals_the_evaluator(studied, cfg, repo):
         assert clean["R18"][metric]["mean"] == pytest.approx(expected[metric], abs=1e-3)
 
 
-def test_resume_runs_nothing_twice(studied, tool, tiny_root, tmp_path, monkeypatch):
+def test_resume_runs_nothing_twice(studied, call_tool, tiny_root, tmp_path, monkeypatch):
     folder, argv = tmp_path / "out", [*studied[1][:-1], str(tmp_path / "out")]
     shutil.copytree(studied[0], folder)
     monkeypatch.setenv("FASTREID_DATASETS", str(tiny_root))
@@ -391,15 +382,15 @@ def test_resume_runs_nothing_twice(studied, tool, tiny_root, tmp_path, monkeypat
     )  # drawing takes longest here, and is not what this is about
     monkeypatch.setattr(study_report, "page", lambda *a: "")
     monkeypatch.setattr(S, "extract", lambda *a, **k: passes.append(k["description"]) or inference.extract(*a, **k))
-    assert tool.main([*argv, "--resume"]) == 0 and not passes
+    assert call_tool("occlusion_study.py", *argv, "--resume") == 0 and not passes
     after = json.loads((folder / "study.json").read_text())
     assert after["results"] == before["results"]
     next((folder / "cells").glob("*/mask-50-*.npz")).unlink()
-    assert tool.main([*argv, "--resume"]) == 0
+    assert call_tool("occlusion_study.py", *argv, "--resume") == 0
     assert passes == ["3/5 mask 50%, query", "3/5 mask 50%, gallery"]  # and the gallery, which no cell keeps
     assert json.loads((folder / "study.json").read_text())["results"] == before["results"]
     passes.clear()
-    assert tool.main([*argv, "--resume", "--seed", "1"]) == 0  # other occlusions; what hides nothing is kept
+    assert call_tool("occlusion_study.py", *argv, "--resume", "--seed", "1") == 0  # other occlusions; what hides nothing is kept
     assert sorted(p.split(",")[0] for p in passes if "query" in p) == [
         "2/5 mask 20%", "3/5 mask 50%", "4/5 distractor 20%", "5/5 distractor 50%",
     ]  # fmt: skip
@@ -411,9 +402,9 @@ def test_resume_runs_nothing_twice(studied, tool, tiny_root, tmp_path, monkeypat
     (["--levels", "95", "--weights", "x"], "levels 95% are out of range"),
     (["--seed", "0", "TEST.METRIC", "cosine"], "TEST.METRIC cosine: KEY VALUE pairs change a config"),
 ])  # fmt: skip
-def test_tool_says_what_is_wrong(argv, message, tool, capsys):
-    assert tool.main(argv) == 1
-    assert message in capsys.readouterr().err
+def test_tool_says_what_is_wrong(argv, message, run_tool):
+    code, _, error = run_tool("occlusion_study.py", *argv)
+    assert code == 1 and message in error
 
 
 def test_page_needs_nothing_from_outside(studied):

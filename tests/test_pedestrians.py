@@ -241,4 +241,4 @@ def test_command_line(tmp_path, repo):
     picture = next((tmp_path / synthetic.FOLDER / "query").iterdir())
     assert Image.open(picture).size == (24, 48)
     wrong = subprocess.run(command + ["--queries", "9", "--force"], capture_output=True, text=True)
-    assert wrong.returncode == 2 and "found 9 per person" in wrong.stderr
+    assert wrong.returncode == 1 and "found 9 per person" in wrong.stderr

@@ -295,7 +295,7 @@ def test_occ_duke_recipe_end_to_end(train_net, tmp_path):
         (["INPUT.SIZE_TEST", "[64,32]"], "differs from SIZE_TRAIN"),
         (["DATASETS.TESTS", "['Nowhere']"], "valid: "),
         (["MODEL.TRAINABLE", "['heads.nothing*']"], "matches none"),
-        (["MODEL.DEVICE", "cuda"], "add MODEL.DEVICE cpu"),
+        (["MODEL.DEVICE", "cuda"], "PyTorch sees no GPU here. Say MODEL.DEVICE cpu"),
         (["SOLVER.IMS_PER_BATCH", "10000"], "lower it"),
         (["SOLVER.IMS_PER_BATCH", "64", "DATALOADER.SAMPLER_TRAIN", "NaiveIdentitySampler"], "needs 16 identities"),
     ],
@@ -342,7 +342,7 @@ def test_hand_over_names_what_is_missing():
 
 
 def test_interrupted_write_leaves_the_old_checkpoint(tmp_path):
-    from sagareid.engine.checkpoint import write_atomically
+    from sagareid.files import write_atomically
 
     file = tmp_path / "model.pth"
     file.write_bytes(b"old")

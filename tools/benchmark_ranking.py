@@ -5,7 +5,6 @@ python tools/benchmark_ranking.py
 python tools/benchmark_ranking.py --sizes 3368x15913 --rounds 3 --output ranking.json
 """
 
-import argparse
 import shlex
 import sys
 from pathlib import Path
@@ -13,12 +12,12 @@ from pathlib import Path
 import sagareid  # noqa: F401  (registers, and lets the host import)
 import torch
 from sagareid.analysis import benchmark_ranking as benchmark
-from sagareid.engine.checkpoint import write_json
+from sagareid.cli import errors_in_one_line, tool_parser
+from sagareid.files import check_output, write_json
 
 
-def main(argv: list[str] | None = None) -> int:
-    argv = sys.argv[1:] if argv is None else argv
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main() -> None:
+    parser = tool_parser(__doc__)
     default = " ".join(map(str, benchmark.SIZES))
     parser.add_argument("--sizes", nargs="+", metavar="QxG", help=f"queries x gallery images (default: {default})")
     parser.add_argument("--width", type=int, default=2048, help="of a feature (default: %(default)s)")
@@ -28,26 +27,23 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--threads", type=int, help="of torch (default: torch's own choice)")
     parser.add_argument("--output", type=Path, help="write the figures here, as JSON")
-    args = parser.parse_args(argv)
+    args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
-    try:
+    with errors_in_one_line(args):
+        if args.output:
+            check_output(args.output)
         result = benchmark.run(
             sizes=[benchmark.RankingSize.parse(s) for s in args.sizes] if args.sizes else benchmark.SIZES,
             width=args.width,
             rounds=args.rounds,
             memory_gib=args.memory,
-            command=shlex.join(["python", "tools/benchmark_ranking.py", *argv]),
+            command=shlex.join(["python", "tools/benchmark_ranking.py", *sys.argv[1:]]),
         )
-    except (RuntimeError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(benchmark.table(result))
-    if args.output:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        write_json(args.output, result)
-    return 0
+        if args.output:
+            write_json(args.output, result)
+        print(benchmark.table(result))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -8,14 +8,12 @@ The counts of the lists are checked first: 15,618 training images of 702 people,
 images of 1,110. <root>/Occluded_Duke appears whole or not at all, and is never overwritten.
 """
 
-import argparse
-import sys
-
+from sagareid.cli import errors_in_one_line, tool_parser
 from sagareid.data import occluded, occluded_duke
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main() -> None:
+    parser = tool_parser(__doc__)
     parser.add_argument("source", help="folder with bounding_box_train, query and bounding_box_test")
     parser.add_argument("lists", help="folder with train.list, query.list and gallery.list")
     parser.add_argument(
@@ -31,16 +29,9 @@ def main() -> int:
     parser.add_argument("--any-size", action="store_true", help="take lists with other counts")
     args = parser.parse_args()
     expected = None if args.any_size else occluded.OccludedDuke.statistics
-    try:
+    with errors_in_one_line(args, after_interrupt="nothing was left behind"):
         print(occluded_duke.build_occluded_duke(args.source, args.lists, args.root, args.mode, expected))
-    except (OSError, RuntimeError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\ninterrupted; nothing was left behind", file=sys.stderr)
-        return 130
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

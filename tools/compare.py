@@ -7,17 +7,17 @@
 The same command again shows what is finished, goes on with what is not, and tries again what failed.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
 import sagareid  # noqa: F401  (registers, and lets the host import)
 from sagareid.analysis import compare
-from sagareid.cli import add_import_argument, import_modules
+from sagareid.cli import add_import_argument, errors_in_one_line, import_modules, tool_parser
+from sagareid.files import check_output
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = tool_parser(__doc__)
     parser.add_argument("words", nargs="+", metavar="CONFIG", help="config files, then KEY VALUE pairs for all of them")
     parser.add_argument("--seeds", nargs="+", default=["0", "1", "2"], help="(default: 0 1 2)")
     parser.add_argument("--output", type=Path, default=Path("logs/comparison"), help="folder (default: %(default)s)")
@@ -26,16 +26,11 @@ def main() -> None:
     add_import_argument(parser)
     args = parser.parse_intermixed_args()
     arguments = ["--num-gpus", args.num_gpus, *(f"--import={module}" for module in args.modules)]
-    try:
+    with errors_in_one_line(args, after_interrupt="the same command goes on from the last whole epoch"):
         import_modules(args.modules)
+        check_output(args.output, folder=True)
         configs, seeds, opts = compare.split_words(args.words, args.seeds)
         trials = compare.compare(configs, seeds, args.output, opts, arguments, args.rows)
-    except (ImportError, OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on from the last whole epoch", file=sys.stderr)
-        sys.exit(130)
     print(f"\n{compare.table(compare.summarise(trials, args.rows), trials)}\n\n{args.output / 'comparison.md'}")
     sys.exit(any(trial.error for trial in trials))
 

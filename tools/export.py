@@ -6,19 +6,17 @@ python tools/export.py logs/SAGA/quickstart/anchors -o model-int8.onnx --variant
 python tools/export.py logs/SAGA/quickstart/anchors -o model.pt2 --attention
 """
 
-import argparse
 from pathlib import Path
 
 import sagareid  # noqa: F401  (registers, and lets the host import)
 from sagareid.analysis import export
-from sagareid.cli import add_import_argument, import_modules
-from sagareid.engine.checkpoint import file_hash
+from sagareid.cli import add_import_argument, errors_in_one_line, import_modules, tool_parser
 from sagareid.engine.inference import checkpoint_file, load_model
-from sagareid.engine.launch import errors_in_one_line
+from sagareid.files import check_output, file_hash
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = tool_parser(__doc__)
     parser.add_argument("run", type=Path, help="folder of a run, or a .pth checkpoint")
     parser.add_argument("-o", "--output", type=Path, required=True, help="file to write")
     parser.add_argument("--format", choices=tuple(export.FORMATS), help="default: by the suffix (.onnx, .pt, .pt2)")
@@ -31,8 +29,9 @@ def main() -> None:
     )
     add_import_argument(parser)
     args = parser.parse_args()
-    with errors_in_one_line():
+    with errors_in_one_line(args):
         import_modules(args.modules)
+        check_output(args.output)
         cfg, model = load_model(args.run, device="cpu")
         done = export.export(
             cfg,

@@ -8,19 +8,18 @@
 Exit code: 0 all images, 3 some could not be read (they are listed in the report), 1 an error, 130 interrupted.
 """
 
-import argparse
 import os
 import sys
 from pathlib import Path
 
 import sagareid  # noqa: F401  (registers, and lets the host import)
 from sagareid.analysis import extract
-from sagareid.cli import add_import_argument, import_modules
-from sagareid.engine.launch import errors_in_one_line
+from sagareid.cli import add_import_argument, errors_in_one_line, import_modules, tool_parser
+from sagareid.files import check_output
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = tool_parser(__doc__)
     parser.add_argument("folder", type=Path, help="images, in subfolders too")
     parser.add_argument("--run", type=Path, required=True, help="folder of a run, or a .pth checkpoint")
     parser.add_argument(
@@ -38,8 +37,9 @@ def main() -> None:
     parser.add_argument("--overwrite", action="store_true", help="discard an output of other images or weights")
     add_import_argument(parser)
     args = parser.parse_args()
-    with errors_in_one_line("the same command goes on where this one stopped"):
+    with errors_in_one_line(args, after_interrupt="the same command goes on where this one stopped"):
         import_modules(args.modules)
+        check_output(args.output, folder=not extract.is_single_file(args.output))
         extractor, sha256 = extract.open_extractor(args.run, device=args.device, dtype=args.dtype, feature=args.feature)
         report = extract.extract_folder(
             extractor,

@@ -15,12 +15,12 @@ from pathlib import Path
 import sagareid  # noqa: F401  (registers, and lets the host import)
 from sagareid.analysis.study import OCCLUDE, Options
 from sagareid.analysis.study_report import SAMPLES, run_study
-from sagareid.cli import import_modules
+from sagareid.cli import add_import_argument, errors_in_one_line, import_modules, tool_parser
 from sagareid.data import occlusion
 
 
 def argument_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = tool_parser(__doc__)
     parser.add_argument("--config-file", help="its test set, and its trained result where --weights names none")
     parser.add_argument("--weights", nargs="+", default=[], metavar="[NAME=]PATH", help="folders of runs, or .pth files; "
                         "several of one NAME are seeds, averaged query by query")  # fmt: skip
@@ -47,16 +47,14 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument("--resume", action="store_true", help="keep what the folder holds already")
     parser.add_argument("--workers", type=int, help="processes that read images (default: the config's)")
     parser.add_argument("--device", help="cpu or cuda (default: the models')")
-    parser.add_argument("--import", dest="modules", action="append", default=[], metavar="MODULE",
-                        help="import this Python module first: your own registered heads, backbones, data sets")  # fmt: skip
+    add_import_argument(parser)
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="keys of the config file")
     return parser
 
 
-def main(argv: list[str] | None = None) -> int:
-    argv = sys.argv[1:] if argv is None else argv
-    args = argument_parser().parse_args(argv)
-    try:
+def main() -> None:
+    args = argument_parser().parse_args()
+    with errors_in_one_line(args, after_interrupt="the same command with --resume goes on from the last whole cell"):
         import_modules(args.modules)
         options = Options(
             conditions=tuple(args.conditions),
@@ -81,16 +79,9 @@ def main(argv: list[str] | None = None) -> int:
             workers=args.workers,
             device=args.device,
             samples=args.samples,
-            command=shlex.join(["python", "tools/occlusion_study.py", *argv]),
+            command=shlex.join(["python", "tools/occlusion_study.py", *sys.argv[1:]]),
         )
-    except KeyboardInterrupt:
-        print("\ninterrupted; the same command with --resume goes on from the last whole cell", file=sys.stderr)
-        return 130
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

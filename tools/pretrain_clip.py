@@ -5,21 +5,21 @@
 add `--install` to put them there. An interrupted run goes on with `--resume`.
 """
 
-import argparse
 import logging
 import shutil
 from pathlib import Path
 
 import torch
 
-from sagareid.cli import add_dataclass_arguments
+from sagareid.cli import add_dataclass_arguments, dataclass_of, errors_in_one_line, tool_parser
 from sagareid.engine import pretrain
+from sagareid.files import check_output
 
 ASSETS = Path(pretrain.__file__).resolve().parent.parent / "assets" / "clip"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = tool_parser(__doc__)
     parser.add_argument(
         "--model", type=Path, default=ASSETS / "ViT-XS-8-pedestrians.json", help="open_clip configuration"
     )
@@ -29,24 +29,23 @@ def main() -> None:
     # Sums depend on their order, hence weights on the number of threads: those that ship were made with one.
     parser.add_argument("--threads", type=int, default=1, help="torch threads (default: %(default)s)")
     add_dataclass_arguments(parser, pretrain.PretrainConfig)
-    args = vars(parser.parse_args())
+    args = parser.parse_args()
     # Where the files went says nothing about how they were made.
     made_by = [
-        f"--{k.replace('_', '-')} {v}"
-        for k, v in args.items()
-        if v != parser.get_default(k) and k not in ("output", "resume", "install", "workers")
+        f"--{name.replace('_', '-')} {value}"
+        for name, value in vars(args).items()
+        if value != parser.get_default(name) and name not in ("output", "resume", "install", "workers", "traceback")
     ]
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    model, output, resume, install = (args.pop(k) for k in ("model", "output", "resume", "install"))
-    torch.set_num_threads(args.pop("threads"))
-    try:
-        cfg = pretrain.PretrainConfig(**args)
-        pretrain.pretrain(model, output, cfg, resume, command=" ".join(["python tools/pretrain_clip.py", *made_by]))
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
-    if install:
-        for suffix in (".safetensors", ".figures.json"):
-            shutil.copyfile(output / f"{model.stem}{suffix}", model.with_suffix(suffix))
+    torch.set_num_threads(args.threads)
+    with errors_in_one_line(args, after_interrupt="the same command with --resume goes on from the last checkpoint"):
+        check_output(args.output, folder=True)
+        cfg = dataclass_of(pretrain.PretrainConfig, args)
+        command = " ".join(["python tools/pretrain_clip.py", *made_by])
+        pretrain.pretrain(args.model, args.output, cfg, args.resume, command=command)
+        if args.install:
+            for suffix in (".safetensors", ".figures.json"):
+                shutil.copyfile(args.output / f"{args.model.stem}{suffix}", args.model.with_suffix(suffix))
 
 
 if __name__ == "__main__":

@@ -7,17 +7,15 @@
 The page holds everything it shows: no network, no other file. Unfinished runs have one, too.
 """
 
-import argparse
 from pathlib import Path
 
 import sagareid  # noqa: F401  (registers, and lets the host import)
 from sagareid.analysis.report import LISTS, REPORT, report
-from sagareid.cli import add_import_argument, import_modules
-from sagareid.engine.launch import errors_in_one_line
+from sagareid.cli import add_import_argument, errors_in_one_line, import_modules, tool_parser
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = tool_parser(__doc__)
     parser.add_argument("run", type=Path, help="folder of a run, or of one of its stages")
     parser.add_argument("-o", "--output", type=Path, help=f"default: RUN/{REPORT}")
     parser.add_argument(
@@ -34,7 +32,7 @@ def main() -> None:
     add_import_argument(parser)
     args = parser.parse_args()
     options = {"lists": args.lists, "dataset": args.dataset, "queries": args.queries, "device": args.device}
-    with errors_in_one_line():
+    with errors_in_one_line(args):
         import_modules(args.modules)
         print(report(args.run, args.output, studies=args.study, **options))
 

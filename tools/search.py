@@ -12,12 +12,18 @@ from pathlib import Path
 
 import sagareid  # noqa: F401  (registers, and lets the host import)
 from sagareid.analysis import search
-from sagareid.cli import add_import_argument, import_modules
-from sagareid.engine.launch import errors_in_one_line
+from sagareid.cli import (
+    add_import_argument,
+    add_traceback_argument,
+    errors_in_one_line,
+    import_modules,
+    tool_parser,
+)
+from sagareid.files import check_output
 
 
 def argument_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = tool_parser(__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
 
     build = commands.add_parser("build", help="make an index of features")
@@ -43,6 +49,8 @@ def argument_parser() -> argparse.ArgumentParser:
     query.add_argument("-o", "--output", type=Path, help="write .json or .csv (default: a table on the screen)")
     query.add_argument("--picture", type=Path, help="draw the ranked lists")
     add_import_argument(query)
+    for command in (build, add, query):
+        add_traceback_argument(command)
     return parser
 
 
@@ -51,8 +59,9 @@ def main() -> None:
     args = parser.parse_args()
     if args.command == "query" and bool(args.features) == bool(args.images and args.run):
         parser.error("query: give images and --run, or --features")
-    with errors_in_one_line():
+    with errors_in_one_line(args):
         if args.command == "build":
+            check_output(args.output, folder=True)
             features = search.FeatureSet(args.features)
             index = search.build(features, args.output, kind=args.index, memory_gib=args.memory)
             print(search.describe(index, features))
@@ -60,6 +69,8 @@ def main() -> None:
             print(search.describe(search.add(args.index, search.FeatureSet(args.features))))
         else:
             import_modules(args.modules)
+            for path in filter(None, (args.output, args.picture)):
+                check_output(path)
             index = search.Index.load(args.index)
             if args.features:
                 names, rows = search.feature_queries(index, search.FeatureSet(args.features))

@@ -9,18 +9,17 @@ One model: queries whose first match is right, and queries whose is wrong. Sever
 than the first, and those that it does worse.
 """
 
-import argparse
 from pathlib import Path
 
 import sagareid  # noqa: F401  (registers, and lets the host import)
 from sagareid.analysis import visualize
 from sagareid.analysis.study import load_models
-from sagareid.cli import add_import_argument, import_modules
-from sagareid.engine.launch import errors_in_one_line
+from sagareid.cli import add_import_argument, errors_in_one_line, import_modules, tool_parser
+from sagareid.files import check_output
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = tool_parser(__doc__)
     parser.add_argument("runs", nargs="+", metavar="[NAME=]RUN", help="folder of a run, or a .pth checkpoint")
     parser.add_argument(
         "-o",
@@ -43,8 +42,9 @@ def main() -> None:
     last = Path(args.runs[-1].rpartition("=")[2])
     folder = last if last.is_dir() else last.parent
     output = args.output or folder / ("attention.png" if args.images else "ranked_lists.png")
-    with errors_in_one_line():
+    with errors_in_one_line(args):
         import_modules(args.modules)
+        check_output(output)
         models = load_models(args.runs, device=args.device)
         if args.images:
             visualize.picture_images(models, args.images, output, anchors=args.anchors or "all")

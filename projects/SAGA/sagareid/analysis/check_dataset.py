@@ -24,7 +24,7 @@ from ..data.custom import SPLITS, OwnDataset
 from ..data.host_datasets import STATISTICS
 from ..data.loading import build_dataset, queries_without_match
 from ..data.occluded import Statistics, WrongNames, natural_key
-from ..engine.checkpoint import write_atomically
+from ..files import write_atomically
 
 __all__ = ["KINDS", "Problem", "Report", "check_dataset", "contact_sheet", "contact_sheets", "published_statistics"]
 
@@ -326,6 +326,5 @@ def contact_sheet(items: Sequence[tuple], path: str | Path, columns: int = 12, r
             draw.rectangle((left, top + caption, left + width - 1, top + caption + height - 1), "#d1403f")
         label = f"{str(pid).rpartition('_')[2]} c{str(camid).rpartition('_')[2]}"
         draw.text((left, top), label, fill="black")
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
     kind = Path(path).suffix.lstrip(".").upper().replace("JPG", "JPEG")
     write_atomically(path, lambda temporary: sheet.save(temporary, kind))

@@ -17,10 +17,10 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from ..engine import stages
-from ..engine.checkpoint import write_atomically, write_json
 from ..engine.hooks import by_set
 from ..engine.inference import load_model
-from ..engine.launch import message_of
+from ..errors import message_of
+from ..files import write_json, write_text
 from ..engine.main import argument_parser, launch_runs
 from .complexity import complexity
 
@@ -116,7 +116,6 @@ def compare(
     ]
     for trial in trials[: len(configs)]:
         stages.plan(trial.config, [*opts, "OUTPUT_DIR", trial.folder])
-    output.mkdir(parents=True, exist_ok=True)
     with tqdm(trials, desc="comparing", unit="run", disable=None) as bar:
         for trial in bar:
             bar.set_postfix_str(f"{trial.name}, seed {trial.seed}")
@@ -224,4 +223,4 @@ def table(summary: Sequence[dict], trials: Sequence[Trial] = ()) -> str:
 def _write(output: Path, trials: Sequence[Trial], summary: Sequence[dict]) -> None:
     write_json(output / "comparison.json", {"summary": list(summary), "runs": [asdict(t) for t in trials]})
     text = table(summary, trials) + "\n"
-    write_atomically(output / "comparison.md", lambda temporary: Path(temporary).write_text(text))
+    write_text(output / "comparison.md", text)

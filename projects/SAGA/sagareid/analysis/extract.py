@@ -27,12 +27,11 @@ import torch
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from ..engine.checkpoint import file_hash, write_atomically, write_json
+from ..files import file_hash, write_atomically, write_json
 from ..engine.extractor import Extractor
-from ..engine.feature_model import pick_device
-from ..engine.inference import checkpoint_file
+from ..engine.inference import checkpoint_file, pick_device
 
-__all__ = ["Report", "extract_folder", "list_images", "open_extractor"]
+__all__ = ["Report", "extract_folder", "is_single_file", "list_images", "open_extractor"]
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 MANIFEST, REPORT = "manifest.json", "report.json"
@@ -89,6 +88,11 @@ def open_extractor(checkpoint: str | Path, *, device: str, dtype: str, feature: 
     return extractor, file_hash(checkpoint_file(checkpoint))
 
 
+def is_single_file(output: str | Path) -> bool:
+    """Whether an output is one .npz or .parquet file, not a folder of shards."""
+    return Path(output).suffix in (".npz", ".parquet")
+
+
 def extract_folder(
     extractor: Extractor,
     folder: str | Path,
@@ -116,7 +120,7 @@ def extract_folder(
         OSError: nothing can be written there.
     """
     folder, output = Path(folder), Path(output)
-    single = output.suffix in (".npz", ".parquet")
+    single = is_single_file(output)
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if single and world > 1:
         raise ValueError(f"{world} processes write shards: name a folder as the output, not {output.name}")

@@ -13,7 +13,7 @@ import matplotlib
 from matplotlib.figure import Figure
 from PIL import Image
 
-from ..engine.checkpoint import write_atomically
+from ..files import write_text
 from .pictures import INK, MARKS, Block, Tile
 
 __all__ = [
@@ -197,4 +197,4 @@ def page(title: str, body: Html, style: str = "") -> str:
 
 def write(path: str | Path, title: str, body: Html, style: str = "") -> None:
     """The page as a file, whole or not at all."""
-    write_atomically(path, lambda temporary: Path(temporary).write_text(page(title, body, style), encoding="utf-8"))
+    write_text(path, page(title, body, style))

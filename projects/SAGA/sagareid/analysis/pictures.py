@@ -19,7 +19,7 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from torch import Tensor
 
-from ..engine.checkpoint import write_atomically
+from ..files import write_atomically
 
 __all__ = ["INK", "LINES", "MARKS", "Block", "Mark", "Row", "Tile", "curves", "draw", "open_small", "overlay"]
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from ..config import flatten, get_cfg
+from ..files import check_output
 from . import html, pictures, study_report, visualize
 from .html import Html
 from .runs import Curve, Stage, flat_metrics, is_metric, read_run
@@ -59,6 +60,7 @@ def report(
         raise ValueError(f"lists is {lists!r}; expected one of {', '.join(LISTS)}")
     if queries < 1:
         raise ValueError(f"queries is {queries}; expected 1 or more")
+    output = check_output(output or folder / REPORT)
     stages = read_run(folder)
     with_weights = [stage for stage in stages if stage.checkpoint]
     listed = {"last": with_weights[-1:], "all": with_weights, "none": []}[lists]
@@ -70,7 +72,6 @@ def report(
             parts += _lists(stage, dataset, queries, device)
     parts += _evaluations(stages)
     parts += _studies(folder, studies)
-    output = Path(output) if output else folder / REPORT
     html.write(output, title, html.join(parts), study_report.STYLE)
     return output
 

@@ -29,7 +29,7 @@ from PIL import Image
 from tabulate import tabulate
 from tqdm import tqdm
 
-from ..engine.checkpoint import write_atomically, write_json
+from ..files import write_atomically, write_json
 from .extract import MANIFEST, list_images, open_extractor
 
 __all__ = [
@@ -210,7 +210,6 @@ class Index:
     def save(self, folder: str | Path) -> None:
         """Write the index; the folder's earlier one is in place until the last moment."""
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / self.about.vectors, lambda temporary: faiss.write_index(self.vectors, temporary))
         table = pa.table({"path": self.paths})
         write_atomically(folder / self.about.paths, lambda temporary: pq.write_table(table, temporary))

@@ -24,7 +24,8 @@ from ..data import occlusion
 from ..data.occlusion_sets import ImageSet, OccludedSet, Occluder, Occlusion, View, distractor_people
 from ..data.loading import make_test_loader
 from ..data.transforms import build_transforms
-from ..engine.checkpoint import load_state, write_atomically
+from ..engine.checkpoint import load_state
+from ..files import write_atomically
 from ..engine.inference import Extraction, Labels, extract, fingerprint, load_model, model_layout, share_towers
 from ..evaluation.evaluator import SAGAEvaluator, available_rows, rank_in_blocks, result_row
 from ..evaluation.statistics import Bootstrap
@@ -169,7 +170,6 @@ class Cell:
         arrays |= {f"area/{k}": v for k, v in self.area.items()} | {f"on/{k}": v for k, v in self.on.items()}
         if self.weights is not None:
             arrays["weights"] = self.weights.astype(np.float16)
-        path.parent.mkdir(parents=True, exist_ok=True)
 
         def write(temporary: str) -> None:
             with open(temporary, "wb") as file:  # a file: by a path numpy would add a suffix of its own

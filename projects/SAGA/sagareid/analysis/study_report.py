@@ -17,7 +17,7 @@ from tabulate import tabulate
 
 from .. import compat
 from ..engine import stages
-from ..engine.checkpoint import write_atomically, write_json
+from ..files import check_output, write_atomically, write_json, write_text
 from . import html
 from .benchmark import machine
 from .html import Html
@@ -462,7 +462,7 @@ def run_study(
             names = ", ".join(dict.fromkeys(m.name for m in models))
             raise ValueError(f"the reference {reference!r} is none of the models {names}")
         folder = Path(output or Path("logs/occlusion_study") / dataset)
-        folder.mkdir(parents=True, exist_ok=True)
+        check_output(folder, folder=True)
         study = Study(cfg, dataset, models, options, folder, workers).run(resume)
     results, shares = study.results(reference), study.shares()
     record = {
@@ -483,7 +483,7 @@ def run_study(
         "study.html": page(study, record, samples),
     }
     for name, text in texts.items():
-        write_atomically(folder / name, lambda to, text=text: Path(to).write_text(text, encoding="utf-8"))
+        write_text(folder / name, text)
     for feature in options.features:
         curves(results, reference, feature, folder, "curves" if len(options.features) == 1 else f"curves-{feature}")
     print(f"\n{summary(results)}\n\n{folder / 'study.html'}")

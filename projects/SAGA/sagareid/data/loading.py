@@ -8,9 +8,7 @@ process draws the same batch of SOLVER.IMS_PER_BATCH images and keeps its share 
 from __future__ import annotations
 
 import difflib
-import os
 import random
-import shutil
 import zlib
 from collections import defaultdict
 from contextlib import contextmanager
@@ -41,7 +39,6 @@ __all__ = [
     "build_train_loader",
     "load_test_data",
     "load_training_data",
-    "lost_worker",
     "make_test_loader",
     "queries_without_match",
     "sample_seed",
@@ -56,22 +53,6 @@ class UnreadableImage(RuntimeError):
     def without_traceback(self) -> UnreadableImage:
         """The error itself, where a DataLoader's worker process has put a printed traceback around it."""
         return UnreadableImage(str(self).rstrip().rpartition(f"{type(self).__name__}: ")[2])
-
-
-def lost_worker(error: BaseException) -> str:
-    """What to tell of PyTorch's error about a worker process that is gone; empty for any other error.
-
-    PyTorch raises it from a signal handler, wherever the program is at that moment, so no loader can catch it.
-    """
-    text = " ".join(str(error).split())
-    if not isinstance(error, RuntimeError) or not text.startswith("DataLoader worker"):
-        return ""
-    free = shutil.disk_usage("/dev/shm").free / 2**30 if os.path.isdir("/dev/shm") else None
-    shared = "" if free is None else f" or shared memory (/dev/shm has {free:.1f} GiB free now)"
-    return (
-        f"{text.rstrip('.')}. A process that loads images is gone; the kernel ends one where memory{shared} runs out. Lower "
-        "DATALOADER.NUM_WORKERS (0 loads in the training process itself) or the batch, then go on with --resume"
-    )
 
 
 class ReIDDataset(CommDataset):

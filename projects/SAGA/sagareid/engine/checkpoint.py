@@ -6,12 +6,8 @@ A file holds FastReID's keys ("model", "optimizer", schedulers, "epoch") and our
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
-import os
 import random
-import tempfile
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Mapping, Optional, Sequence
@@ -21,45 +17,17 @@ import torch
 from fastreid.utils.checkpoint import Checkpointer
 from torch import Tensor, nn
 
+from ..files import write_atomically, write_text
+
 __all__ = [
     "RunCheckpointer",
-    "file_hash",
     "hand_over",
     "load_state",
     "random_state",
     "restore_random_state",
-    "write_atomically",
-    "write_json",
 ]
 
 logger = logging.getLogger(__name__)
-
-
-def write_atomically(path: str | Path, write) -> None:
-    """Call `write(temporary_path)` in the folder of `path`, then rename: the file is old, new, or absent, never partial."""
-    path = Path(path)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(descriptor)
-    try:
-        write(temporary)
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def write_json(path: str | Path, value: Any) -> None:
-    """`write_atomically` of a value as JSON."""
-    write_atomically(path, lambda temporary: Path(temporary).write_text(json.dumps(value, indent=1)))
-
-
-def file_hash(path: str | Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def random_state() -> dict[str, Any]:
@@ -185,9 +153,7 @@ class RunCheckpointer(Checkpointer):
         Path(self.save_dir, f"{name}.pth").unlink(missing_ok=True)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        write_atomically(
-            Path(self.save_dir, "last_checkpoint"), lambda temporary: Path(temporary).write_text(last_filename_basename)
-        )
+        write_text(Path(self.save_dir, "last_checkpoint"), last_filename_basename)
 
     def resume_from(self, path: str) -> dict[str, Any]:
         """Load model, optimizer and schedules of an interrupted run, all of them strictly. Returns the whole file."""

@@ -32,7 +32,7 @@ from torch import Tensor
 from ..modeling import clip_models
 from ..modeling.anchors import TextAnchors
 from ..modeling.text import CONTEXT_SLOTS, PROMPT_LENGTH, TextEncoder, template_token_ids
-from .checkpoint import write_atomically
+from ..files import write_atomically
 
 __all__ = [
     "Conversion",
@@ -754,7 +754,6 @@ def _carried(path: str | Path, state: Mapping[str, Tensor]) -> Optional[Mapping]
 
 def save(content: Mapping, path: str | Path) -> None:
     """`torch.save` that leaves either the whole file or what was there before."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda temporary: torch.save(content, temporary))
 
 

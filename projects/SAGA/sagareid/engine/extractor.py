@@ -24,8 +24,8 @@ from tqdm import tqdm
 
 from ..data.loading import UnreadableImage
 from ..data.transforms import build_transforms
-from .feature_model import FeatureModel, pick_device
-from .inference import load_model
+from .feature_model import FeatureModel
+from .inference import load_model, pick_device
 
 __all__ = ["Batch", "Extractor", "ImageLike"]
 

@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from ..data.loading import DeviceLoader, ReIDDataset, SampleKey, SeededSamples, sample_seed
-from .checkpoint import write_json
+from ..files import write_json
 
 __all__ = ["CachedFeatures", "FeatureCache", "build_feature_cache", "cached_test_loader"]
 

@@ -17,22 +17,7 @@ from ..modeling.saga_head import SAGAHead
 from ..structures import as_features
 from .inference import model_layout
 
-__all__ = ["FeatureModel", "pick_device"]
-
-
-def pick_device(device: str) -> str:
-    """ "auto" is the GPU where there is one, else the CPU; any other is checked.
-
-    Raises:
-        ValueError: no such device here.
-    """
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {device!r} cannot be used ({str(error).splitlines()[0]}); try auto or cpu") from None
-    return device
+__all__ = ["FeatureModel"]
 
 
 class FeatureModel(nn.Module):

@@ -35,6 +35,7 @@ __all__ = [
     "fingerprint",
     "load_model",
     "model_layout",
+    "pick_device",
     "share_towers",
     "tower_output",
 ]
@@ -59,13 +60,37 @@ def checkpoint_file(path: str | Path) -> Path:
     return final
 
 
+def pick_device(device: str) -> str:
+    """ "auto" is the GPU where there is one, else the CPU; any other is checked, without taking memory of a GPU.
+
+    Raises:
+        ValueError: no such device here.
+    """
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        asked = torch.device(device)
+        if asked.type == "cuda":
+            gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+            if (asked.index or 0) >= gpus:
+                raise RuntimeError(f"PyTorch sees {gpus or 'no'} GPU here")
+        else:
+            torch.empty(0, device=asked)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(
+            f"device {device!r} cannot be used: {str(error).splitlines()[0]}. Say MODEL.DEVICE cpu, or --device cpu to a tool "
+            "that has it; or install a CUDA build of PyTorch and its driver"
+        ) from None
+    return device
+
+
 def load_model(path: str | Path, cfg: Optional[Any] = None, device: Optional[str] = None) -> tuple[Any, nn.Module]:
     """Build the model of a checkpoint and load every weight of it.
 
     Args:
         path: a .pth file, or the folder of a run (its final checkpoint).
         cfg: the config to build it by; None for the one that the checkpoint was trained with.
-        device: None for the config's.
+        device: None for the config's; "auto" for the GPU where there is one.
 
     Returns:
         (config, model in evaluation mode). What only the checkpoint knows, the number of identities and the cameras, is
@@ -73,7 +98,7 @@ def load_model(path: str | Path, cfg: Optional[Any] = None, device: Optional[str
 
     Raises:
         FileNotFoundError: no checkpoint there.
-        ValueError: it does not fit the config, or is none.
+        ValueError: it does not fit the config, or is none; no such device here.
     """
     path = checkpoint_file(path)
     checkpoint = load_state(path)
@@ -89,8 +114,7 @@ def load_model(path: str | Path, cfg: Optional[Any] = None, device: Optional[str
     if "config" in checkpoint:
         cfg.MODEL.CLIP.CAMERAS = trained.MODEL.CLIP.CAMERAS
         cfg.MODEL.HEADS.NUM_CLASSES = trained.MODEL.HEADS.NUM_CLASSES
-    if device:
-        cfg.MODEL.DEVICE = device
+    cfg.MODEL.DEVICE = pick_device(device or cfg.MODEL.DEVICE)
     cfg.freeze()
     model = SAGATrainer.build_model(cfg)
     hand_over(model, checkpoint["model"], (), str(path))

@@ -24,15 +24,13 @@ import torch
 import torch.distributed as dist
 from fastreid.utils import comm
 
-from ..data.loading import lost_worker
+from ..errors import message_of
 
 __all__ = [
     "AUTO",
     "Place",
     "ProcessFailed",
-    "errors_in_one_line",
     "launch",
-    "message_of",
     "number_of_processes",
     "process_group",
 ]
@@ -67,31 +65,6 @@ class Place:
 
     def __str__(self) -> str:
         return f"rank {self.rank} of {self.world_size}"
-
-
-def message_of(error: BaseException) -> str:
-    """What a user reads of an error."""
-    if lost := lost_worker(error):
-        return lost
-    return f"missing {error}" if isinstance(error, KeyError) else str(error) or type(error).__name__
-
-
-@contextmanager
-def errors_in_one_line(after_interrupt: str = "") -> Iterator[None]:
-    """End the process on an error with one message and exit code 1, on Ctrl-C with 130.
-
-    SAGAREID_TRACEBACK=1 in the environment shows the whole traceback first.
-    """
-    try:
-        yield
-    except KeyboardInterrupt:
-        print(f"\ninterrupted{after_interrupt and '; '}{after_interrupt}", file=sys.stderr)
-        sys.exit(130)
-    except Exception as error:
-        if os.environ.get("SAGAREID_TRACEBACK"):
-            traceback.print_exc()
-        print(f"error: {message_of(error)}", file=sys.stderr)
-        sys.exit(1)
 
 
 def number_of_processes(args, environment: Mapping[str, str] = os.environ) -> int:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import os
-import sys
-import traceback
 from typing import Optional, Sequence
 
 from fastreid.engine import default_argument_parser
 from fastreid.utils import comm
 
 from .. import compat
-from ..cli import add_import_argument, import_modules
+from ..cli import add_import_argument, add_traceback_argument, errors_in_one_line, import_modules
+from ..files import write_json
 from . import stages
-from .checkpoint import write_json
-from .launch import AUTO, launch, message_of, number_of_processes
+from .launch import AUTO, launch, number_of_processes
 
 __all__ = ["argument_parser", "launch_runs", "main"]
 
@@ -42,28 +40,18 @@ def argument_parser():
         "--stage", default=None, metavar="NAME", help="run only this stage of the config, or several: A,B"
     )
     add_import_argument(parser)
-    parser.add_argument("--traceback", action="store_true", help="show the whole traceback of an error")
+    add_traceback_argument(parser)
     return parser
 
 
 def main(argv: Optional[Sequence[str]] = None) -> None:
     """Parse, plan, launch; an error ends in one message and exit code 1, Ctrl-C in 130."""
     args = argument_parser().parse_args(argv)
-    try:
+    with errors_in_one_line(args, after_interrupt="the same command with --resume goes on from the last whole epoch"):
         if not args.config_file:
             raise ValueError("name a config with --config-file, such as configs/SAGA/quickstart.yml")
         import_modules(args.modules)
         launch_runs(args)
-    except KeyboardInterrupt:
-        print("\ninterrupted; the same command with --resume goes on from the last whole epoch", file=sys.stderr)
-        sys.exit(130)
-    except Exception as error:
-        if args.traceback or os.environ.get("SAGAREID_TRACEBACK"):
-            traceback.print_exc()
-        print(f"error: {message_of(error)}", file=sys.stderr)
-        if not args.traceback:
-            print("(--traceback shows where)", file=sys.stderr)
-        sys.exit(1)
 
 
 def launch_runs(args) -> None:
@@ -93,7 +81,6 @@ def _run(args) -> None:
     if not comm.is_main_process():
         return
     folder = runs[-1].folder.parent if runs[-1].name else runs[-1].folder
-    folder.mkdir(parents=True, exist_ok=True)
     name = "evaluation.json" if args.eval_only else "results.json"
     write_json(folder / name, results)
     print(f"\n{stages.table(results)}\n\n{folder / name}")

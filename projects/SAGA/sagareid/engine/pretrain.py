@@ -37,7 +37,7 @@ from tqdm import tqdm
 
 from ..data import captions, pedestrians
 from ..data.pedestrians import FAMILY_SIZE, PARTS, PLACES
-from .checkpoint import write_atomically
+from ..files import write_atomically, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -708,7 +708,7 @@ def pretrain(config_path: Path, output: Path, cfg: PretrainConfig, resume: bool 
     figures["probe_untrained"] = probe(encode(model, known), known, encode(model, unseen), unseen)
     model.load_state_dict(trained)
     stem = Path(config_path).stem
-    (output / f"{stem}.figures.json").write_text(json.dumps(figures, indent=1) + "\n")
+    write_json(output / f"{stem}.figures.json", figures)
     metadata = {
         "command": command,
         "seed": str(cfg.seed),

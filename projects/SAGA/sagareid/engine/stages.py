@@ -23,9 +23,9 @@ from tabulate import tabulate
 
 from ..config import check_config, flatten, get_cfg
 from ..data.loading import load_test_data, load_training_data
-from .checkpoint import write_json
+from ..files import check_output, write_json
 from .hooks import CheckpointHook, by_set
-from .inference import load_model
+from .inference import load_model, pick_device
 from .trainer import SAGATrainer
 
 __all__ = ["Run", "check_machine", "close_logs", "differences", "evaluate", "plan", "read_config", "run_all"]
@@ -165,7 +165,7 @@ def plan(config_file: str | Path, opts: Sequence[str] = (), stage: Optional[str]
 
 
 def check_machine(runs: Sequence[Run], eval_only: bool = False, processes: int = 1) -> None:
-    """See that the data and the device of every run are here, and that the data can be trained and tested on.
+    """See that every run finds its data, which can be trained and tested on, its device, and a folder to write to.
 
     Draws the synthetic data set where it is not. Files' names are read, images are not.
 
@@ -189,10 +189,16 @@ def check_machine(runs: Sequence[Run], eval_only: bool = False, processes: int =
             if problem not in problems:
                 problems.append(problem)
     for device in dict.fromkeys(r.cfg.MODEL.DEVICE for r in runs):
-        if device.startswith("cuda") and not torch.cuda.is_available():
-            problems.append(
-                f"MODEL.DEVICE is {device}, but PyTorch sees no GPU here: add MODEL.DEVICE cpu, or install a CUDA build of it"
-            )
+        try:
+            pick_device(device)
+        except ValueError as error:
+            problems.append(str(error))
+    for run in runs:
+        try:
+            check_output(run.folder, folder=True)
+        except OSError as error:
+            problems.append(str(error))
+            break  # the other stages are beside it
     if not eval_only:
         problems += dict.fromkeys(problem for r in runs for problem in _indivisible(r.cfg, processes))
     if problems:

@@ -1,0 +1,74 @@
+"""What a user reads of an error: what was found and what to do, in place of a library's own words."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+
+import torch
+
+__all__ = ["disk_is_full", "lost_worker", "message_of"]
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+# Errors whose text is meant for a reader; of any other class, the class is half of what there is to say.
+_SPEAKING = (ValueError, OSError, RuntimeError, ImportError)
+
+
+def message_of(error: BaseException) -> str:
+    """What a user reads of an error."""
+    text = str(error) or type(error).__name__
+    if lost := lost_worker(error):
+        return lost
+    if _out_of_memory(error):
+        return (
+            f"out of memory ({text.strip().splitlines()[0]}). Take smaller batches: SOLVER.IMS_PER_BATCH in training, "
+            "TEST.IMS_PER_BATCH in evaluation, --batch-size of a tool; or a smaller model or less data at once"
+        )
+    if isinstance(error, KeyError):
+        return f"missing {error}"
+    if isinstance(error, OSError) and error.errno:
+        where = f"{error.filename}: " if error.filename else ""
+        if full := disk_is_full(error):
+            return f"{where}{full}. Make room, or name an output on another disk; whole files of before are untouched"
+        if error.errno in _FORBIDDEN:
+            return f"{where}{error.strerror}. Give yourself the rights to it, or name another place"
+        return f"{where}{error.strerror or text}"
+    return text if isinstance(error, _SPEAKING) else f"{type(error).__name__}: {text}"
+
+
+def disk_is_full(error: BaseException) -> str:
+    """The reason in words where an error is about a full disk, a quota or a file's largest size; empty otherwise."""
+    if isinstance(error, OSError) and error.errno in _FULL:
+        return os.strerror(error.errno)
+    text = str(error)
+    # PyTorch, safetensors and faiss wrap the system's error in one of their own
+    if "PytorchStreamWriter failed writing" in text or os.strerror(errno.ENOSPC) in text:
+        return os.strerror(errno.ENOSPC)
+    return ""
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
+        return True
+    # plain ones: a RuntimeError of ours that tells of another process's end has been put into words already
+    return type(error) is RuntimeError and any(
+        words in str(error) for words in ("DefaultCPUAllocator", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    )
+
+
+def lost_worker(error: BaseException) -> str:
+    """What to tell of PyTorch's error about a worker process that is gone; empty for any other error.
+
+    PyTorch raises it from a signal handler, wherever the program is at that moment, so no loader can catch it.
+    """
+    text = " ".join(str(error).split())
+    if not isinstance(error, RuntimeError) or not text.startswith("DataLoader worker"):
+        return ""
+    free = shutil.disk_usage("/dev/shm").free / 2**30 if os.path.isdir("/dev/shm") else None
+    shared = "" if free is None else f" or shared memory (/dev/shm has {free:.1f} GiB free now)"
+    return (
+        f"{text.rstrip('.')}. A process that loads images is gone; the kernel ends one where memory{shared} runs out. Lower "
+        "DATALOADER.NUM_WORKERS (0 loads in the training process itself) or the batch, then go on with --resume"
+    )
