@@ -10,7 +10,7 @@ from open_clip.transformer import ResidualAttentionBlock
 
 from sagareid.modeling import anchors, blocks, clip_backbone, clip_models
 from sagareid.modeling.blocks import QuickGELU, block_at_row
-from sagareid.modeling.dropout import Dropout, dropout
+from sagareid.modeling.dropout import Dropout, GELUDropout, dropout
 
 NAME = "ViT-XS-8-pedestrians"
 
@@ -142,6 +142,19 @@ def test_dropout_that_does_nothing():
     assert torch.equal(dropout(x, 0.0, True), x) and torch.equal(dropout(x, 0.4, False), x)
     assert torch.equal(dropout(x, 1.0, True), torch.zeros(4, 5))
     assert torch.equal(Dropout(0.4).eval()(x), F.dropout(x, 0.4, False))
+
+
+@pytest.mark.parametrize("p, training", [(0.1, True), (0.4, True), (0.4, False), (0.0, True)])
+def test_gelu_and_dropout_in_one(p, training):
+    x = torch.randn(7, 33, requires_grad=True)
+    values, gradients = [], []
+    for function in (lambda: GELUDropout(p).train(training)(x), lambda: dropout(F.gelu(x), p, training)):
+        torch.manual_seed(3)
+        values.append(function())
+        gradients.append(torch.autograd.grad((values[-1] ** 2).sum(), x)[0])
+    torch.testing.assert_close(*values, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-6)
+    assert bool((values[0] == 0).any()) == (training and p > 0)
 
 
 def test_dropout_keeps_the_type():

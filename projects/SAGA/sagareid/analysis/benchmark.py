@@ -269,7 +269,7 @@ class _Setting:
                 layer.mlp.gelu = open_clip.transformer.QuickGELU()
             if isinstance(layer, RefinementLayer):
                 layer.attn.dropout = layer.dropout
-                layer.ff[2], layer.ff[4] = nn.Dropout(layer.ff[2].p), nn.Dropout(layer.ff[4].p)
+                layer.ff[1], layer.ff[2], layer.ff[4] = nn.GELU(), nn.Dropout(layer.ff[1].p), nn.Dropout(layer.ff[4].p)
         return model, plain
 
     def images(self, count: int) -> Tensor:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .blocks import in_groups
-from .dropout import Dropout, dropout
+from .dropout import Dropout, GELUDropout, dropout
 from .text import CONTEXT_SLOTS, PromptTemplate, TextEncoder
 
 __all__ = [
@@ -222,8 +222,8 @@ class RefinementLayer(nn.Module):
         self.norm_ff = nn.LayerNorm(embed_dim)
         self.ff = nn.Sequential(
             nn.Linear(embed_dim, 4 * embed_dim),
-            nn.GELU(),
-            Dropout(dropout),
+            GELUDropout(dropout),
+            nn.Identity(),  # GELU and dropout are two modules in published checkpoints: the next one's name counts them
             nn.Linear(4 * embed_dim, embed_dim),
             Dropout(dropout),
         )
@@ -283,14 +283,15 @@ class RefinementLayer(nn.Module):
         d, h = self.attn.embed_dim, self.num_heads
         weight, bias = self.attn.in_proj_weight[:d], self.attn.in_proj_bias[:d]
         query = F.linear(self._normed(patches), weight * self.norm_q.weight, bias + weight @ self.norm_q.bias)
-        query = query.unflatten(2, (h, -1)).transpose(1, 2)
+        query = query.unflatten(2, (h, -1)).permute(0, 2, 3, 1)  # (B, H, D/H, N)
         keys, values = self._keys_values(anchors)  # one set for the anchors that all images share
         if own is not None:
             sets = (keys, values), self._keys_values(own)
             keys, values = (torch.cat([x.expand(own.shape[0], -1, -1, -1), y], dim=2) for x, y in zip(*sets))
-        weights = dropout((query @ keys.transpose(-2, -1)).softmax(-1), self.dropout, self.training)  # (B, H, N, K+M)
-        attended = (weights @ values).transpose(1, 2).flatten(2)
-        return patches + self.attn.out_proj(attended), weights.mean(1)
+        # (B, H, K+M, N): a softmax over rows, not within them, as a CPU's vectors are filled by patches
+        weights = dropout((keys @ query).softmax(2), self.dropout, self.training)
+        attended = (weights.transpose(2, 3) @ values).transpose(1, 2).flatten(2)
+        return patches + self.attn.out_proj(attended), weights.mean(1).transpose(1, 2)
 
     def _attend_by_anchor(self, patches: Tensor, anchors: Tensor, own: Optional[Tensor]) -> tuple[Tensor, Tensor]:
         rows = self._normed(patches)

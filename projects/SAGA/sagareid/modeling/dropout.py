@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+from typing import Any, Optional
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["Dropout", "dropout"]
+__all__ = ["Dropout", "GELUDropout", "dropout"]
 
 _LEVELS = 2**16
+
+
+def _mask(x: Tensor, p: float, training: bool) -> Optional[Tensor]:
+    """0 with probability p, else 1/(1-p), for each number of x; None where torch's own dropout is as good, or is exact."""
+    dropped = round(p * _LEVELS)
+    if not training or x.device.type != "cpu" or not 0 < dropped < _LEVELS:
+        return None
+    seed = int(torch.randint(2**63 - 1, ()))
+    bits = np.random.SFC64(seed).random_raw(-(-x.numel() // 4)).view(np.int16)[: x.numel()]
+    keep = torch.empty(x.shape, dtype=x.dtype)
+    torch.ge(torch.from_numpy(bits).view(x.shape), dropped - _LEVELS // 2, out=keep)
+    return keep.mul_(_LEVELS / (_LEVELS - dropped))
 
 
 def dropout(x: Tensor, p: float, training: bool) -> Tensor:
@@ -20,14 +34,8 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
     scaled by what it then is. The bits are numpy's SFC64's, three times as fast as torch's Mersenne twister, which gives
     each mask its seed. On other devices torch's own.
     """
-    dropped = round(p * _LEVELS)
-    if not training or x.device.type != "cpu" or not 0 < dropped < _LEVELS:
-        return F.dropout(x, p, training)
-    seed = int(torch.randint(2**63 - 1, ()))
-    bits = np.random.SFC64(seed).random_raw(-(-x.numel() // 4)).view(np.int16)[: x.numel()]
-    keep = torch.empty(x.shape, dtype=x.dtype)
-    torch.ge(torch.from_numpy(bits).view(x.shape), dropped - _LEVELS // 2, out=keep)
-    return x * keep.mul_(_LEVELS / (_LEVELS - dropped))
+    mask = _mask(x, p, training)
+    return F.dropout(x, p, training) if mask is None else x * mask
 
 
 class Dropout(nn.Dropout):
@@ -35,3 +43,24 @@ class Dropout(nn.Dropout):
 
     def forward(self, x: Tensor) -> Tensor:
         return dropout(x, self.p, self.training)
+
+
+class GELUDropout(nn.Dropout):
+    """Exact GELU, then `dropout`; on the CPU the mask is applied in place, forward and backward."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        mask = _mask(x, self.p, self.training)
+        return dropout(F.gelu(x), self.p, self.training) if mask is None else _MaskedGELU.apply(x, mask)
+
+
+class _MaskedGELU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, mask: Tensor) -> Tensor:
+        ctx.save_for_backward(x, mask)
+        return F.gelu(x).mul_(mask)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        x, mask = ctx.saved_tensors
+        return torch.ops.aten.gelu_backward(gradient, x).mul_(mask), None
