@@ -24,6 +24,7 @@ from tabulate import tabulate
 from .. import compat
 from ..config import get_cfg
 from ..evaluation import evaluator as ours
+from ..processes import deaf_to_interrupts
 from .benchmark import machine, peak_memory
 
 __all__ = ["SIZES", "RankingSize", "host_bytes", "measure", "run", "table"]
@@ -145,7 +146,8 @@ def _in_fresh_process(way: str, size: RankingSize, width: int) -> dict[str, Any]
     context = multiprocessing.get_context("spawn")
     pipe, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_child, args=(theirs, torch.get_num_threads(), way, size, width))
-    process.start()
+    with deaf_to_interrupts():
+        process.start()
     theirs.close()
     try:
         return pipe.recv()
@@ -156,6 +158,7 @@ def _in_fresh_process(way: str, size: RankingSize, width: int) -> dict[str, Any]
             "lower --memory or the sizes"
         ) from None
     finally:
+        process.kill()
         process.join()
 
 

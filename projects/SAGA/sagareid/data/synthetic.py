@@ -20,7 +20,6 @@ import hashlib
 import io
 import json
 import logging
-import multiprocessing
 import os
 import re
 import shutil
@@ -34,6 +33,8 @@ from fastreid.data.datasets.bases import ImageDataset
 from PIL import Image
 from tqdm import tqdm
 
+from ..files import check_output
+from ..processes import in_processes
 from . import pedestrians
 
 logger = logging.getLogger(__name__)
@@ -195,24 +196,17 @@ def _draw_into(folder: Path, spec: Spec, workers: int) -> None:
     # A bar in a terminal only; in a log the lines before and after say enough.
     with tqdm(total=len(todo), desc="drawing pedestrians", unit="image", disable=None) as bar:
 
-        def collect(results) -> None:
-            for drawn in results:
-                for path, record, written in drawn:
-                    images[path] = record
-                    files.extend(written)
-                bar.update(len(drawn))
+        def collect(drawn) -> None:
+            for path, record, written in drawn:
+                images[path] = record
+                files.extend(written)
+            bar.update(len(drawn))
 
-        if workers > 1:
-            # spawn: forking a process that runs torch's threads may deadlock.
-            with multiprocessing.get_context("spawn").Pool(workers) as pool:
-                collect(pool.imap_unordered(_draw_items, jobs))
-        else:
-            collect(map(_draw_items, jobs))
+        in_processes(_draw_items, jobs, workers, collect)
 
     people = {
         f"{i.population}/{i.index}": pedestrians.person(spec.seed, i.population, i.index).attributes() for i in todo
     }
-    # Sorted: pictures arrive in the order in which processes finish.
     attributes = json.dumps({"people": people, "images": dict(sorted(images.items()))}, separators=(",", ":"))
     (folder / "attributes.json").write_text(attributes)
     files.append(("attributes.json", hashlib.sha256(attributes.encode()).hexdigest()))
@@ -253,29 +247,32 @@ def draw_dataset(root: str | os.PathLike, spec: Spec = Spec(), workers: int | No
             1 if few else len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         )
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(root / f".{FOLDER}.lock")
-        with lock:
-            if (folder / "manifest.json").is_file() and not force:
-                return folder  # another process drew it while this one waited
-            if folder.exists() and not (folder / "manifest.json").is_file():
-                raise FileExistsError(
-                    f"{folder}: found a folder without manifest.json, which no finished drawing leaves; "
-                    "expected a drawn data set or nothing. Move it away, or set FASTREID_DATASETS to "
-                    "another folder"
-                )
-            shutil.rmtree(partial, ignore_errors=True)
-            logger.info("Drawing %s with %d process(es)", folder, workers)
-            _draw_into(partial, spec, workers)
-            if folder.exists():
-                shutil.rmtree(folder)
-            partial.rename(folder)
-            logger.info("Drew %s", folder)
-    except PermissionError as error:
-        raise PermissionError(
-            f"SyntheticPedestrians: cannot write under {root} ({error}). Set FASTREID_DATASETS to a "
-            "folder that can be written"
+        check_output(folder, folder=True)
+    except OSError as error:
+        raise type(error)(
+            f"SyntheticPedestrians: {error}; or set FASTREID_DATASETS to a folder that can be written"
         ) from error
+    root.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(root / f".{FOLDER}.lock"):
+        if (folder / "manifest.json").is_file() and not force:
+            return folder  # another process drew it while this one waited
+        if folder.exists() and not (folder / "manifest.json").is_file():
+            raise FileExistsError(
+                f"{folder}: found a folder without manifest.json, which no finished drawing leaves; "
+                "expected a drawn data set or nothing. Move it away, or set FASTREID_DATASETS to "
+                "another folder"
+            )
+        shutil.rmtree(partial, ignore_errors=True)  # of one that was killed
+        logger.info("Drawing %s with %d process(es)", folder, workers)
+        try:
+            _draw_into(partial, spec, workers)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        if folder.exists():
+            shutil.rmtree(folder)
+        partial.rename(folder)
+        logger.info("Drew %s", folder)
     return folder
 
 

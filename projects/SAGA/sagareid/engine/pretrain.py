@@ -21,7 +21,6 @@ import dataclasses
 import json
 import logging
 import math
-import multiprocessing
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -38,6 +37,7 @@ from tqdm import tqdm
 from ..data import captions, pedestrians
 from ..data.pedestrians import FAMILY_SIZE, PARTS, PLACES
 from ..files import write_atomically, write_json
+from ..processes import in_processes
 
 logger = logging.getLogger(__name__)
 
@@ -132,16 +132,11 @@ def draw_people(
     logger.info("drawing %d people of %s", count, population)
     with tqdm(total=count, desc=f"drawing {population}", unit="image", disable=None) as bar:
 
-        def collect(results) -> None:
-            for chunk in results:
-                drawn.extend(chunk)
-                bar.update(len(chunk))
+        def collect(chunk: list[tuple]) -> None:
+            drawn.extend(chunk)
+            bar.update(len(chunk))
 
-        if workers > 1 and len(jobs) > 1:
-            with multiprocessing.get_context("spawn").Pool(workers) as pool:
-                collect(pool.imap(_draw_chunk, jobs))
-        else:
-            collect(map(_draw_chunk, jobs))
+        in_processes(_draw_chunk, jobs, min(workers, len(jobs)), collect)
     return drawn
 
 
@@ -655,8 +650,7 @@ def export(model: Pretraining, vocabulary: Vocabulary, path: Path, metadata: dic
     }
     state["token_embedding.trained_ids"] = vocabulary.ids.to(torch.int32)
     state["token_embedding.trained_rows"] = model.clip.token_embedding.weight.detach().to(torch.float16).contiguous()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(state, path, metadata={"format": "pt", **metadata})
+    write_atomically(path, lambda temporary: save_file(state, temporary, metadata={"format": "pt", **metadata}))
 
 
 def expand_token_table(state: dict[str, Tensor], vocab_size: int = 49408) -> dict[str, Tensor]:

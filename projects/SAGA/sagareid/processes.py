@@ -1,0 +1,54 @@
+"""Work shared among processes that Ctrl-C does not reach: their parent alone hears it, and ends them."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from typing import TypeVar
+
+__all__ = ["deaf_to_interrupts", "in_processes"]
+
+Job, Result = TypeVar("Job"), TypeVar("Result")
+
+
+def in_processes(
+    function: Callable[[Job], Result], jobs: Iterable[Job], workers: int, collect: Callable[[Result], None]
+) -> None:
+    """`collect(function(job))` for all jobs in their order; in this process where `workers` is 1.
+
+    Args:
+        function: importable by name.
+
+    Raises:
+        BrokenProcessPool: a process was killed. Whatever `function` raises. What has not begun by then is dropped.
+    """
+    if workers == 1:
+        for job in jobs:
+            collect(function(job))
+        return
+    # spawn: forking a process that runs torch's threads may deadlock
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
+    try:
+        with deaf_to_interrupts():
+            futures = [pool.submit(function, job) for job in jobs]
+        for future in futures:
+            collect(future.result())
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def deaf_to_interrupts() -> Iterator[None]:
+    """Processes that start in here ignore Ctrl-C from their first moment: a signal that is ignored is inherited so."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
