@@ -111,6 +111,18 @@ def test_both_towers_use_it():
         assert QuickGELU in kinds and open_clip.transformer.QuickGELU not in kinds
 
 
+def test_quick_gelu_in_value_and_gradient():
+    x = torch.randn(5, 40, dtype=torch.float64, requires_grad=True)
+    ours, theirs = QuickGELU()(x), open_clip.transformer.QuickGELU()(x)
+    torch.testing.assert_close(ours, theirs)
+    direction = torch.randn_like(x)
+    torch.testing.assert_close(*(torch.autograd.grad((y * direction).sum(), x)[0] for y in (ours, theirs)))
+    before = x.detach().clone()
+    with torch.no_grad():
+        torch.testing.assert_close(QuickGELU()(x), theirs)
+    assert torch.equal(x, before)
+
+
 # ---- dropout ----------------------------------------------------------------------------------------------------------
 
 

@@ -31,7 +31,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
-    with errors_in_one_line(args):
+    with errors_in_one_line(args, after_interrupt="--output holds what was measured by then"):
         if args.output:
             check_output(args.output)
         result = benchmark.run(
@@ -42,9 +42,8 @@ def main() -> None:
             rounds=args.rounds,
             device=pick_device(args.device),
             command=shlex.join(["python", "tools/benchmark.py", *sys.argv[1:]]),
+            done=lambda result: args.output and write_json(args.output, benchmark.as_json(result)),
         )
-        if args.output:
-            write_json(args.output, benchmark.as_json(result))
         print(benchmark.table(result))
 
 

@@ -30,7 +30,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
-    with errors_in_one_line(args):
+    with errors_in_one_line(args, after_interrupt="--output holds what was measured by then"):
         if args.output:
             check_output(args.output)
         result = benchmark.run(
@@ -39,9 +39,8 @@ def main() -> None:
             rounds=args.rounds,
             memory_gib=args.memory,
             command=shlex.join(["python", "tools/benchmark_ranking.py", *sys.argv[1:]]),
+            done=lambda result: args.output and write_json(args.output, result),
         )
-        if args.output:
-            write_json(args.output, result)
         print(benchmark.table(result))
 
 

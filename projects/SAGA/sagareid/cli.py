@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib
+import logging
 import os
 import sys
 import traceback
@@ -92,16 +93,20 @@ def errors_in_one_line(args: argparse.Namespace, *, after_interrupt: str = "", c
         args: as parsed, with `add_traceback_argument`.
         after_interrupt: what became of the work, and how it goes on.
     """
+    asked = getattr(args, "traceback", False) or bool(os.environ.get("SAGAREID_TRACEBACK"))
+    logs_may_fail = logging.raiseExceptions
+    logging.raiseExceptions = asked  # of a log that cannot be written, the error that follows tells
     try:
         yield
     except KeyboardInterrupt:
         print(f"\ninterrupted{after_interrupt and '; '}{after_interrupt}", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
-        asked = getattr(args, "traceback", False) or os.environ.get("SAGAREID_TRACEBACK")
         if asked:
             traceback.print_exc()
         print(f"error: {message_of(error)}", file=sys.stderr)
         if not asked:
             print("(--traceback shows where)", file=sys.stderr)
         sys.exit(code)
+    finally:
+        logging.raiseExceptions = logs_may_fail

@@ -42,11 +42,10 @@ def disk_is_full(error: BaseException) -> str:
     """The reason in words where an error is about a full disk, a quota or a file's largest size; empty otherwise."""
     if isinstance(error, OSError) and error.errno in _FULL:
         return os.strerror(error.errno)
+    # safetensors and faiss wrap the system's error in one of their own, and PyTorch's writer of zip files drops it
     text = str(error)
-    # PyTorch, safetensors and faiss wrap the system's error in one of their own
-    if "PytorchStreamWriter failed writing" in text or os.strerror(errno.ENOSPC) in text:
-        return os.strerror(errno.ENOSPC)
-    return ""
+    lost = "PytorchStreamWriter failed writing" in text or ("inline_container" in text and "unexpected pos" in text)
+    return os.strerror(errno.ENOSPC) if lost or os.strerror(errno.ENOSPC) in text else ""
 
 
 def _out_of_memory(error: BaseException) -> bool:

@@ -33,6 +33,7 @@ from fastreid.utils.events import EventStorage
 from open_clip.transformer import ResidualAttentionBlock
 from tabulate import tabulate
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from .. import compat
 from ..data import loading, synthetic
@@ -509,8 +510,13 @@ def peak_memory(run: Callable[[], Any], device: str) -> Optional[float]:
     return max(pages) * resource.getpagesize() / 2**20
 
 
-def in_turn(plain: Callable, ours: Callable, rounds: int, device: str, at_least: float = 0.2) -> dict[str, Any]:
+def in_turn(
+    plain: Callable, ours: Callable, rounds: int, device: str, at_least: float = 0.2, name: str = ""
+) -> dict[str, Any]:
     """Time both A B A B, after a warm-up; a sample repeats a short one until it lasts `at_least` seconds.
+
+    Args:
+        name: what the progress bar says.
 
     Returns:
         medians in seconds, and the ratio of each neighbouring pair: median and quartiles.
@@ -519,7 +525,8 @@ def in_turn(plain: Callable, ours: Callable, rounds: int, device: str, at_least:
         run()
     repeats = max(1, round(at_least / max(_seconds(ours, device), 1e-9)))
     gc.collect()
-    pairs = [(_seconds(plain, device, repeats), _seconds(ours, device, repeats)) for _ in range(rounds)]
+    bar = tqdm(range(rounds), desc=name, unit="pair", leave=False, disable=None)
+    pairs = [(_seconds(plain, device, repeats), _seconds(ours, device, repeats)) for _ in bar]
     ratios = [a / b for a, b in pairs]
     low, median, high = statistics.quantiles(ratios, n=4, method="inclusive") if rounds > 1 else ratios * 3
     return {
@@ -602,7 +609,7 @@ def _bfloat16(s: _Setting, rounds: int) -> dict[str, Any]:
 
     parts = [_by_part(model, f()) for f in (float32, bfloat16)]
     turned = {k: float((1 - F.cosine_similarity(parts[0][k].double(), parts[1][k].double())).max()) for k in parts[0]}
-    times = in_turn(float32, bfloat16, rounds, s.device)
+    times = in_turn(float32, bfloat16, rounds, s.device, name="bfloat16")
     return {
         "rounds": rounds,
         "images": s.size.extraction_batch,
@@ -724,7 +731,15 @@ def machine(device: str) -> dict[str, Any]:
 
 
 def run(
-    *, size: Size, name: str, configs: Path, cases: Sequence[str], rounds: Optional[int], device: str, command: str
+    *,
+    size: Size,
+    name: str,
+    configs: Path,
+    cases: Sequence[str],
+    rounds: Optional[int],
+    device: str,
+    command: str,
+    done: Callable[[Result], None] = lambda result: None,
 ) -> Result:
     """Measure `cases` at a size with random weights.
 
@@ -732,6 +747,7 @@ def run(
         name: of the size, for the report. configs: folder configs/SAGA.
         cases: of `CASES`.
         rounds: pairs of samples per case; None for the size's.
+        done: called after each case with what is measured by then.
 
     Raises:
         RuntimeError: a case whose two ways do not compute the same.
@@ -761,7 +777,7 @@ def run(
                 torch.manual_seed(1)
                 case = _COMPARISONS[key](s)
                 difference = largest_difference(case.values_ours(), case.values_plain())
-                times = in_turn(case.run_plain, case.run_ours, rounds, device)
+                times = in_turn(case.run_plain, case.run_ours, rounds, device, name=key)
                 memory = {"ours": peak_memory(case.run_ours, device), "plain": peak_memory(case.run_plain, device)}
                 entry = {
                     "case": key,
@@ -780,8 +796,9 @@ def run(
                     peaks["best"] = max(peaks["best"], again)
                     del case
                     result.tower = _extraction_share(s, s.model("anchors").eval(), times["ours_seconds"], peaks["best"])
+            result.peak_memory_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+            done(result)
             gc.collect()
-    result.peak_memory_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
     return result
 
 

@@ -11,6 +11,7 @@ import multiprocessing
 import resource
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -20,6 +21,7 @@ import numpy as np
 import torch
 from fastreid.evaluation import ReidEvaluator, rank
 from tabulate import tabulate
+from tqdm import tqdm
 
 from .. import compat
 from ..config import get_cfg
@@ -162,21 +164,38 @@ def _in_fresh_process(way: str, size: RankingSize, width: int) -> dict[str, Any]
         process.join()
 
 
-def run(*, sizes: Sequence[RankingSize], width: int, rounds: int, memory_gib: float, command: str) -> dict[str, Any]:
+def run(
+    *,
+    sizes: Sequence[RankingSize],
+    width: int,
+    rounds: int,
+    memory_gib: float,
+    command: str,
+    done: Callable[[dict], None] = lambda result: None,
+) -> dict[str, Any]:
     """Measure both ways A B A B at every size.
 
     Args:
+        done: called after each size with what is measured by then.
         memory_gib: above this need of its matrices the host is left out, and ours measured alone.
 
     Returns:
         {"command", "date", "machine", "width", "sizes": [{"size", "host", "ours", "ratio", "equal"}]}, where host (None where
         it is left out) and ours hold medians of `measure`, and equal says that CMC, AP and INP are the same bits.
     """
-    rows = []
+    rows: list[dict] = []
+    result = {
+        "command": command,
+        "date": date.today().isoformat(),
+        "machine": machine("cpu"),
+        "width": width,
+        "memory_gib": memory_gib,
+        "sizes": rows,
+    }
     for size in sizes:
         ways = ("host", "ours") if host_bytes(size) <= memory_gib * 2**30 else ("ours",)
         measured: dict[str, list[dict]] = {way: [] for way in ways}
-        for _ in range(rounds):
+        for _ in tqdm(range(rounds), desc=str(size), unit="pair", leave=False, disable=None):
             for way in ways:
                 measured[way].append(_in_fresh_process(way, size, width))
         medians = {way: _median(samples) for way, samples in measured.items()}
@@ -195,14 +214,8 @@ def run(*, sizes: Sequence[RankingSize], width: int, rounds: int, memory_gib: fl
                 "rounds": rounds,
             }
         )
-    return {
-        "command": command,
-        "date": date.today().isoformat(),
-        "machine": machine("cpu"),
-        "width": width,
-        "memory_gib": memory_gib,
-        "sizes": rows,
-    }
+        done(result)
+    return result
 
 
 def _median(samples: list[dict[str, Any]]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import io
 import json
 import logging
 import re
@@ -240,7 +241,9 @@ def _strip(proto: Any) -> None:
 
 def _write_torchscript(traced: _Traced, path: str, metadata: dict[str, Any], variant: str) -> int:
     script = torch.jit.freeze(torch.jit.trace(traced, traced.example(3), check_trace=False).eval())
-    torch.jit.save(script, path, _extra_files={"metadata.json": json.dumps(metadata)})
+    content = io.BytesIO()  # where the disk is full, torch's own writer ends the process
+    torch.jit.save(script, content, _extra_files={"metadata.json": json.dumps(metadata)})
+    Path(path).write_bytes(content.getbuffer())
     with zipfile.ZipFile(path) as archive:
         return sum(i.file_size for i in archive.infolist() if re.search(r"/(constants|data)/\d+$", i.filename)) // 4
 
@@ -248,8 +251,9 @@ def _write_torchscript(traced: _Traced, path: str, metadata: dict[str, Any], var
 def _write_torch_export(traced: _Traced, path: str, metadata: dict[str, Any], variant: str) -> int:
     program = _program(traced).run_decompositions({})
     _drop_unused(program)
-    with open(path, "wb") as file:
-        torch.export.save(program, file, extra_files={"metadata.json": json.dumps(metadata)})
+    content = io.BytesIO()
+    torch.export.save(program, content, extra_files={"metadata.json": json.dumps(metadata)})
+    Path(path).write_bytes(content.getbuffer())
     return sum(v.numel() for v in program.state_dict.values())
 
 
@@ -362,7 +366,7 @@ def compare_latency(
             with torch.inference_mode():
                 traced(*inputs)
 
-        times[batch] = in_turn(plain, lambda: run(*inputs), rounds, "cpu")
+        times[batch] = in_turn(plain, lambda: run(*inputs), rounds, "cpu", name=f"batches of {batch}")
     return times
 
 

@@ -6,6 +6,7 @@ the first process that fails ends the others, and its reason is the one that is 
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -240,6 +241,7 @@ def _process(
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
+    logging.raiseExceptions = False  # as `errors_in_one_line`
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the launcher too, which tells every process once
     signal.signal(signal.SIGTERM, _stop_once)
     threading.Thread(target=_end_with_launcher, args=(pipe,), daemon=True).start()

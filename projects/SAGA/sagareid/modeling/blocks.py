@@ -6,7 +6,7 @@ B sequences, L rows, D width. No FastReID and no config in here.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Optional
+from typing import Any, Optional
 
 import open_clip
 import torch
@@ -42,10 +42,25 @@ def in_groups(
 
 
 class QuickGELU(nn.Module):
-    """x sigmoid(1.702 x) as SiLU(1.702 x) / 1.702: one fused function, and one tensor kept for the backward pass, not two."""
+    """x sigmoid(1.702 x) as SiLU(1.702 x) / 1.702, in few passes over memory: on a CPU they cost a tenth of a tower."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.silu(x * 1.702) * (1 / 1.702)
+        if torch.is_grad_enabled() and x.requires_grad:
+            return _QuickGELU.apply(x)
+        return F.silu(x * 1.702, inplace=True).mul_(1 / 1.702)
+
+
+class _QuickGELU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        scaled = x * 1.702
+        ctx.save_for_backward(scaled)
+        return F.silu(scaled).mul_(1 / 1.702)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return torch.ops.aten.silu_backward(gradient, *ctx.saved_tensors)  # the factors cancel
 
 
 def use_quick_gelu(model: nn.Module) -> None:
