@@ -6,11 +6,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from fastreid.engine import hooks
 from torch import nn
 
 from sagareid import get_cfg
-from sagareid.engine import solver, stages
+from sagareid.engine import precision, solver, stages
 
 CONFIGS = "configs/SAGA"
 
@@ -143,3 +144,49 @@ def test_recipe_of_occluded_duke(repo):
         0.05,
         0.5,
     )
+
+
+# ---- what a step computes in --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "dtype, instructions, expected",
+    [
+        ("auto", ["avx512_bf16"], torch.bfloat16),
+        ("auto", [], None),  # emulated products took a quick start from minutes to an hour
+        ("bfloat16", [], torch.bfloat16),
+    ],
+)
+def test_autocast_on_a_cpu_by_its_instructions(dtype, instructions, expected, monkeypatch, caplog):
+    monkeypatch.setattr(precision, "bfloat16_instructions", lambda: instructions)
+    cfg = get_cfg()
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.SOLVER.AMP.DTYPE = dtype
+    cfg.SOLVER.AMP.ENABLED = False
+    assert precision.autocast_dtype(cfg) is None
+    cfg.SOLVER.AMP.ENABLED = True
+    assert precision.autocast_dtype(cfg) is expected
+    assert ("no instructions for it" in caplog.text) == (dtype == "bfloat16")
+
+
+@pytest.mark.parametrize("supported, expected", [(True, torch.bfloat16), (False, torch.float16)])
+def test_autocast_on_a_gpu(supported, expected, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: supported)
+    cfg = get_cfg()
+    cfg.MODEL.DEVICE = "cuda:1"
+    cfg.SOLVER.AMP.ENABLED = True
+    assert cfg.SOLVER.AMP.DTYPE == "auto" and precision.autocast_dtype(cfg) is expected
+
+
+@pytest.mark.parametrize(
+    "text, found",
+    [
+        ("flags\t: fpu avx512_bf16 sse\n\nflags : amx_bf16\n", ["avx512_bf16"]),
+        ("Features\t: fp asimd bf16\n", ["bf16"]),
+        ("flags : avx2 avx512f\n", []),
+    ],
+)
+def test_instructions_of_a_cpu(text, found, monkeypatch):
+    monkeypatch.setattr(precision.Path, "is_file", lambda self: True)
+    monkeypatch.setattr(precision.Path, "read_text", lambda self: text)
+    assert precision.bfloat16_instructions() == found

@@ -147,8 +147,9 @@ def add_saga_config(cfg: CN) -> None:
     cfg.CACHE.SEED = -1
 
     # ---- solver ---------------------------------------------------------------------------------------------------
-    # autocast type where SOLVER.AMP.ENABLED: bfloat16 (CPU and GPU) or float16 (GPU, with a gradient scaler).
-    cfg.SOLVER.AMP.DTYPE = "bfloat16"
+    # autocast type where SOLVER.AMP.ENABLED: bfloat16 (CPU and GPU), float16 (GPU, with a gradient scaler), or auto: bfloat16
+    # where the device has instructions for it, else float16 on a GPU and none, hence float32, on a CPU.
+    cfg.SOLVER.AMP.DTYPE = "auto"
     # SCHED "WarmupCosineLR": per epoch e, linear from WARMUP_FACTOR over WARMUP_EPOCHS, then a cosine from 1 to
     # MIN_LR_RATIO (1.0: constant). WARMUP_ITERS belongs to the host's own schedules and must be 0.
     cfg.SOLVER.WARMUP_EPOCHS = 0
@@ -286,7 +287,7 @@ def check_config(cfg: CN) -> None:
     for name in loss:
         one_of("MODEL.LOSSES.NAME", name, LOSSES)
     one_of("SOLVER.SCHED", cfg.SOLVER.SCHED, SCHEDULES)
-    one_of("SOLVER.AMP.DTYPE", cfg.SOLVER.AMP.DTYPE, ("bfloat16", "float16"))
+    one_of("SOLVER.AMP.DTYPE", cfg.SOLVER.AMP.DTYPE, ("auto", "bfloat16", "float16"))
     one_of("CACHE.DTYPE", cfg.CACHE.DTYPE, ("float16", "bfloat16", "float32"))
     one_of("INPUT.INTERPOLATION_TEST", cfg.INPUT.INTERPOLATION_TEST, ("bilinear", "bicubic"))
     one_of("MODEL.SAGA.DOMAIN_ANCHORS", saga.DOMAIN_ANCHORS, ("content", "camera", "clip"))
@@ -299,7 +300,7 @@ def check_config(cfg: CN) -> None:
     device = model.DEVICE.split(":")[0]
     needs(
         not (cfg.SOLVER.AMP.ENABLED and cfg.SOLVER.AMP.DTYPE == "float16" and device == "cpu"),
-        "SOLVER.AMP.DTYPE float16 needs a GPU; use bfloat16 on the CPU",
+        "SOLVER.AMP.DTYPE float16 needs a GPU; use auto or bfloat16 on the CPU",
     )
     needs(
         cfg.TEST.EVAL_PERIOD >= 1,

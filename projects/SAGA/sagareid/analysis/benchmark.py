@@ -38,6 +38,7 @@ from tqdm import tqdm
 from .. import compat
 from ..data import loading, synthetic
 from ..engine import stages
+from ..engine.precision import bfloat16_instructions, cpu_info
 from ..engine.trainer import SAGATrainer
 from ..modeling import losses as L
 from ..modeling.anchors import RefinementLayer
@@ -708,19 +709,16 @@ class Result:
 
 def machine(device: str) -> dict[str, Any]:
     """What it runs on: processor, cores, threads, bfloat16 instructions, versions."""
-    info = Path("/proc/cpuinfo")
-    lines = dict(x.split(":", 1) for x in info.read_text().split("\n\n")[0].splitlines() if ":" in x) if info.is_file() else {}
-    lines = {k.strip(): v.strip() for k, v in lines.items()}
-    name = lines.get("model name") or platform.processor()
-    if "cpu family" in lines:
-        name += f" (family {lines['cpu family']}, model {lines['model']})"
-    flags = set(lines.get("flags", "").split())
+    info = cpu_info()
+    name = info.get("model name") or platform.processor()
+    if "cpu family" in info:
+        name += f" (family {info['cpu family']}, model {info['model']})"
     out = {
         "cpu": name,
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "openmp": {k: v for k in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT") if (v := os.environ.get(k))},  # how threads wait
-        "bfloat16_instructions": sorted(flags & {"avx512_bf16", "amx_bf16"}),
+        "bfloat16_instructions": bfloat16_instructions(),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "device": device,

@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from ..data.loading import DeviceLoader, ReIDDataset, SampleKey, SeededSamples, sample_seed
 from ..files import write_json
+from .precision import autocast_dtype
 
 __all__ = ["CachedFeatures", "FeatureCache", "build_feature_cache", "cached_test_loader"]
 
@@ -140,7 +141,7 @@ def build_feature_cache(cfg, model: nn.Module, dataset: ReIDDataset) -> FeatureC
             "CACHE.ENABLED needs a frozen backbone: take it out of MODEL.TRAINABLE, or set CACHE.ENABLED False"
         )
     dtype = getattr(torch, cfg.CACHE.DTYPE)
-    amp = cfg.SOLVER.AMP.DTYPE if cfg.SOLVER.AMP.ENABLED else ""
+    autocast = autocast_dtype(cfg)
     settings = {
         "transform": repr(dataset.transform) if not cfg.CACHE.AUGMENT else [repr(dataset.transform), dict(cfg.INPUT)],
         "size": list(cfg.INPUT.SIZE_TRAIN),
@@ -149,7 +150,7 @@ def build_feature_cache(cfg, model: nn.Module, dataset: ReIDDataset) -> FeatureC
         "views": cfg.CACHE.NUM_VIEWS,
         "augment": cfg.CACHE.AUGMENT,
         "dtype": cfg.CACHE.DTYPE,
-        "autocast": amp,
+        "autocast": str(autocast),
         "seed": _seed(cfg),
     }
     machine = comm.get_rank() // comm.get_local_size()
@@ -167,7 +168,7 @@ def build_feature_cache(cfg, model: nn.Module, dataset: ReIDDataset) -> FeatureC
     whole = cache.complete
     comm.synchronize()  # nobody fills before everybody has looked
     if not whole:
-        _fill(cfg, model, dataset, cache, getattr(torch, amp) if amp else None)
+        _fill(cfg, model, dataset, cache, autocast)
     comm.synchronize()
     if not cache.complete:
         raise RuntimeError(f"the feature cache in {folder} is not whole although every process has built its share")

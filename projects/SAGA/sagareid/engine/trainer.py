@@ -37,6 +37,7 @@ from .hooks import (
     Selection,
     ValidationHook,
 )
+from .precision import autocast_dtype
 
 __all__ = ["SAGATrainer", "StepTrainer"]
 
@@ -103,7 +104,8 @@ class SAGATrainer(DefaultTrainer):
         self.cfg.freeze()
         if comm.is_main_process():  # again, with what was counted: identities and cameras
             Path(self.cfg.OUTPUT_DIR, "config.yaml").write_text(self.cfg.dump())
-        dtype = getattr(torch, cfg.SOLVER.AMP.DTYPE) if autocast else None
+        dtype = autocast_dtype(cfg)
+        logger.info("steps compute in %s", "float32" if dtype is None else f"{dtype} where autocast has it".removeprefix("torch."))
         self._trainer = StepTrainer(self.model, self.data_loader, self.optimizer, self._trainer.param_wrapper, dtype)
         extra = {"grad_scaler": self.grad_scaler} if self.grad_scaler else {}
         self.checkpointer = RunCheckpointer(
