@@ -122,7 +122,7 @@ def test_tool_makes_the_page_of_a_run(run_tool, tiny_run, tmp_path):
     ):
         assert shown in text, shown
     code, _, error = run_tool("report.py", tmp_path)
-    assert code == 1 and error.startswith("error: no run at") and error.count("\n") == 1
+    assert code == 1 and error.startswith("error: no run at") and error.count("\n") == 2
     assert run_tool("report.py", tiny_run, "--queries", 0)[0] == 1
 
 

@@ -147,5 +147,5 @@ def test_tool_draws_one_run_two_side_by_side_and_images(run_tool, tiny_run, trai
     code, output, _ = run_tool("visualize.py", tiny_run, "--images", image, "--anchors", "shoes,hair")
     assert code == 0 and output.strip() == str(tiny_run / "attention.png")
     code, _, error = run_tool("visualize.py", tmp_path / "pool", "--images", image)
-    assert code == 1 and "PatchPoolHead" in error and error.count("\n") == 1
+    assert code == 1 and "PatchPoolHead" in error and error.count("\n") == 2  # and how to see the traceback
     assert run_tool("visualize.py", tiny_run, "--length", 99)[0] == 1
