@@ -66,7 +66,7 @@ def commands(tiny_run, crops, session_tmp, repo):
         "pretrain_clip.py": (["--people", 8, "--steps", 1], "--output", ""),
         "report.py": ([tiny_run], "-o", ".html"),
         "search.py": (["build", crops], "-o", ""),
-        "train_net.py": ([*QUICKSTART[:1], config], "OUTPUT_DIR", ""),
+        "train_net.py": (["--config-file", config], "OUTPUT_DIR", ""),
         "visualize.py": ([tiny_run, "--queries", 1], "-o", ".png"),
     }
 
@@ -179,7 +179,7 @@ def test_memory_that_a_real_allocation_lacks():
 # A limit on the size of files stands in for it: writes fail in the same places, by a neighbouring error number.
 
 
-def _limited(command: list, limit: int, folder: Path, repo: Path, root: Path) -> subprocess.CompletedProcess:
+def _limited(command: list, limit: int, repo: Path, root: Path) -> subprocess.CompletedProcess:
     def limit_files() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
@@ -195,14 +195,14 @@ def test_a_full_disk_leaves_the_old_file_and_no_new_one(tool, limit, commands, t
     target = Path(words[-1])
     if tool != "extract.py":
         target.write_text("old")
-    done = _limited([f"tools/{tool}", *words], limit, tmp_path, repo, tiny_root)
+    done = _limited([f"tools/{tool}", *words], limit, repo, tiny_root)
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
     assert f"cannot write {tmp_path}" in done.stderr and "make room" in done.stderr
     if tool == "extract.py":
         assert not target.exists()
         assert not list(tmp_path.rglob("part-*"))
         words = ("tools/extract.py", *words)
-        assert _limited(words, resource.RLIM_INFINITY, tmp_path, repo, tiny_root).returncode == 0
+        assert _limited(words, resource.RLIM_INFINITY, repo, tiny_root).returncode == 0
     else:
         assert target.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == [target.name]
 
@@ -212,13 +212,13 @@ def test_training_on_a_full_disk_goes_on_when_there_is_room(tmp_path, repo, tiny
         "tools/train_net.py", *QUICKSTART, "OUTPUT_DIR", tmp_path / "run", "SOLVER.MAX_EPOCH", 1, "SOLVER.WARMUP_EPOCHS", 0,
         "SOLVER.IMS_PER_BATCH", 24, "DATALOADER.NUM_WORKERS", 0, "CACHE.ENABLED", False,
     ]  # fmt: skip
-    done = _limited(command, 500_000, tmp_path, repo, tiny_root)
+    done = _limited(command, 500_000, repo, tiny_root)
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
     assert "error: cannot write" in done.stderr and "make room" in done.stderr
     stage = tmp_path / "run" / "prompts"
     assert not list(stage.glob("*.pth")) and not (stage / "result.json").exists()
     assert not [p for p in stage.iterdir() if p.name.startswith(".")]
-    assert _limited([*command[:1], "--resume", *command[1:]], resource.RLIM_INFINITY, tmp_path, repo, tiny_root).returncode == 0
+    assert _limited([*command[:1], "--resume", *command[1:]], resource.RLIM_INFINITY, repo, tiny_root).returncode == 0
     assert (stage / "model_final.pth").is_file()
 
 

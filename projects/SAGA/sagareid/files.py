@@ -28,8 +28,7 @@ def check_output(path: str | Path, *, folder: bool = False) -> Path:
     path = Path(path)
     try:
         if path.exists() and path.is_dir() != folder:
-            error = NotADirectoryError if folder else IsADirectoryError
-            raise error(errno.ENOTDIR if folder else errno.EISDIR, "it is a file" if folder else "it is a folder")
+            raise OSError(*((errno.ENOTDIR, "it is a file") if folder else (errno.EISDIR, "it is a folder")))
         there = path if path.is_dir() else path.parent
         while not there.exists():
             there = there.parent

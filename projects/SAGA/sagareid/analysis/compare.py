@@ -19,9 +19,9 @@ from tqdm import tqdm
 from ..engine import stages
 from ..engine.hooks import by_set
 from ..engine.inference import load_model
+from ..engine.main import argument_parser, launch_runs
 from ..errors import message_of
 from ..files import write_json, write_text
-from ..engine.main import argument_parser, launch_runs
 from .complexity import complexity
 
 __all__ = ["Trial", "compare", "names_of", "split_words", "summarise", "table"]

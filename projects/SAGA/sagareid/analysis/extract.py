@@ -27,9 +27,9 @@ import torch
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from ..files import file_hash, write_atomically, write_json
 from ..engine.extractor import Extractor
 from ..engine.inference import checkpoint_file, pick_device
+from ..files import file_hash, write_atomically, write_json
 
 __all__ = ["Report", "extract_folder", "is_single_file", "list_images", "open_extractor"]
 

@@ -25,10 +25,10 @@ from ..data.occlusion_sets import ImageSet, OccludedSet, Occluder, Occlusion, Vi
 from ..data.loading import make_test_loader
 from ..data.transforms import build_transforms
 from ..engine.checkpoint import load_state
-from ..files import write_atomically
 from ..engine.inference import Extraction, Labels, extract, fingerprint, load_model, model_layout, share_towers
 from ..evaluation.evaluator import SAGAEvaluator, available_rows, rank_in_blocks, result_row
 from ..evaluation.statistics import Bootstrap
+from ..files import write_atomically
 
 __all__ = ["METRICS", "OCCLUDE", "Cell", "Model", "Options", "Study", "load_models"]
 

@@ -29,10 +29,10 @@ import open_clip
 import torch
 from torch import Tensor
 
+from ..files import write_atomically
 from ..modeling import clip_models
 from ..modeling.anchors import TextAnchors
 from ..modeling.text import CONTEXT_SLOTS, PROMPT_LENGTH, TextEncoder, template_token_ids
-from ..files import write_atomically
 
 __all__ = [
     "Conversion",

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from ..data.loading import UnreadableImage
 from ..data.transforms import build_transforms
 from .feature_model import FeatureModel
-from .inference import load_model, pick_device
+from .inference import load_model
 
 __all__ = ["Batch", "Extractor", "ImageLike"]
 
@@ -96,7 +96,7 @@ class Extractor:
             FileNotFoundError: no checkpoint there.
             ValueError: it is none or does not fit its config; no such device, dtype or feature.
         """
-        cfg, model = load_model(path, device=pick_device(device))
+        cfg, model = load_model(path, device=device)
         return cls(cfg, model, dtype=dtype, feature=feature)
 
     @property

@@ -100,6 +100,7 @@ def load_model(path: str | Path, cfg: Optional[Any] = None, device: Optional[str
         FileNotFoundError: no checkpoint there.
         ValueError: it does not fit the config, or is none; no such device here.
     """
+    device = device and pick_device(device)
     path = checkpoint_file(path)
     checkpoint = load_state(path)
     trained = get_cfg()
@@ -114,7 +115,7 @@ def load_model(path: str | Path, cfg: Optional[Any] = None, device: Optional[str
     if "config" in checkpoint:
         cfg.MODEL.CLIP.CAMERAS = trained.MODEL.CLIP.CAMERAS
         cfg.MODEL.HEADS.NUM_CLASSES = trained.MODEL.HEADS.NUM_CLASSES
-    cfg.MODEL.DEVICE = pick_device(device or cfg.MODEL.DEVICE)
+    cfg.MODEL.DEVICE = device or pick_device(cfg.MODEL.DEVICE)
     cfg.freeze()
     model = SAGATrainer.build_model(cfg)
     hand_over(model, checkpoint["model"], (), str(path))

@@ -50,7 +50,7 @@ class GELUDropout(nn.Dropout):
 
     def forward(self, x: Tensor) -> Tensor:
         mask = _mask(x, self.p, self.training)
-        return dropout(F.gelu(x), self.p, self.training) if mask is None else _MaskedGELU.apply(x, mask)
+        return F.dropout(F.gelu(x), self.p, self.training) if mask is None else _MaskedGELU.apply(x, mask)
 
 
 class _MaskedGELU(torch.autograd.Function):
