@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import open_clip
 import pytest
 import torch
@@ -9,7 +11,7 @@ import torch.nn.functional as F
 from open_clip.transformer import ResidualAttentionBlock
 
 from sagareid.modeling import anchors, blocks, clip_backbone, clip_models
-from sagareid.modeling.blocks import QuickGELU, block_at_row
+from sagareid.modeling.blocks import Attention, QuickGELU, block_at_row, use_cheaper_forms
 from sagareid.modeling.dropout import Dropout, GELUDropout, dropout
 
 NAME = "ViT-XS-8-pedestrians"
@@ -95,6 +97,46 @@ def test_own_anchors_stand_behind_the_shared_ones():
         torch.testing.assert_close(a, b)
 
 
+# ---- attention ---------------------------------------------------------------------------------------------------------
+
+
+def attentions():
+    """Ours, and torch's with the same weights."""
+    torch.manual_seed(0)
+    block = ResidualAttentionBlock(32, 4)
+    torch.nn.init.normal_(block.attn.in_proj_bias), torch.nn.init.normal_(block.attn.out_proj.bias)
+    theirs = copy.deepcopy(block.attn)
+    use_cheaper_forms(block)
+    return block.attn, theirs
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("training", [True, False])
+def test_attention_equals_torchs(masked, training):
+    ours, theirs = (m.train(training) for m in attentions())
+    assert type(ours) is Attention and list(ours.state_dict()) == list(theirs.state_dict())
+    x, mask = torch.randn(3, 7, 32, requires_grad=True), torch.full((7, 7), -torch.inf).triu_(1) if masked else None
+    direction, values, gradients = torch.randn(3, 7, 32), [], []
+    for module in (ours, theirs):
+        value, weights = module(x, x, x, need_weights=False, attn_mask=mask)
+        values.append(value)
+        gradients.append(torch.autograd.grad((value * direction).sum(), [x, *module.parameters()]))
+        assert weights is None
+    torch.testing.assert_close(*values, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        torch.testing.assert_close(*(m(x, x, x, need_weights=False, attn_mask=mask)[0] for m in (ours, theirs)))
+
+
+@pytest.mark.parametrize("need_weights", [False, True])
+def test_attention_to_other_rows_equals_torchs(need_weights):
+    ours, theirs = attentions()
+    query, rows, others = torch.randn(3, 2, 32), torch.randn(3, 7, 32), torch.randn(3, 7, 32)
+    for values in (rows, others):
+        for a, b in zip(*(m(query, rows, values, need_weights=need_weights) for m in (ours, theirs))):
+            torch.testing.assert_close(a, b)
+
+
 # ---- activation -------------------------------------------------------------------------------------------------------
 
 
@@ -105,10 +147,11 @@ def test_quick_gelu_equals_open_clips():
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
-def test_both_towers_use_it():
+def test_both_towers_use_the_cheaper_forms():
     for module in (clip_models.build_vision_tower(NAME, (32, 16), 8), clip_models.build_text_encoder(NAME)):
         kinds = {type(m) for m in module.modules()}
-        assert QuickGELU in kinds and open_clip.transformer.QuickGELU not in kinds
+        assert {QuickGELU, Attention} <= kinds
+        assert not kinds & {open_clip.transformer.QuickGELU, torch.nn.MultiheadAttention}
 
 
 def test_quick_gelu_in_value_and_gradient():
@@ -117,10 +160,8 @@ def test_quick_gelu_in_value_and_gradient():
     torch.testing.assert_close(ours, theirs)
     direction = torch.randn_like(x)
     torch.testing.assert_close(*(torch.autograd.grad((y * direction).sum(), x)[0] for y in (ours, theirs)))
-    before = x.detach().clone()
     with torch.no_grad():
         torch.testing.assert_close(QuickGELU()(x), theirs)
-    assert torch.equal(x, before)
 
 
 # ---- dropout ----------------------------------------------------------------------------------------------------------

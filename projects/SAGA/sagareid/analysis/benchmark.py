@@ -42,7 +42,7 @@ from ..engine.precision import bfloat16_instructions, cpu_info
 from ..engine.trainer import SAGATrainer
 from ..modeling import losses as L
 from ..modeling.anchors import RefinementLayer
-from ..modeling.blocks import QuickGELU
+from ..modeling.blocks import Attention, QuickGELU
 from ..modeling.clip_backbone import CLIPBackbone
 from ..modeling.heads import head_outputs
 from ..modeling.prompt_head import PromptHead
@@ -267,6 +267,8 @@ class _Setting:
         model = self.model(stage)
         plain = with_shared_tensors(model)
         for layer in list(plain.modules()):
+            if isinstance(layer, Attention):
+                layer.__class__ = nn.MultiheadAttention
             if isinstance(layer, ResidualAttentionBlock) and isinstance(layer.mlp.gelu, QuickGELU):
                 layer.mlp.gelu = open_clip.transformer.QuickGELU()
             if isinstance(layer, RefinementLayer):

@@ -320,9 +320,10 @@ class RefinementLayer(nn.Module):
         """
         d, h = self.attn.embed_dim, self.num_heads
         keys, values = self._keys_values(anchors)
-        scorer = keys @ self.attn.in_proj_weight[:d].unflatten(0, (h, -1))  # (..., H, J, D)
-        offset = scorer @ self.norm_q.bias + (keys @ self.attn.in_proj_bias[:d].view(h, -1, 1)).squeeze(-1)
-        value = values @ self.attn.out_proj.weight.unflatten(1, (h, -1)).permute(1, 2, 0)
+        # einsum takes the anchors of all images through a head at once; a broadcast product copies the head for each image
+        scorer = torch.einsum("...hjc,hcd->...hjd", keys, self.attn.in_proj_weight[:d].unflatten(0, (h, -1)))
+        offset = scorer @ self.norm_q.bias + torch.einsum("...hjc,hc->...hj", keys, self.attn.in_proj_bias[:d].view(h, -1))
+        value = torch.einsum("...hjc,dhc->...hjd", values, self.attn.out_proj.weight.unflatten(1, (h, -1)))
         scorer = scorer * self.norm_q.weight
         return scorer.flatten(-3, -2), offset.flatten(-2).unsqueeze(-2), value.flatten(-3, -2)
 

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file as load_safetensors
 from torch import Tensor, nn
 
-from .blocks import use_quick_gelu
+from .blocks import use_cheaper_forms
 from .text import END_OF_TEXT, PLACEHOLDER, TextEncoder, template_token_ids
 
 __all__ = [
@@ -132,7 +132,7 @@ def _build(name: str, side: str) -> nn.Module:
         text_cfg=open_clip.CLIPTextCfg(**text),
         quick_gelu=bool(config.get("quick_gelu", False)),
     )
-    use_quick_gelu(clip)
+    use_cheaper_forms(clip)
     return clip
 
 
