@@ -42,7 +42,11 @@ def test_the_file_holds_machine_peak_tower_bfloat16_and_loading(smoke):
     for peak in result["peak_gflops"].values():
         assert peak["best"] == max(peak.values()) > 0
     assert set(result["peak_gflops"]) == {"float32", "bfloat16"}
-    assert {"gflop_per_image", "tower_gflops", "tower_share_of_peak", "forward_share_of_peak"} <= result["tower"].keys()
+    tower = result["tower"]
+    for name in ("tower", "forward"):
+        share = tower[f"{name}_share_of_peak"]
+        assert 0 < share["low"] <= share["median"] <= share["high"] and tower[f"{name}_gflops"] > 0
+    assert tower["gflop_per_image"] > 0 and tower["rounds"] == benchmark.SMOKE.rounds
     assert set(result["bfloat16"]["largest_cosine_difference"]) == {"refined", "cls", "proj"}
     assert max(result["bfloat16"]["largest_cosine_difference"].values()) < 1e-3
     assert result["loading"]["images"] >= benchmark.SMOKE.loading_images and result["loading"]["limit"]

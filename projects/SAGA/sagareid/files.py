@@ -11,9 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from .errors import disk_is_full
 
-__all__ = ["check_output", "file_hash", "write_atomically", "write_json", "write_text"]
+__all__ = ["check_output", "file_hash", "save_torch", "write_atomically", "write_json", "write_text"]
 
 
 def check_output(path: str | Path, *, folder: bool = False) -> Path:
@@ -69,6 +71,11 @@ def write_atomically(path: str | Path, write: Callable[[str], None]) -> None:
         if disk_is_full(error):
             raise _unwritable(path, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))) from error
         raise
+
+
+def save_torch(path: str | Path, value: Any) -> None:
+    """`write_atomically` by `torch.save`."""
+    write_atomically(path, lambda temporary: torch.save(value, temporary))
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -531,14 +531,19 @@ def in_turn(
     bar = tqdm(range(rounds), desc=name, unit="pair", leave=False, disable=None)
     pairs = [(_seconds(plain, device, repeats), _seconds(ours, device, repeats)) for _ in bar]
     ratios = [a / b for a, b in pairs]
-    low, median, high = statistics.quantiles(ratios, n=4, method="inclusive") if rounds > 1 else ratios * 3
     return {
         "rounds": rounds,
         "repeats": repeats,
         "plain_seconds": statistics.median(a for a, _ in pairs),
         "ours_seconds": statistics.median(b for _, b in pairs),
-        "ratio": {"median": median, "low": low, "high": high},
+        "ratio": _spread(ratios),
     }
+
+
+def _spread(values: Sequence[float]) -> dict[str, float]:
+    """Median and quartiles."""
+    low, median, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else [*values] * 3
+    return {"median": median, "low": low, "high": high}
 
 
 def largest_difference(ours: dict[str, Tensor], plain: dict[str, Tensor]) -> float:
@@ -579,21 +584,28 @@ def tower_flops(model: nn.Module, images: Tensor) -> int:
     return count_flops(lambda: model.backbone(images)).get_total_flops()
 
 
-def _extraction_share(s: _Setting, model: nn.Module, seconds: float, peak: float) -> dict[str, float]:
-    """What the tower alone reaches of the matmul peak, and the whole evaluation forward."""
-    count = s.size.extraction_batch
-    images = model.preprocess_image(s.images(count))
+def _extraction_share(s: _Setting, rounds: int) -> dict[str, Any]:
+    """What the tower alone and the whole evaluation forward reach of the matmul peak, which is measured before each of them
+    anew: machines that are shared change their speed within seconds."""
+    model, count = s.model("anchors").eval(), s.size.extraction_batch
+    batch = {"images": s.images(count)}
+    images = model.preprocess_image(batch)
+    flops = tower_flops(model, images) / 1e9
+    runs = {"tower": lambda: model.backbone(images), "forward": lambda: model(batch)}
+    gflops, share = {name: [] for name in runs}, {name: [] for name in runs}
     with torch.no_grad():
-        model.backbone(images)
-        tower = min(_seconds(lambda: model.backbone(images), s.device) for _ in range(3))
-    flops = tower_flops(model, images)
-    return {
-        "gflop_per_image": flops / count / 1e9,
-        "tower_gflops": flops / tower / 1e9,
-        "tower_share_of_peak": flops / tower / 1e9 / peak,
-        "forward_gflops": flops / seconds / 1e9,
-        "forward_share_of_peak": flops / seconds / 1e9 / peak,
-    }
+        for run in runs.values():
+            run()
+        for _ in tqdm(range(rounds), desc="share of the peak", unit="round", leave=False, disable=None):
+            for name, run in runs.items():
+                peak = matmul_peak(torch.float32, s.size.matmul_sizes, s.device)["best"]
+                gflops[name].append(flops / _seconds(run, s.device))
+                share[name].append(gflops[name][-1] / peak)
+    out: dict[str, Any] = {"rounds": rounds, "gflop_per_image": flops / count}
+    for name in runs:
+        out[f"{name}_gflops"] = statistics.median(gflops[name])
+        out[f"{name}_share_of_peak"] = _spread(share[name])
+    return out
 
 
 def _bfloat16(s: _Setting, rounds: int) -> dict[str, Any]:
@@ -703,7 +715,7 @@ class Result:
     model: dict[str, Any]
     peak_gflops: dict[str, dict[str, float]] = field(default_factory=dict)
     cases: list[dict[str, Any]] = field(default_factory=list)
-    tower: Optional[dict[str, float]] = None
+    tower: Optional[dict[str, Any]] = None
     bfloat16: Optional[dict[str, Any]] = None
     loading: Optional[dict[str, Any]] = None
     peak_memory_mib: float = 0.0
@@ -791,11 +803,8 @@ def run(
                 }
                 result.cases.append(entry)
                 if key == "extraction":
-                    peaks = result.peak_gflops["float32"]
-                    again = matmul_peak(torch.float32, size.matmul_sizes, device)["best"]
-                    peaks["best"] = max(peaks["best"], again)
                     del case
-                    result.tower = _extraction_share(s, s.model("anchors").eval(), times["ours_seconds"], peaks["best"])
+                    result.tower = _extraction_share(s, rounds)
             result.peak_memory_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
             done(result)
             gc.collect()
@@ -834,10 +843,12 @@ def table(result: Result) -> str:
         lines += [f"Plain {c['case']}: {c['plain']}." for c in result.cases]
     if result.tower:
         t = result.tower
+        tower, forward = (t[f"{name}_share_of_peak"] for name in ("tower", "forward"))
         lines += [
             "",
             f"Image tower: {t['gflop_per_image']:.2f} GFLOP an image; {t['tower_gflops']:.0f} GFLOP/s alone, "
-            f"{t['tower_share_of_peak']:.0%} of the float32 peak; in the whole evaluation forward {t['forward_share_of_peak']:.0%}.",
+            f"{tower['median']:.0%} ({tower['low']:.0%} to {tower['high']:.0%}) of the float32 peak, measured before each run; "
+            f"in the whole evaluation forward {forward['median']:.0%} ({forward['low']:.0%} to {forward['high']:.0%}).",
         ]
     if result.bfloat16:
         b = result.bfloat16

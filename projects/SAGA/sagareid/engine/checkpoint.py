@@ -17,7 +17,7 @@ import torch
 from fastreid.utils.checkpoint import Checkpointer
 from torch import Tensor, nn
 
-from ..files import write_atomically, write_text
+from ..files import save_torch, write_text
 
 __all__ = [
     "RunCheckpointer",
@@ -145,7 +145,7 @@ class RunCheckpointer(Checkpointer):
         self.remove(name)
 
     def _write(self, path: Path, data: dict[str, Any]) -> None:
-        write_atomically(path, lambda temporary: torch.save(data, temporary))
+        save_torch(path, data)
         logger.info("Saved checkpoint %s", path)
 
     def remove(self, name: str) -> None:

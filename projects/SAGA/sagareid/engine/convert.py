@@ -29,7 +29,7 @@ import open_clip
 import torch
 from torch import Tensor
 
-from ..files import write_atomically
+from ..files import save_torch
 from ..modeling import clip_models
 from ..modeling.anchors import TextAnchors
 from ..modeling.text import CONTEXT_SLOTS, PROMPT_LENGTH, TextEncoder, template_token_ids
@@ -43,7 +43,6 @@ __all__ = [
     "from_published",
     "read_checkpoint",
     "resize",
-    "save",
     "to_published",
 ]
 
@@ -752,11 +751,6 @@ def _carried(path: str | Path, state: Mapping[str, Tensor]) -> Optional[Mapping]
         return None
 
 
-def save(content: Mapping, path: str | Path) -> None:
-    """`torch.save` that leaves either the whole file or what was there before."""
-    write_atomically(path, lambda temporary: torch.save(content, temporary))
-
-
 def convert_file(
     source: str | Path,
     target: str | Path,
@@ -781,12 +775,12 @@ def convert_file(
     if to == "published":
         state, notes = to_published(result.model, result.published)
         result.notes += notes
-        save(state, target)
+        save_torch(target, state)
         return result, to, len(state)
     content = {"model": result.model}
     if result.published:
         content["published"] = result.published
-    save(content, target)
+    save_torch(target, content)
     return result, to, len(result.model)
 
 

@@ -36,8 +36,9 @@ from tqdm import tqdm
 
 from ..data import captions, pedestrians
 from ..data.pedestrians import FAMILY_SIZE, PARTS, PLACES
-from ..files import write_atomically, write_json
+from ..files import save_torch, write_atomically, write_json
 from ..processes import in_processes
+from .precision import bfloat16_instructions
 
 logger = logging.getLogger(__name__)
 
@@ -250,6 +251,7 @@ class Pretraining(nn.Module):
 
     def __init__(self, config_path: Path, vocabulary: Vocabulary, cfg: PretrainConfig):
         super().__init__()
+        self.bfloat16 = bool(bfloat16_instructions())  # where they are emulated a step takes many times as long
         self.clip = create_clip(config_path)
         self.clip.visual.patch_dropout = _KeptPatches()
         rows = self.clip.token_embedding.weight.detach()[vocabulary.ids].clone()
@@ -320,7 +322,7 @@ def losses(
     region = (bits[:, None, :] & _place_bits()[chosen][:, :, None]) != 0  # (B,R,n)
     told = batch.part_caption.gather(1, chosen)
     valid = ((told >= 0) & region.any(-1)).flatten()  # (B*R,)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", torch.bfloat16, enabled=model.bfloat16):
         image, tokens = model.image(images, kept)
         text = model.text(batch.caption)
         pooled = model.local.pooled(tokens)
@@ -480,7 +482,7 @@ def train(
                     "optimizer": optimizer.state_dict(),
                     "settings": settings,
                 }
-                write_atomically(checkpoint, lambda temporary, state=state: torch.save(state, temporary))
+                save_torch(checkpoint, state)
     return last
 
 

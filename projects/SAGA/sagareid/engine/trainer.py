@@ -25,6 +25,7 @@ from ..config import check_config, reads_cameras
 from ..data import loading
 from ..data.transforms import build_transforms
 from ..evaluation.evaluator import SAGAEvaluator
+from ..files import write_text
 from . import solver
 from .checkpoint import RunCheckpointer, load_state, restore_random_state
 from .feature_cache import CachedFeatures, build_feature_cache, cached_test_loader
@@ -103,7 +104,7 @@ class SAGATrainer(DefaultTrainer):
         self.cfg.SOLVER.AMP.ENABLED = autocast
         self.cfg.freeze()
         if comm.is_main_process():  # again, with what was counted: identities and cameras
-            Path(self.cfg.OUTPUT_DIR, "config.yaml").write_text(self.cfg.dump())
+            write_text(Path(self.cfg.OUTPUT_DIR, "config.yaml"), self.cfg.dump())
         dtype = autocast_dtype(cfg)
         logger.info("steps compute in %s", "float32" if dtype is None else f"{dtype} where autocast has it".removeprefix("torch."))
         self._trainer = StepTrainer(self.model, self.data_loader, self.optimizer, self._trainer.param_wrapper, dtype)
