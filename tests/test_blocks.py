@@ -137,6 +137,22 @@ def test_attention_to_other_rows_equals_torchs(need_weights):
             torch.testing.assert_close(a, b)
 
 
+def test_other_calls_are_torchs():
+    """A boolean mask means the opposite in torch's fused attention."""
+    ours, theirs = attentions()
+    x, hidden = torch.randn(3, 7, 32), torch.ones(7, 7, dtype=torch.bool).triu_(1)
+    padded = torch.zeros(3, 7, dtype=torch.bool)
+    padded[:, 5:] = True
+    for call in (
+        {"need_weights": False, "attn_mask": hidden},
+        {"need_weights": False, "attn_mask": torch.randn(12, 7, 7)},
+        {"need_weights": False, "key_padding_mask": padded},
+        {"average_attn_weights": False},
+    ):
+        for a, b in zip(*(m(x, x, x, **call) for m in (ours, theirs))):
+            torch.testing.assert_close(a, b)
+
+
 # ---- activation -------------------------------------------------------------------------------------------------------
 
 

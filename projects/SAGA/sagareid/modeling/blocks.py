@@ -50,18 +50,28 @@ class Attention(nn.MultiheadAttention):
     """
 
     def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, *, need_weights: bool = True, attn_mask: Optional[Tensor] = None
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        need_weights: bool = True,
+        attn_mask: Optional[Tensor] = None,
+        **others: Any,
     ) -> tuple[Tensor, Optional[Tensor]]:
-        """
+        """As `nn.MultiheadAttention`, which serves every call but that of a block: no weights asked for, keys that are the
+        values, no mask or one that is added to the scores.
+
         Args:
             query: (B, L, D). key, value: (B, M, D).
-            attn_mask: added to the scores, (L, M).
+            attn_mask: (L, M).
 
         Returns:
-            (B, L, D), and the weights where asked for: by the parent class, as are keys that are not the values.
+            (B, L, D), and None or the weights.
         """
-        if need_weights or key is not value:
-            return super().forward(query, key, value, need_weights=need_weights, attn_mask=attn_mask)
+        added = attn_mask is None or (attn_mask.dim() == 2 and attn_mask.is_floating_point())
+        if need_weights or others or key is not value or not added:
+            return super().forward(query, key, value, need_weights=need_weights, attn_mask=attn_mask, **others)
         d, weight, bias = self.embed_dim, self.in_proj_weight, self.in_proj_bias
         if query is key:
             parts = F.linear(query, weight, bias).chunk(3, dim=2)
@@ -102,7 +112,8 @@ def use_cheaper_forms(model: nn.Module) -> None:
     """Put `QuickGELU` and `Attention` in the places of open_clip's and torch's, in every block of a model."""
     for block in model.modules():
         if isinstance(block, ResidualAttentionBlock):
-            block.attn.__class__ = Attention  # the same parameters and names, another forward
+            if block.attn.batch_first:
+                block.attn.__class__ = Attention  # the same parameters and names, another forward
             if isinstance(block.mlp.gelu, open_clip.transformer.QuickGELU):
                 block.mlp.gelu = QuickGELU()
 
