@@ -2,7 +2,7 @@
 
 The plain way is the method as it is written down and published: 77 text rows, a text feature for every label of a batch,
 the text tower in every forward and a second time for the diversity term, `nn.MultiheadAttention` for the refinement, every
-row of every tower block, torch's dropout and open_clip's QuickGELU. It is spelled out here, on structural copies of our
+row of every tower block, torch's attention and dropout, open_clip's QuickGELU. It is spelled out here, on structural copies of our
 modules that share their tensors, and before anything is timed its values and gradients must equal ours.
 
 B images, N patches, D token width, W text width, E joint width, K text anchors, M domain anchors, C identities.
@@ -42,7 +42,7 @@ from ..engine.precision import bfloat16_instructions, cpu_info
 from ..engine.trainer import SAGATrainer
 from ..modeling import losses as L
 from ..modeling.anchors import RefinementLayer
-from ..modeling.blocks import Attention, QuickGELU
+from ..modeling.blocks import QuickGELU
 from ..modeling.clip_backbone import CLIPBackbone
 from ..modeling.heads import head_outputs
 from ..modeling.prompt_head import PromptHead
@@ -267,10 +267,10 @@ class _Setting:
         model = self.model(stage)
         plain = with_shared_tensors(model)
         for layer in list(plain.modules()):
-            if isinstance(layer, Attention):
-                layer.__class__ = nn.MultiheadAttention
-            if isinstance(layer, ResidualAttentionBlock) and isinstance(layer.mlp.gelu, QuickGELU):
-                layer.mlp.gelu = open_clip.transformer.QuickGELU()
+            if isinstance(layer, ResidualAttentionBlock):  # undoes modeling.blocks.use_cheaper_forms
+                layer.attn.__class__ = nn.MultiheadAttention
+                if isinstance(layer.mlp.gelu, QuickGELU):
+                    layer.mlp.gelu = open_clip.transformer.QuickGELU()
             if isinstance(layer, RefinementLayer):
                 layer.attn.dropout = layer.dropout
                 layer.ff[1], layer.ff[2], layer.ff[4] = nn.GELU(), nn.Dropout(layer.ff[1].p), nn.Dropout(layer.ff[4].p)
