@@ -47,7 +47,7 @@ def no_dataset_root(monkeypatch):
 @pytest.fixture(scope="session")
 def tiny_root(session_tmp) -> Path:
     """A data root with a drawn SyntheticPedestrians of 12 training and 8 test identities."""
-    from sagareid.data import synthetic
+    from sagareid.synthetic import drawn as synthetic
 
     spec = synthetic.Spec(train_ids=12, test_ids=8, validation_ids=4, gallery_distractors=40, cutouts=4)
     root = session_tmp / "datasets"

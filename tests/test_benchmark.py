@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from sagareid.analysis import benchmark
+from sagareid.benchmarks import steps
 
 
 @pytest.fixture(scope="module")
@@ -27,10 +27,10 @@ def test_every_case_is_compared_with_an_equal_computation(smoke):
     cases = smoke[0]["cases"]
     assert [c["case"] for c in cases] == ["prompts", "backbone", "anchors_cached", "anchors_live", "extraction"]
     for case in cases:
-        assert 0 <= case["largest_difference"] <= benchmark.TOLERANCE, case["case"]
+        assert 0 <= case["largest_difference"] <= steps.TOLERANCE, case["case"]
         ratio = case["ratio"]
         assert 0 < ratio["low"] <= ratio["median"] <= ratio["high"] < math.inf
-        assert case["rounds"] == benchmark.SMOKE.rounds and case["plain"] and case["images"] > 0
+        assert case["rounds"] == steps.SMOKE.rounds and case["plain"] and case["images"] > 0
         assert case["images_per_second"] == pytest.approx(case["images"] / case["ours_seconds"])
 
 
@@ -46,10 +46,10 @@ def test_the_file_holds_machine_peak_tower_bfloat16_and_loading(smoke):
     for name in ("tower", "forward"):
         share = tower[f"{name}_share_of_peak"]
         assert 0 < share["low"] <= share["median"] <= share["high"] and tower[f"{name}_gflops"] > 0
-    assert tower["gflop_per_image"] > 0 and tower["rounds"] == benchmark.SMOKE.rounds
+    assert tower["gflop_per_image"] > 0 and tower["rounds"] == steps.SMOKE.rounds
     assert set(result["bfloat16"]["largest_cosine_difference"]) == {"refined", "cls", "proj"}
     assert max(result["bfloat16"]["largest_cosine_difference"].values()) < 1e-3
-    assert result["loading"]["images"] >= benchmark.SMOKE.loading_images and result["loading"]["limit"]
+    assert result["loading"]["images"] >= steps.SMOKE.loading_images and result["loading"]["limit"]
     assert result["peak_memory_mib"] > 0
 
 
@@ -61,14 +61,14 @@ def test_the_table_names_command_machine_date_and_targets(smoke):
 
 def test_two_ways_that_differ_are_not_timed(run_tool, monkeypatch):
     """A plain way that pools by the mean: the error names the tensors, and nothing is reported."""
-    monkeypatch.setattr(benchmark, "plain_refined", lambda head, features, text: features.patches.mean(1))
+    monkeypatch.setattr(steps, "plain_refined", lambda head, features, text: features.patches.mean(1))
     code, out, error = run_tool("benchmark.py", "--smoke", "--cases", "anchors_cached")
     assert code == 1 and "the two ways" in error and "grad heads." in error and not out
 
 
 def test_flops_are_counted_as_they_run(repo):
     """All rows of every block but the last; there keys and values alone."""
-    model = benchmark._Setting(benchmark.SMOKE, repo / "configs" / "SAGA", "cpu").model("anchors").eval()
+    model = steps._Setting(steps.SMOKE, repo / "configs" / "SAGA", "cpu").model("anchors").eval()
     visual = model.backbone.visual
     rows, width = visual.positional_embedding.shape
     layers, patch = model.backbone.depth, visual.conv1.kernel_size[0]
@@ -77,4 +77,4 @@ def test_flops_are_counted_as_they_run(repo):
     last = 2 * 2 * width**2 * rows + 2 * 10 * width**2 + 4 * width * rows
     projection = 2 * width * visual.proj.shape[1]
     expected = 3 * (embed + (layers - 1) * block + last + projection)
-    assert benchmark.tower_flops(model, torch.zeros(3, 3, 96, 48)) == pytest.approx(expected, rel=1e-6)
+    assert steps.tower_flops(model, torch.zeros(3, 3, 96, 48)) == pytest.approx(expected, rel=1e-6)

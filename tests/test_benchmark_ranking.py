@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from sagareid.analysis import benchmark_ranking as benchmark
+from sagareid.benchmarks import ranking as benchmark
 
 
 def test_both_ways_in_fresh_processes(run_tool, tmp_path):

@@ -10,9 +10,12 @@ import torch
 import torch.nn.functional as F
 from open_clip.transformer import ResidualAttentionBlock
 
-from sagareid.modeling import anchors, blocks, clip_backbone, clip_models
-from sagareid.modeling.blocks import Attention, QuickGELU, block_at_row, use_cheaper_forms
-from sagareid.modeling.dropout import Dropout, GELUDropout, dropout
+from sagareid.modeling import anchors
+from sagareid.modeling.fast import blocks
+from sagareid.modeling.backbones import clip as clip_backbone
+from sagareid.modeling.clip import towers
+from sagareid.modeling.fast.blocks import Attention, QuickGELU, block_at_row, use_cheaper_forms
+from sagareid.modeling.fast.dropout import Dropout, GELUDropout, dropout
 
 NAME = "ViT-XS-8-pedestrians"
 
@@ -33,7 +36,7 @@ def test_block_at_row_equals_the_whole_block(row):
 
 def tower(token_layers, output="tokens"):
     torch.manual_seed(0)
-    visual = clip_models.build_vision_tower(NAME, (32, 16), 8)
+    visual = towers.build_vision_tower(NAME, (32, 16), 8)
     return clip_backbone.CLIPBackbone(visual=visual, token_layers=token_layers, output=output, num_cameras=3, sie_coe=2.0)
 
 
@@ -164,7 +167,7 @@ def test_quick_gelu_equals_open_clips():
 
 
 def test_both_towers_use_the_cheaper_forms():
-    for module in (clip_models.build_vision_tower(NAME, (32, 16), 8), clip_models.build_text_encoder(NAME)):
+    for module in (towers.build_vision_tower(NAME, (32, 16), 8), towers.build_text_encoder(NAME)):
         kinds = {type(m) for m in module.modules()}
         assert {QuickGELU, Attention} <= kinds
         assert not kinds & {open_clip.transformer.QuickGELU, torch.nn.MultiheadAttention}

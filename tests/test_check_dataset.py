@@ -11,9 +11,9 @@ import pytest
 from fastreid.data.datasets import DATASET_REGISTRY
 from PIL import Image
 
-from sagareid.analysis import check_dataset
+from sagareid.data import check_dataset
 from sagareid.config import get_cfg
-from sagareid.data import host_datasets, occluded_duke
+from sagareid.data.datasets import builtin, build_occluded_duke as occluded_duke
 
 
 @pytest.fixture
@@ -224,16 +224,16 @@ def test_docstrings_state_the_statistics(name):
     assert "Source:" in cls.__doc__ and "Terms:" in cls.__doc__ and "Folders:" in cls.__doc__
 
 
-@pytest.mark.parametrize("name", host_datasets.STATISTICS)
+@pytest.mark.parametrize("name", builtin.STATISTICS)
 def test_the_hosts_statistics_agree_with_its_docstrings(name):
     cls = DATASET_REGISTRY.get(name)
     stated = {int(number) for number in re.findall(r"\d{3,}", cls.__doc__)}
-    images = {split: counts[0] for split, counts in host_datasets.STATISTICS[name].items()}
+    images = {split: counts[0] for split, counts in builtin.STATISTICS[name].items()}
     if name == "MSMT17":
         images["train"] += 2_373  # list_val, which the class leaves out
     if name != "CUHK03":  # states one total, of another protocol
         assert set(images.values()) <= stated
-    assert check_dataset.published_statistics(get_cfg(), name) == host_datasets.STATISTICS[name]
+    assert check_dataset.published_statistics(get_cfg(), name) == builtin.STATISTICS[name]
 
 
 # ---- Occluded-Duke ------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from test_baseline_heads import head
 from test_interchange import config
 from torch import nn
 
-from sagareid.analysis import compare, complexity
+from sagareid.studies import compare, complexity
 
 TINY = [
     "MODEL.WEIGHTS", "", "SOLVER.MAX_EPOCH", "1", "SOLVER.WARMUP_EPOCHS", "0",

@@ -12,9 +12,9 @@ import reference as R
 import torch
 from fastreid.modeling.meta_arch import build_model
 from sagareid.config import get_cfg
-from sagareid.engine import convert
+from sagareid.interchange import convert
 from sagareid.engine.checkpoint import hand_over
-from sagareid.modeling import clip_models
+from sagareid.modeling.clip import towers
 from torch import Tensor, nn
 
 LISTS = R.key_lists()
@@ -282,7 +282,7 @@ def test_resize_is_the_backbones_own(tmp_path):
     state = tiny(LAYOUTS["clipreid_s16"])
     source = write(tmp_path / "a.pth", state)
     result, _, _ = convert.convert_file(source, tmp_path / "b.pth", size=(384, 128), stride=12)
-    expected = clip_models.resize_position_embedding(state["image_encoder.positional_embedding"], (16, 8), (31, 10))
+    expected = towers.resize_position_embedding(state["image_encoder.positional_embedding"], (16, 8), (31, 10))
     ours = torch.load(tmp_path / "b.pth", weights_only=True)["model"]["backbone.visual.positional_embedding"]
     assert torch.equal(ours, expected) and ours.shape == (311, 24)
     assert "from 256x128 at stride 16 (grid 16x8) to 384x128 at stride 12 (grid 31x10)" in result.notes[-1]

@@ -11,7 +11,7 @@ from PIL import Image
 from sagareid import compat
 from sagareid.config import get_cfg
 from sagareid.data.loading import ReIDDataset
-from sagareid.data.mmmp import SETTINGS
+from sagareid.data.datasets.mmmp import SETTINGS
 
 
 def make(root: Path, *names: str) -> Path:

@@ -21,7 +21,7 @@ from sagareid.data import loading
 from sagareid.engine import launch
 from sagareid.engine.checkpoint import load_state
 from sagareid.engine.main import main
-from sagareid.modeling.clip_backbone import CLIPBackbone
+from sagareid.modeling.backbones.clip import CLIPBackbone
 
 STAGES = ("prompts", "backbone", "anchors_warmup", "anchors")
 # which stages run in so many processes, and are compared with one
@@ -332,9 +332,9 @@ def test_a_batch_that_cannot_be_shared(tiny_root, tmp_path, capfd):
 
 def test_what_no_loss_reaches_is_what_gets_no_gradient():
     """The list that the tower gives of parameters behind an output, against autograd's."""
-    from sagareid.modeling import clip_models
+    from sagareid.modeling.clip import towers
 
-    visual = clip_models.build_vision_tower("ViT-XS-8-pedestrians", (48, 24), 8)
+    visual = towers.build_vision_tower("ViT-XS-8-pedestrians", (48, 24), 8)
     for layers in ([2], [1, 3], [4]):
         tower = CLIPBackbone(visual=visual, token_layers=layers, output="tokens")
         for outputs in ({"patches"}, {"layer_cls"}, {"cls"}, {"proj"}, {"patches", "proj"}, {"patches", "cls"}):

@@ -14,10 +14,10 @@ from fastreid.modeling.heads import REID_HEADS_REGISTRY
 from PIL import Image
 
 from sagareid import Extractor, get_cfg
-from sagareid.analysis import export
+from sagareid.deploy import export
 from sagareid.config import check_config, reads_cameras
 from sagareid.engine import stages
-from sagareid.engine.inference import load_model
+from sagareid.deploy.load import load_model
 from sagareid.engine.trainer import SAGATrainer
 
 OUR_HEADS = sorted(n for n, h in REID_HEADS_REGISTRY._obj_map.items() if h.__module__.startswith("sagareid."))

@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from sagareid import Extractor
-from sagareid.analysis import extract, search
+from sagareid.deploy import extract_folder as extract, gallery
 from sagareid.files import file_hash
 
 
@@ -62,7 +62,7 @@ def go(extractor, crops):
 def test_every_output_holds_the_extractors_features(output, go, crops, extractor, tmp_path):
     report = go(tmp_path / output)
     names = sorted(p.relative_to(crops).as_posix() for p in crops.rglob("*.*"))
-    paths, features = search.FeatureSet(tmp_path / output).whole()
+    paths, features = gallery.FeatureSet(tmp_path / output).whole()
     assert paths == names and report.extracted == report.images == 12 and not report.unreadable
     np.testing.assert_allclose(features, extractor([crops / n for n in names]).numpy(), atol=1e-6)
     assert features.dtype == np.float32
@@ -85,7 +85,7 @@ def test_it_goes_on_where_it_stopped(go, extractor, tmp_path, monkeypatch):
     )
     go(tmp_path / "f")
     assert len(asked) == 5 + 2 and shards[1].stat().st_mtime_ns == before[shards[1]]
-    assert search.FeatureSet(tmp_path / "f").count == 12
+    assert gallery.FeatureSet(tmp_path / "f").count == 12
 
 
 def test_an_interrupted_file_keeps_its_shards(go, tmp_path, monkeypatch):
@@ -116,9 +116,9 @@ def test_nothing_stale_is_trusted(change, output, go, crops, tmp_path):
         Image.new("RGB", (24, 48)).save(crops / "a/00.png")
     with pytest.raises(ValueError, match="holds features of other images, of another checkpoint"):
         go(tmp_path / output, **options)
-    before = search.FeatureSet(tmp_path / output).whole()[1]
+    before = gallery.FeatureSet(tmp_path / output).whole()[1]
     report = go(tmp_path / output, overwrite=True, **options)
-    after = search.FeatureSet(tmp_path / output)
+    after = gallery.FeatureSet(tmp_path / output)
     assert after.checkpoint_sha256 == report.checkpoint_sha256 == options.get("checkpoint_sha256", "abc")
     assert after.count == 12 + (change == "images")
     assert change != "content" or not np.allclose(before, after.whole()[1])
@@ -157,8 +157,8 @@ WORKER = """
 import sys, time
 import sagareid, torch
 torch.set_num_threads(1)
-from sagareid.analysis import extract
-from sagareid.engine.extractor import Extractor
+from sagareid.deploy import extract_folder as extract
+from sagareid.deploy.extractor import Extractor
 slow, (run, folder, output) = float(sys.argv[1]), sys.argv[2:]
 once = extract._Shards._extract
 def say(self, index, *args, **options):
@@ -193,19 +193,19 @@ def test_two_processes_and_a_kill(tiny_run, crops, tmp_path, extractor, monkeypa
     victim.send_signal(signal.SIGKILL)
     victim.wait()
     assert other.communicate(timeout=60)[0].split() == ["taken", "3", "done", "3"] and other.returncode == 0
-    paths, features = search.FeatureSet(tmp_path / "f").whole()
+    paths, features = gallery.FeatureSet(tmp_path / "f").whole()
     np.testing.assert_allclose(features, extractor([crops / p for p in paths]).numpy(), atol=1e-6)
 
     (tmp_path / "f" / "part-00004-of-00006.parquet").unlink()
     with pytest.raises(ValueError, match="lacks 1 of 6 shards"):
-        search.FeatureSet(tmp_path / "f")
+        gallery.FeatureSet(tmp_path / "f")
     asked = []
     iterate = Extractor.iterate
     monkeypatch.setattr(
         Extractor, "iterate", lambda self, images, **o: asked.extend(images) or iterate(self, images, **o)
     )
     extract.extract_folder(extractor, crops, tmp_path / "f", checkpoint_sha256="abc", shard_size=2)
-    assert len(asked) == 2 and search.FeatureSet(tmp_path / "f").count == 12
+    assert len(asked) == 2 and gallery.FeatureSet(tmp_path / "f").count == 12
 
 
 def test_tool_extract(tiny_run, crops, tmp_path, call_tool, monkeypatch, capsys):
@@ -213,7 +213,7 @@ def test_tool_extract(tiny_run, crops, tmp_path, call_tool, monkeypatch, capsys)
 
     words = [crops, "--run", tiny_run, "-o", tmp_path / "f.parquet", "--workers", 1]
     assert run(*words) == 0 and "12 of 12 images, fusion" in capsys.readouterr().out
-    stored = search.FeatureSet(tmp_path / "f.parquet")
+    stored = gallery.FeatureSet(tmp_path / "f.parquet")
     assert stored.checkpoint_sha256 == file_hash(tiny_run / "model_final.pth") and stored.feature == "fusion"
     (crops / "c.jpg").write_text("no image")
     assert run(*words) == 1 and "--overwrite discards" in capsys.readouterr().err
@@ -240,23 +240,23 @@ def stored(path, n=600, width=16, seed=0, names="g{}.jpg", **about):
     x = (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
     about = {"width": width, "checkpoint_sha256": "abc", "feature": "fusion", "folder": "/crops"} | about
     pq.write_table(extract._table([names.format(i) for i in range(n)], x, about), path, row_group_size=100)
-    return search.FeatureSet(path), x
+    return gallery.FeatureSet(path), x
 
 
 @pytest.mark.parametrize("kind, least", [("flat", 1.0), ("hnsw", 0.95), ("ivfpq", 0.5)])
 def test_an_index_finds_the_nearest(kind, least, tmp_path):
     features, x = stored(tmp_path / "f.parquet")
-    built = search.build(features, tmp_path / "index", kind=kind)
-    index = search.Index.load(tmp_path / "index")
+    built = gallery.build(features, tmp_path / "index", kind=kind)
+    index = gallery.Index.load(tmp_path / "index")
     assert index.about == built.about and index.about.kind == kind
     similarity, rows = index.search(x[:50], 10)
     exact = np.argsort(-(x[:50] @ x.T), axis=1)[:, :10]
     overlap = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(rows, exact)])
     assert overlap >= least
-    assert search.recall(index, features) >= least - 0.05
+    assert gallery.recall(index, features) >= least - 0.05
     if kind == "flat":
         np.testing.assert_allclose(similarity, np.take_along_axis(x[:50] @ x.T, exact, 1), atol=1e-5)
-        assert search.recall(index, features) == 1.0
+        assert gallery.recall(index, features) == 1.0
     [first] = index.matches(["q"], x[7:8], 3)
     assert kind == "ivfpq" or (first[0].path == "g7.jpg" and first[0].similarity == pytest.approx(1, abs=1e-5))
     assert [m.rank for m in first] == [1, 2, 3]
@@ -264,34 +264,34 @@ def test_an_index_finds_the_nearest(kind, least, tmp_path):
 
 def test_more_effort_misses_less(tmp_path):
     features, _ = stored(tmp_path / "f.parquet", n=4000)
-    index = search.build(features, tmp_path / "index", kind="ivfpq")
-    few, many = (search.recall(index, features, effort=e) for e in (1, 100))
+    index = gallery.build(features, tmp_path / "index", kind="ivfpq")
+    few, many = (gallery.recall(index, features, effort=e) for e in (1, 100))
     assert few < many
 
 
 def test_recall_counts_what_is_missed(tmp_path):
     features, x = stored(tmp_path / "f.parquet", n=60)
-    index = search.build(features, tmp_path / "index")
+    index = gallery.build(features, tmp_path / "index")
     index.vectors = faiss.IndexFlatIP(16)
     index.vectors.add(-x)  # an index that finds the farthest
-    assert search.recall(index, features) < 0.2
+    assert gallery.recall(index, features) < 0.2
 
 
 def test_the_kind_follows_size_and_memory():
     gib = 2**30
-    assert search.choose_kind(100_000, 2048, 4 * gib) == "flat"
-    assert search.choose_kind(200_000, 2048, 4 * gib) == "hnsw"
-    assert search.choose_kind(5_000_000, 2048, 4 * gib) == "ivfpq"
-    assert search.choose_kind(100_000, 2048, gib / 2) == "ivfpq"
+    assert gallery.choose_kind(100_000, 2048, 4 * gib) == "flat"
+    assert gallery.choose_kind(200_000, 2048, 4 * gib) == "hnsw"
+    assert gallery.choose_kind(5_000_000, 2048, 4 * gib) == "ivfpq"
+    assert gallery.choose_kind(100_000, 2048, gib / 2) == "ivfpq"
 
 
 def test_memory_is_kept(tmp_path):
     features, _ = stored(tmp_path / "f.parquet", n=6000, width=64)
-    tight = search.build(features, tmp_path / "a", kind="ivfpq", memory_gib=6000 * 26 / 2**30)
+    tight = gallery.build(features, tmp_path / "a", kind="ivfpq", memory_gib=6000 * 26 / 2**30)
     assert tight.about.bytes_per_vector == 4 + 8  # not 16 + 8
     for kind, memory in (("flat", 1e-4), ("ivfpq", 1e-5)):
         with pytest.raises(ValueError, match="--memory"):
-            search.build(features, tmp_path / "b", kind=kind, memory_gib=memory)
+            gallery.build(features, tmp_path / "b", kind=kind, memory_gib=memory)
     assert not (tmp_path / "b").exists()
 
 
@@ -305,34 +305,34 @@ def test_shards_are_read_batch_by_batch(tmp_path):
 def test_adding(tmp_path):
     first, x = stored(tmp_path / "f.parquet")
     more, y = stored(tmp_path / "g.parquet", n=50, seed=1, names="m{}.jpg", folder="/others")
-    search.build(first, tmp_path / "index")
-    search.add(tmp_path / "index", more)
-    index = search.Index.load(tmp_path / "index")
+    gallery.build(first, tmp_path / "index")
+    gallery.add(tmp_path / "index", more)
+    index = gallery.Index.load(tmp_path / "index")
     assert index.about.count == 650 and sorted(p.name for p in (tmp_path / "index").iterdir()) == [
         "index.json", "paths-2.parquet", "vectors-2.faiss",
     ]  # fmt: skip
     assert index.matches(["q"], y[3:4], 1)[0][0].path == "/others/m3.jpg"
     assert index.matches(["q"], x[3:4], 1)[0][0].path == "g3.jpg"
     with pytest.raises(ValueError, match="50 images are in the index already, such as /others/m0.jpg"):
-        search.add(tmp_path / "index", more)
+        gallery.add(tmp_path / "index", more)
 
 
 def test_an_interrupted_save_leaves_the_index_before(tmp_path, monkeypatch):
     first, x = stored(tmp_path / "f.parquet")
     more, _ = stored(tmp_path / "g.parquet", n=50, seed=1, names="m{}.jpg")
-    search.build(first, tmp_path / "index")
+    gallery.build(first, tmp_path / "index")
 
     def full(*args):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(search, "write_json", full)
+    monkeypatch.setattr(gallery, "write_json", full)
     with pytest.raises(OSError, match="No space left"):
-        search.add(tmp_path / "index", more)
-    assert search.Index.load(tmp_path / "index").about.count == 600
+        gallery.add(tmp_path / "index", more)
+    assert gallery.Index.load(tmp_path / "index").about.count == 600
 
 
 def test_features_of_another_model_are_refused(tmp_path):
-    index = search.build(stored(tmp_path / "f.parquet")[0], tmp_path / "index")
+    index = gallery.build(stored(tmp_path / "f.parquet")[0], tmp_path / "index")
     for about, message in (
         ({"width": 8}, "features of width 8, the index of 16"),
         ({"checkpoint_sha256": "xyz"}, "checkpoint xyz, the index of abc"),
@@ -340,27 +340,27 @@ def test_features_of_another_model_are_refused(tmp_path):
     ):
         other, _ = stored(tmp_path / "g.parquet", n=5, **about)
         with pytest.raises(ValueError, match=message):
-            search.feature_queries(index, other)
+            gallery.feature_queries(index, other)
         with pytest.raises(ValueError, match=message):
-            search.add(tmp_path / "index", other)
+            gallery.add(tmp_path / "index", other)
 
 
 def test_what_is_no_gallery_is_named(tmp_path):
     for path, message in ((tmp_path / "no", "make them with tools/extract.py"), (tmp_path, "no Parquet file in")):
         with pytest.raises(FileNotFoundError, match=message):
-            search.FeatureSet(path)
+            gallery.FeatureSet(path)
     np.savez(tmp_path / "x.npz", weights=np.zeros(3))
     with pytest.raises(ValueError, match="expected `features` and `paths`"):
-        search.FeatureSet(tmp_path / "x.npz")
+        gallery.FeatureSet(tmp_path / "x.npz")
     np.savez(tmp_path / "y.npz", features=np.zeros((3, 4)), paths=np.array(["a", "b", "c"]))
     with pytest.raises(ValueError, match="feature 0 is zero or not finite"):
-        search.build(search.FeatureSet(tmp_path / "y.npz"), tmp_path / "index")
+        gallery.build(gallery.FeatureSet(tmp_path / "y.npz"), tmp_path / "index")
     with pytest.raises(FileNotFoundError, match="no index in"):
-        search.Index.load(tmp_path)
-    search.build(stored(tmp_path / "f.parquet")[0], tmp_path / "index")
+        gallery.Index.load(tmp_path)
+    gallery.build(stored(tmp_path / "f.parquet")[0], tmp_path / "index")
     (tmp_path / "index/vectors-1.faiss").write_bytes(b"torn")
     with pytest.raises(ValueError, match="is damaged .*; build it again"):
-        search.Index.load(tmp_path / "index")
+        gallery.Index.load(tmp_path / "index")
 
 
 def test_tool_search(tiny_run, crops, tmp_path, call_tool, capsys):

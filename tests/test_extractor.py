@@ -17,10 +17,10 @@ import sagareid
 from sagareid import Extractor, compat
 from sagareid.data import loading
 from sagareid.data.loading import UnreadableImage
-from sagareid.engine.inference import load_model
+from sagareid.deploy.load import load_model
 from sagareid.evaluation.evaluator import SAGAEvaluator, result_row
 from sagareid.evaluation.postprocess import l2
-from sagareid.modeling import clip_models
+from sagareid.modeling.clip import towers
 
 SIZE = (48, 24)
 
@@ -113,7 +113,7 @@ def test_attention_by_anchor(extractor, photos):
     assert torch.equal(features, extractor(photos, batch_size=4))
     assert maps.shape == (6, len(extractor.anchor_names), 6, 3) and maps.dtype == torch.float32
     assert 0 <= maps.min() and maps.sum(1).max() <= 1 + 1e-5
-    assert extractor.anchor_names[0] == clip_models.anchor_phrases()[0]
+    assert extractor.anchor_names[0] == towers.anchor_phrases()[0]
 
 
 def test_nothing_in_nothing_out(extractor):
@@ -132,7 +132,7 @@ def test_a_run_folder_is_enough(tiny_run, tmp_path, photos, extractor, monkeypat
         raise AssertionError("weights of CLIP were asked for")
 
     for name in ("read_clip_weights", "_weights_file", "build_text_encoder"):
-        monkeypatch.setattr(clip_models, name, refuse)
+        monkeypatch.setattr(towers, name, refuse)
     monkeypatch.setenv("FASTREID_DATASETS", str(tmp_path / "no data"))
     moved = Extractor.from_checkpoint(folder, device="cpu")
     assert torch.equal(moved(photos), extractor(photos))
@@ -260,7 +260,7 @@ def test_a_head_of_fastreid_extracts_too(train_net, tiny_root, tmp_path, photos,
 
 
 def test_importing_the_package_does_not_import_it(repo):
-    code = "import sys, sagareid; assert 'sagareid.engine.extractor' not in sys.modules; from sagareid import Extractor"
+    code = "import sys, sagareid; assert 'sagareid.deploy.extractor' not in sys.modules; from sagareid import Extractor"
     subprocess.run([sys.executable, "-c", code], check=True)
     with pytest.raises(AttributeError, match="no attribute 'Nobody'"):
         sagareid.Nobody

@@ -17,23 +17,24 @@ import torch
 from PIL import Image
 from torch import nn
 
-from sagareid.analysis import study as S
-from sagareid.analysis import study_report
+from sagareid.studies import occlusion_study as S
+from sagareid.reports import study_page
 from sagareid.config import get_cfg
-from sagareid.data import loading, occlusion, occlusion_sets
+from sagareid.data import loading, occluders
+from sagareid.studies import occlusion
 from sagareid.data.transforms import build_transforms
-from sagareid.engine import inference
+from sagareid.deploy import load as inference
 from sagareid.evaluation.evaluator import rank_in_blocks
-from sagareid.evaluation.statistics import Bootstrap
+from sagareid.studies.statistics import Bootstrap
 
 LEVELS = (0.1, 0.3, 0.5, 0.6)
 
 
-def person(height: int = 96, width: int = 48) -> occlusion.Silhouette:
+def person(height: int = 96, width: int = 48) -> occluders.Silhouette:
     """An upright ellipse, its lowest fifth hidden already."""
     y, x = np.mgrid[:height, :width]
     whole = ((y - height / 2) / (0.45 * height)) ** 2 + ((x - width / 2) / (0.3 * width)) ** 2 <= 1
-    return occlusion.Silhouette(whole & (y < 0.8 * height), whole)
+    return occluders.Silhouette(whole & (y < 0.8 * height), whole)
 
 
 def picture(height: int = 96, width: int = 48, colour=(200, 60, 40)) -> Image.Image:
@@ -43,13 +44,13 @@ def picture(height: int = 96, width: int = 48, colour=(200, 60, 40)) -> Image.Im
 # ---- one picture -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("fill", occlusion.FILLS)
-@pytest.mark.parametrize("shape", occlusion.SHAPES)
+@pytest.mark.parametrize("fill", occluders.FILLS)
+@pytest.mark.parametrize("shape", occluders.SHAPES)
 def test_masks_cover_what_is_asked_and_grow(shape, fill):
     before = np.zeros((96, 48), bool)
     for level in LEVELS:
-        rng = occlusion.generator(0, "mask", "a/b.jpg")
-        out = occlusion.mask_region(picture(), person(), level, rng, shapes=[shape], fill=fill)
+        rng = occluders.generator(0, "mask", "a/b.jpg")
+        out = occluders.mask_region(picture(), person(), level, rng, shapes=[shape], fill=fill)
         covered = out.occluder > 0
         assert out.share == pytest.approx(covered[person().visible].mean()) == pytest.approx(level, abs=0.02)
         assert (covered & before).sum() == before.sum() < covered.sum()
@@ -61,14 +62,14 @@ def test_masks_cover_what_is_asked_and_grow(shape, fill):
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("masks", [True, False])
 def test_a_pasted_person_covers_what_is_asked_and_steps_further_in(seed, masks):
-    inside = person() if masks else occlusion.Silhouette.box((96, 48))
-    other = occlusion.cut_out(
-        picture(80, 40, (0, 250, 0)), person(80, 40) if masks else occlusion.Silhouette.box((80, 40))
+    inside = person() if masks else occluders.Silhouette.box((96, 48))
+    other = occluders.cut_out(
+        picture(80, 40, (0, 250, 0)), person(80, 40) if masks else occluders.Silhouette.box((80, 40))
     )
     areas = [0.0]
-    for level in (*LEVELS, occlusion.MAX_LEVEL):
-        rng = occlusion.generator(seed, "distractor", "a/b.jpg")
-        out = occlusion.paste_person(picture(), inside, level, rng, other=other)
+    for level in (*LEVELS, occluders.MAX_LEVEL):
+        rng = occluders.generator(seed, "distractor", "a/b.jpg")
+        out = occluders.paste_person(picture(), inside, level, rng, other=other)
         assert out.share == pytest.approx(level, abs=0.001)
         assert out.share == pytest.approx(out.occluder[inside.visible].mean(), abs=1e-6)
         full = out.occluder > 0.999  # opaque there: nothing but the other's colour
@@ -81,14 +82,14 @@ def test_a_pasted_person_covers_what_is_asked_and_steps_further_in(seed, masks):
 
 
 def test_a_cut_out_is_the_person_not_the_box():
-    cut = np.asarray(occlusion.cut_out(picture(), person()))
+    cut = np.asarray(occluders.cut_out(picture(), person()))
     assert cut.shape[2] == 4 and 0.5 < (cut[..., 3] == 255).mean() < 0.95
     assert (cut[..., 3] == 255).sum() == person().visible.sum()
 
 
 def test_a_mask_without_a_visible_person_is_the_box():
     labels = np.full((8, 4), 3, np.uint8)
-    assert occlusion.Silhouette.from_labels(labels).visible.all()
+    assert occluders.Silhouette.from_labels(labels).visible.all()
 
 
 # ---- a test set --------------------------------------------------------------------------------------------------------
@@ -105,15 +106,15 @@ def cfg(tiny_root, monkeypatch):
 
 
 def occluded_images(cfg, condition: str, workers: int = 0, name: str = "SyntheticPedestrians") -> torch.Tensor:
-    test = occlusion_sets.ImageSet.read(cfg, name)
-    people, _ = occlusion_sets.distractor_people(cfg, test)
-    occluder = occlusion_sets.Occluder(occlusion_sets.Occlusion(condition, 0.4), test, people)
-    view = occlusion_sets.View(build_transforms(cfg, is_train=False))
-    data = occlusion_sets.OccludedSet(test.items[: test.num_query], [view], occluder, test.stem)
+    test = occlusion.ImageSet.read(cfg, name)
+    people, _ = occlusion.distractor_people(cfg, test)
+    occluder = occlusion.Occluder(occlusion.Occlusion(condition, 0.4), test, people)
+    view = occlusion.View(build_transforms(cfg, is_train=False))
+    data = occlusion.OccludedSet(test.items[: test.num_query], [view], occluder, test.stem)
     return torch.cat([b["images/0"] for b in loading.make_test_loader(cfg, data, workers)])
 
 
-@pytest.mark.parametrize("condition", occlusion.CONDITIONS)
+@pytest.mark.parametrize("condition", occluders.CONDITIONS)
 def test_everybody_sees_the_same(condition, cfg, tiny_root, tmp_path, monkeypatch):
     here = occluded_images(cfg, condition)
     np.random.seed(7)  # global random states play no part
@@ -126,21 +127,21 @@ def test_everybody_sees_the_same(condition, cfg, tiny_root, tmp_path, monkeypatc
 
 def test_another_process_sees_the_same():
     code = "import runpy, sys; m = runpy.run_path(sys.argv[1]); print(m['generator'](3, 'mask', 'a/b.jpg').random(4).tolist())"
-    command = [sys.executable, "-c", code, occlusion.__file__]  # the file alone: it needs Pillow and numpy only
+    command = [sys.executable, "-c", code, occluders.__file__]  # the file alone: it needs Pillow and numpy only
     out = subprocess.run(
         command, capture_output=True, text=True, check=True, env=os.environ | {"PYTHONHASHSEED": "9"}
     ).stdout
-    assert json.loads(out) == occlusion.generator(3, "mask", "a/b.jpg").random(4).tolist()
+    assert json.loads(out) == occluders.generator(3, "mask", "a/b.jpg").random(4).tolist()
 
 
 def test_pasted_people_are_nobody_in_the_test_set(cfg):
-    test = occlusion_sets.ImageSet.read(cfg, "SyntheticPedestrians")
+    test = occlusion.ImageSet.read(cfg, "SyntheticPedestrians")
     pids = {pid for _, pid, _ in test.items}
     for source in ("", "train", "SyntheticPedestriansVal"):
-        people, _ = occlusion_sets.distractor_people(cfg, test, source)
+        people, _ = occlusion.distractor_people(cfg, test, source)
         assert people.paths and not pids & {int(Path(p).name[:4]) for p in people.paths}
     with pytest.raises(ValueError, match="nobody outside the test set.*--distractors"):
-        occlusion_sets.distractor_people(cfg, test, "SyntheticPedestrians")
+        occlusion.distractor_people(cfg, test, "SyntheticPedestrians")
 
 
 def test_who_is_in_both_splits_is_left_out(cfg, monkeypatch):
@@ -151,8 +152,8 @@ def test_who_is_in_both_splits_is_left_out(cfg, monkeypatch):
     )
     data = SimpleNamespace(query=items[0], gallery=items[1], train=items[2], dataset_name="own", show_test=lambda: None)
     monkeypatch.setattr(loading, "build_dataset", lambda *a, **k: data)
-    monkeypatch.setattr(occlusion_sets, "build_dataset", lambda *a, **k: data)
-    people, source = occlusion_sets.distractor_people(cfg, occlusion_sets.ImageSet.read(cfg, "own"))
+    monkeypatch.setattr(occlusion, "build_dataset", lambda *a, **k: data)
+    people, source = occlusion.distractor_people(cfg, occlusion.ImageSet.read(cfg, "own"))
     assert source == "train" and people.paths == ["/r/b.jpg"] and people.mask_path is None
 
 
@@ -340,7 +341,7 @@ def test_tool_reports_every_cell(studied):
     folder, _ = studied
     record = json.loads((folder / "study.json").read_text())
     cells = {(r["model"], r["condition"], r["level"]) for r in record["results"]}
-    conditions = [("clean", 0.0), *((c, level) for c in occlusion.CONDITIONS for level in (0.2, 0.5))]
+    conditions = [("clean", 0.0), *((c, level) for c in occluders.CONDITIONS for level in (0.2, 0.5))]
     assert cells == {(m, *c) for m in ("SAGA", "R18") for c in conditions} and record["reference"] == "R18"
     for r in record["results"]:
         figures = r["mAP"]
@@ -358,7 +359,7 @@ def test_tool_reports_every_cell(studied):
 
 
 def test_nothing_hidden_equals_the_evaluator(studied, cfg, repo):
-    from sagareid.engine.inference import load_model
+    from sagareid.deploy.load import load_model
     from sagareid.engine.trainer import SAGATrainer
 
     folder, argv = studied
@@ -376,9 +377,9 @@ def test_resume_runs_nothing_twice(studied, call_tool, tiny_root, tmp_path, monk
     before = json.loads((folder / "study.json").read_text())
     passes = []
     monkeypatch.setattr(
-        study_report, "curves", lambda *a: []
+        study_page, "curves", lambda *a: []
     )  # drawing takes longest here, and is not what this is about
-    monkeypatch.setattr(study_report, "page", lambda *a: "")
+    monkeypatch.setattr(study_page, "page", lambda *a: "")
     monkeypatch.setattr(S, "extract", lambda *a, **k: passes.append(k["description"]) or inference.extract(*a, **k))
     assert call_tool("occlusion_study.py", *argv, "--resume") == 0 and not passes
     after = json.loads((folder / "study.json").read_text())

@@ -19,9 +19,9 @@ from fastreid.data.common import CommDataset
 from fastreid.data.datasets import DATASET_REGISTRY
 from PIL import Image
 
-from sagareid.data import captions, pedestrians, synthetic
+from sagareid.synthetic import captions, pedestrians, drawn
 
-TINY = synthetic.Spec(train_ids=4, test_ids=3, validation_ids=2, cameras=3, gallery_distractors=5, cutouts=4)
+TINY = drawn.Spec(train_ids=4, test_ids=3, validation_ids=2, cameras=3, gallery_distractors=5, cutouts=4)
 
 
 def digest(folder: Path) -> str:
@@ -40,11 +40,11 @@ def shot_of(index: int, **options) -> pedestrians.Shot:
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory) -> Path:
-    return synthetic.draw_dataset(tmp_path_factory.mktemp("tiny"), TINY, workers=1)
+    return drawn.draw_dataset(tmp_path_factory.mktemp("tiny"), TINY, workers=1)
 
 
 def test_same_bytes_with_one_and_two_processes(tiny, tmp_path):
-    again = synthetic.draw_dataset(tmp_path, TINY, workers=2)
+    again = drawn.draw_dataset(tmp_path, TINY, workers=2)
     assert digest(again) == digest(tiny)
 
 
@@ -60,8 +60,8 @@ def test_pixels_are_those_of_this_generator_version():
 
 
 def test_another_seed_gives_other_people(tiny, tmp_path):
-    other = synthetic.draw_dataset(tmp_path, dataclasses.replace(TINY, seed=1), workers=1)
-    first = [synthetic.load_attributes(folder)["people"] for folder in (tiny, other)]
+    other = drawn.draw_dataset(tmp_path, dataclasses.replace(TINY, seed=1), workers=1)
+    first = [drawn.load_attributes(folder)["people"] for folder in (tiny, other)]
     assert first[0].keys() == first[1].keys() and first[0] != first[1]
 
 
@@ -174,21 +174,21 @@ def test_splits_share_nobody(tiny):
 
 def test_names_are_read_from_the_base_name(tmp_path):
     root = tmp_path / "0007_c9s1_run_1_c2"
-    folder = synthetic.draw_dataset(root, TINY, workers=1)
-    data = synthetic.SyntheticPedestrians(root=str(root))
+    folder = drawn.draw_dataset(root, TINY, workers=1)
+    data = drawn.SyntheticPedestrians(root=str(root))
     assert {c for _, _, c in data.query} <= {0, 1, 2}
     (folder / "query" / "holiday.jpg").touch()
     with pytest.raises(RuntimeError, match="found 'holiday.jpg', expected names like 0002_c1s1_000451_03.jpg"):
-        _ = synthetic.SyntheticPedestrians(root=str(root)).query
+        _ = drawn.SyntheticPedestrians(root=str(root)).query
 
 
 def test_attributes_and_masks_of_every_picture(tiny):
-    attributes = synthetic.load_attributes(tiny)
-    files = {p.relative_to(tiny).as_posix() for split in synthetic.SPLITS for p in (tiny / split).iterdir()}
+    attributes = drawn.load_attributes(tiny)
+    files = {p.relative_to(tiny).as_posix() for split in drawn.SPLITS for p in (tiny / split).iterdir()}
     assert attributes["images"].keys() == files
     for path, record in attributes["images"].items():
         assert record["person"] in attributes["people"]
-        mask = np.asarray(Image.open(synthetic.mask_path(tiny / path)))
+        mask = np.asarray(Image.open(drawn.mask_path(tiny / path)))
         assert mask.shape == (96, 48) and mask.max() <= 3
         assert record["occluded"] == pytest.approx((mask == 3).sum() / (mask >= 2).sum(), abs=1e-3)
     manifest = json.loads((tiny / "manifest.json").read_text())
@@ -197,28 +197,28 @@ def test_attributes_and_masks_of_every_picture(tiny):
 
 def test_an_interrupted_drawing_is_not_trusted(tmp_path, tiny):
     script = (
-        "import sagareid; from sagareid.data import synthetic as s;"
+        "import sagareid; from sagareid.synthetic import drawn as s;"
         f"s.draw_dataset({str(tmp_path)!r}, s.Spec(train_ids=400, cameras=6), workers=1)"
     )
     process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.DEVNULL)
-    partial = tmp_path / f".{synthetic.FOLDER}.partial" / "bounding_box_train"
+    partial = tmp_path / f".{drawn.FOLDER}.partial" / "bounding_box_train"
     deadline = time.time() + 60
     while not (partial.is_dir() and any(partial.iterdir())):
         assert time.time() < deadline and process.poll() is None, "the drawing did not start"
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    assert not (tmp_path / synthetic.FOLDER).exists()
-    folder = synthetic.draw_dataset(tmp_path, TINY, workers=1)
+    assert not (tmp_path / drawn.FOLDER).exists()
+    folder = drawn.draw_dataset(tmp_path, TINY, workers=1)
     assert digest(folder) == digest(tiny) and not partial.parent.exists()
 
 
 def test_what_is_there_is_used_as_it_is(tiny, tmp_path):
     before = digest(tiny)
-    assert synthetic.draw_dataset(tiny.parent) == tiny and digest(tiny) == before
-    (tmp_path / synthetic.FOLDER).mkdir()
+    assert drawn.draw_dataset(tiny.parent) == tiny and digest(tiny) == before
+    (tmp_path / drawn.FOLDER).mkdir()
     with pytest.raises(FileExistsError, match="found a folder without manifest.json"):
-        synthetic.draw_dataset(tmp_path, TINY)
+        drawn.draw_dataset(tmp_path, TINY)
 
 
 @pytest.mark.parametrize(
@@ -231,14 +231,14 @@ def test_what_is_there_is_used_as_it_is(tiny, tmp_path):
 )
 def test_impossible_specs(options, message):
     with pytest.raises(ValueError, match=message):
-        synthetic.Spec(**options)
+        drawn.Spec(**options)
 
 
 def test_command_line(tmp_path, repo):
     command = [sys.executable, str(repo / "tools" / "draw_pedestrians.py"), "--root", str(tmp_path), "--train-ids", "2"]
     command += ["--test-ids", "1", "--validation-ids", "1", "--gallery-distractors", "0", "--size", "48", "24"]
-    assert subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip().endswith(synthetic.FOLDER)
-    picture = next((tmp_path / synthetic.FOLDER / "query").iterdir())
+    assert subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip().endswith(drawn.FOLDER)
+    picture = next((tmp_path / drawn.FOLDER / "query").iterdir())
     assert Image.open(picture).size == (24, 48)
     wrong = subprocess.run(command + ["--queries", "9", "--force"], capture_output=True, text=True)
     assert wrong.returncode == 1 and "found 9 per person" in wrong.stderr

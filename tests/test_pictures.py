@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image, ImageStat
 
-from sagareid.analysis import html, pictures
-from sagareid.analysis.pictures import Block, Row, Tile
+from sagareid.reports import html, pictures
+from sagareid.reports.pictures import Block, Row, Tile
 
 RED = Image.new("RGB", (8, 16), "red")
 

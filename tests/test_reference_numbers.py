@@ -17,9 +17,10 @@ from fastreid.modeling.heads import build_heads
 from fastreid.modeling.meta_arch import build_model
 from fastreid.utils.events import EventStorage
 from sagareid.config import get_cfg
-from sagareid.engine import convert
+from sagareid.interchange import convert
 from sagareid.modeling import anchors as A
-from sagareid.modeling import clip_models, losses
+from sagareid.modeling.clip import towers
+from sagareid.modeling import losses
 
 RAW_LOSSES = ["CrossEntropyLoss", "TripletLoss", "AnchorDiversityLoss", "ClassifierDiversityLoss"]
 RAW_LOSSES += ["AnchorConsistencyLoss", "DecorrelationLoss"]
@@ -122,7 +123,7 @@ def test_image_tower(name, model, x4):
     with torch.no_grad():
         every_row = visual.ln_post(tokens[12])
         ours = {
-            "pos_embed_resized": lambda: clip_models.resize_position_embedding(
+            "pos_embed_resized": lambda: towers.resize_position_embedding(
                 R.weight("visual.positional_embedding", (197, 768)), (14, 14), (21, 10)
             ),
             "tokens_l9": lambda: tokens[9],

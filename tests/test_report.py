@@ -13,7 +13,7 @@ import yaml
 from PIL import Image
 from test_pictures import Page
 
-from sagareid.analysis import report, runs
+from sagareid.reports import run_page, runs
 
 TINY = [
     "SOLVER.MAX_EPOCH", 1, "SOLVER.WARMUP_EPOCHS", 0, "SOLVER.IMS_PER_BATCH", 48, "DATALOADER.NUM_WORKERS", 0,
@@ -71,7 +71,7 @@ def test_an_interrupted_run_shows_what_there_is(tmp_path):
     folder_of(tmp_path / "run" / "one", [*losses, *evaluations, '{"iteration": 2'], last_checkpoint="gone.pth")
     folder_of(tmp_path / "run" / "two", weights="one/model_final.pth")
     (tmp_path / "run" / "two" / "config.yaml").write_text("MODEL: {WEIGHTS: one/model_final.pth, ")  # cut off
-    page = report.report(tmp_path / "run")
+    page = run_page.report(tmp_path / "run")
     assert page == tmp_path / "run" / "report.html"
     text = check(page)
     assert "not finished: iteration 200" in text and "not finished: nothing recorded" in text
@@ -93,7 +93,7 @@ def test_several_test_sets_and_validation_have_rows_of_their_own(tmp_path):
     (folder / "evaluation.json").write_text(
         json.dumps([{"stage": "", "metrics": {"mAP": 77.7}, "checkpoint": "x.pth"}])
     )
-    text = check(report.report(folder, tmp_path / "page.html", lists="none"))
+    text = check(run_page.report(folder, tmp_path / "page.html", lists="none"))
     for shown in ("A/cls", ">21.0<", ">13.0<", "after epoch 3", ">66.0<", ">77.7<", "x.pth", ">2.0<"):
         assert shown in text, shown
 
@@ -101,7 +101,7 @@ def test_several_test_sets_and_validation_have_rows_of_their_own(tmp_path):
 def test_config_shows_first_what_differs_from_the_defaults(tmp_path):
     folder = folder_of(tmp_path / "run")
     (folder / "config.yaml").write_text("MODEL: {SAGA: {NUM_ANCHORS: 7}, DEVICE: cuda, MINE: <b>}\n")
-    text = check(report.report(folder))
+    text = check(run_page.report(folder))
     differences, _, everything = text.partition("All keys")
     assert "2 of 3 keys differ" in text and "MODEL.SAGA.NUM_ANCHORS" in differences and "<code>24</code>" in differences
     assert "no such key" in differences and "&lt;b&gt;" in differences
@@ -159,13 +159,13 @@ def test_curves_of_an_occlusion_study_are_shown_where_there_is_one(tmp_path):
     record = {"reference": "A<", "dataset": {"name": "Toy"}, "results": results}
     folder = folder_of(tmp_path / "run", study__json="")
     (folder / "study.json").write_text(json.dumps(record))
-    assert "Occlusion, Toy" in check(report.report(folder))
+    assert "Occlusion, Toy" in check(run_page.report(folder))
     (folder / "study.json").rename(tmp_path / "study.json")
-    assert "Occlusion, Toy" not in check(report.report(folder))
-    text = check(report.report(folder, studies=[tmp_path]))
+    assert "Occlusion, Toy" not in check(run_page.report(folder))
+    text = check(run_page.report(folder, studies=[tmp_path]))
     assert "A&lt;: 50.0 at 0%, 50.0 at 30%" in text and "[40.0, 60.0]" in text
     with pytest.raises(FileNotFoundError, match="expected the output folder of an occlusion study"):
-        report.report(folder, studies=[folder])
+        run_page.report(folder, studies=[folder])
 
 
 def browser() -> str | None:
@@ -184,7 +184,7 @@ def test_a_browser_shows_the_page_in_light_and_dark(tiny_run, tmp_path, tiny_roo
     if not chromium:
         pytest.skip("no Chromium here")
     monkeypatch.setenv("FASTREID_DATASETS", str(tiny_root))
-    page = report.report(tiny_run, tmp_path / "page.html", queries=1)
+    page = run_page.report(tiny_run, tmp_path / "page.html", queries=1)
     brightness = {}
     for scheme, number in (("dark", 0), ("light", 1)):
         shot = tmp_path / f"{scheme}.png"

@@ -7,8 +7,9 @@ import pytest
 import torch
 from fastreid.modeling.heads import build_heads
 from sagareid.config import get_cfg
-from sagareid.modeling import clip_models, losses
-from sagareid.modeling.text import CONTEXT_SLOTS, PROMPT_LENGTH, PromptLearner, PromptTemplate, template_token_ids
+from sagareid.modeling.clip import towers
+from sagareid.modeling import losses
+from sagareid.modeling.clip.text import CONTEXT_SLOTS, PROMPT_LENGTH, PromptLearner, PromptTemplate, template_token_ids
 from sagareid.structures import CLIPFeatures
 
 NAME, WIDTH, C = "ViT-XS-8-pedestrians", 128, 5
@@ -17,7 +18,7 @@ NAME, WIDTH, C = "ViT-XS-8-pedestrians", 128, 5
 @pytest.fixture
 def encoder():
     torch.manual_seed(0)
-    return clip_models.build_text_encoder(NAME).eval()
+    return towers.build_text_encoder(NAME).eval()
 
 
 def learner(mode: str = "identity", **kwargs) -> PromptLearner:

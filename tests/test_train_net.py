@@ -12,7 +12,7 @@ import pytest
 import torch
 from test_compat import test_installed_host_matches_its_record as assert_host_is_untouched
 
-from sagareid.data import synthetic
+from sagareid.synthetic import drawn as synthetic
 from sagareid.engine import hooks, stages
 from sagareid.engine.checkpoint import hand_over, load_state
 from sagareid.engine.main import main
@@ -228,8 +228,8 @@ def test_eval_only_needs_neither_clip_nor_text(trained, train_net, monkeypatch, 
     def no_weights(*args):
         raise AssertionError("evaluation read CLIP weights")
 
-    monkeypatch.setattr("sagareid.modeling.clip_models.read_clip_weights", no_weights)
-    monkeypatch.setattr("sagareid.modeling.clip_models.build_text_encoder", no_weights)
+    monkeypatch.setattr("sagareid.modeling.clip.towers.read_clip_weights", no_weights)
+    monkeypatch.setattr("sagareid.modeling.clip.towers.build_text_encoder", no_weights)
     expected = json.loads((trained / "anchors" / "result.json").read_text())["metrics"]
     assert train_net(*QUICKSTART, "--eval-only", *SMALL, "OUTPUT_DIR", trained) == 0
     [found] = json.loads((trained / "evaluation.json").read_text())

@@ -7,13 +7,13 @@ import pytest
 import torch
 from PIL import Image
 
-from sagareid.analysis import visualize
-from sagareid.analysis.study import Model
-from sagareid.analysis.visualize import Ranked
+from sagareid.reports import visualize
+from sagareid.studies.occlusion_study import Model
+from sagareid.reports.visualize import Ranked
 from sagareid.config import get_cfg
-from sagareid.data.occlusion_sets import ImageSet
+from sagareid.studies.occlusion import ImageSet
 from sagareid.engine.trainer import SAGATrainer
-from sagareid.modeling.clip_models import anchor_phrases
+from sagareid.modeling.clip.towers import anchor_phrases
 from sagareid.structures import as_features
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import sagareid  # noqa: F401  (registers, and lets the host import)
 import torch
-from sagareid.analysis import benchmark
+from sagareid.benchmarks import steps
 from sagareid.cli import errors_in_one_line, tool_parser
-from sagareid.engine.inference import pick_device
+from sagareid.deploy.load import pick_device
 from sagareid.files import check_output, write_json
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "SAGA"
@@ -21,8 +21,8 @@ CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "SAGA"
 
 def main() -> None:
     parser = tool_parser(__doc__)
-    parser.add_argument("--size", choices=tuple(benchmark.SIZES), default="tiny", help="default: %(default)s")
-    parser.add_argument("--cases", nargs="+", choices=benchmark.CASES, default=benchmark.CASES, help="default: all")
+    parser.add_argument("--size", choices=tuple(steps.SIZES), default="tiny", help="default: %(default)s")
+    parser.add_argument("--cases", nargs="+", choices=steps.CASES, default=steps.CASES, help="default: all")
     parser.add_argument("--rounds", type=int, help="pairs of samples of a case (default: by size)")
     parser.add_argument("--threads", type=int, help="of torch (default: torch's own choice)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda ... (default: %(default)s)")
@@ -34,17 +34,17 @@ def main() -> None:
     with errors_in_one_line(args, after_interrupt="--output holds what was measured by then"):
         if args.output:
             check_output(args.output)
-        result = benchmark.run(
-            size=benchmark.SMOKE if args.smoke else benchmark.SIZES[args.size],
+        result = steps.run(
+            size=steps.SMOKE if args.smoke else steps.SIZES[args.size],
             name="smoke" if args.smoke else args.size,
             configs=CONFIGS,
             cases=args.cases,
             rounds=args.rounds,
             device=pick_device(args.device),
             command=shlex.join(["python", "tools/benchmark.py", *sys.argv[1:]]),
-            done=lambda result: args.output and write_json(args.output, benchmark.as_json(result)),
+            done=lambda result: args.output and write_json(args.output, steps.as_json(result)),
         )
-        print(benchmark.table(result))
+        print(steps.table(result))
 
 
 if __name__ == "__main__":

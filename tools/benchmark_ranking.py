@@ -11,7 +11,7 @@ from pathlib import Path
 
 import sagareid  # noqa: F401  (registers, and lets the host import)
 import torch
-from sagareid.analysis import benchmark_ranking as benchmark
+from sagareid.benchmarks import ranking as benchmark
 from sagareid.cli import errors_in_one_line, tool_parser
 from sagareid.files import check_output, write_json
 

@@ -9,7 +9,7 @@ images of 1,110. <root>/Occluded_Duke appears whole or not at all, and is never 
 """
 
 from sagareid.cli import errors_in_one_line, tool_parser
-from sagareid.data import occluded, occluded_duke
+from sagareid.data.datasets import occluded, build_occluded_duke as occluded_duke
 
 
 def main() -> None:

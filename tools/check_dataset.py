@@ -12,7 +12,7 @@ import json
 import sys
 
 import sagareid  # noqa: F401  (registers, and lets the host import)
-from sagareid.analysis import check_dataset
+from sagareid.data import check_dataset
 from sagareid.cli import add_import_argument, errors_in_one_line, import_modules, tool_parser
 from sagareid.engine.stages import read_config
 

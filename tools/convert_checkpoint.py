@@ -5,7 +5,7 @@ Reads SAGA-ReID (any stage and variant), CLIP-ReID's ViTs and baseline, CLIP (Op
 """
 
 from sagareid.cli import errors_in_one_line, tool_parser
-from sagareid.engine import convert
+from sagareid.interchange import convert
 from sagareid.files import check_output
 
 

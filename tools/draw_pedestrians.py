@@ -8,7 +8,7 @@ Training draws the default by itself; this is for other sizes, and for a tiny on
 import logging
 
 from sagareid.cli import add_dataclass_arguments, dataclass_of, errors_in_one_line, tool_parser
-from sagareid.data import synthetic
+from sagareid.synthetic import drawn
 
 
 def main() -> None:
@@ -19,13 +19,13 @@ def main() -> None:
     parser.add_argument("--workers", type=int, help="processes (default: one per core where that pays)")
     parser.add_argument("--force", action="store_true", help="replace a data set that is there")
     parser.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="pixels (default: 96 48)")
-    add_dataclass_arguments(parser, synthetic.Spec, skip=("height", "width"))  # --size sets both
+    add_dataclass_arguments(parser, drawn.Spec, skip=("height", "width"))  # --size sets both
     args = parser.parse_args()
     size = dict(zip(("height", "width"), args.size or ()))
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     with errors_in_one_line(args, after_interrupt="nothing was left behind"):
-        spec = dataclass_of(synthetic.Spec, args, **size)
-        print(synthetic.draw_dataset(args.root, spec, workers=args.workers, force=args.force))
+        spec = dataclass_of(drawn.Spec, args, **size)
+        print(drawn.draw_dataset(args.root, spec, workers=args.workers, force=args.force))
 
 
 if __name__ == "__main__":

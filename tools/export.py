@@ -9,9 +9,9 @@ python tools/export.py logs/SAGA/quickstart/anchors -o model.pt2 --attention
 from pathlib import Path
 
 import sagareid  # noqa: F401  (registers, and lets the host import)
-from sagareid.analysis import export
+from sagareid.deploy import export
 from sagareid.cli import add_import_argument, errors_in_one_line, import_modules, tool_parser
-from sagareid.engine.inference import checkpoint_file, load_model
+from sagareid.deploy.load import checkpoint_file, load_model
 from sagareid.files import check_output, file_hash
 
 

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 import sagareid  # noqa: F401  (registers, and lets the host import)
-from sagareid.analysis import extract
+from sagareid.deploy import extract_folder
 from sagareid.cli import add_import_argument, errors_in_one_line, import_modules, tool_parser
 from sagareid.files import check_output
 
@@ -39,9 +39,9 @@ def main() -> None:
     args = parser.parse_args()
     with errors_in_one_line(args, after_interrupt="the same command goes on where this one stopped"):
         import_modules(args.modules)
-        check_output(args.output, folder=not extract.is_single_file(args.output))
-        extractor, sha256 = extract.open_extractor(args.run, device=args.device, dtype=args.dtype, feature=args.feature)
-        report = extract.extract_folder(
+        check_output(args.output, folder=not extract_folder.is_single_file(args.output))
+        extractor, sha256 = extract_folder.open_extractor(args.run, device=args.device, dtype=args.dtype, feature=args.feature)
+        report = extract_folder.extract_folder(
             extractor,
             args.folder,
             args.output,

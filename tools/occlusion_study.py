@@ -13,10 +13,10 @@ import sys
 from pathlib import Path
 
 import sagareid  # noqa: F401  (registers, and lets the host import)
-from sagareid.analysis.study import OCCLUDE, Options
-from sagareid.analysis.study_report import SAMPLES, run_study
+from sagareid.studies.occlusion_study import OCCLUDE, Options
+from sagareid.reports.study_page import SAMPLES, run_study
 from sagareid.cli import add_import_argument, errors_in_one_line, import_modules, tool_parser
-from sagareid.data import occlusion
+from sagareid.data import occluders
 
 
 def argument_parser() -> argparse.ArgumentParser:
@@ -27,13 +27,13 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument("--dataset", help="test set (default: the first of the config, or of the first model)")
     parser.add_argument("--reference", help="the model that differences are taken to (default: the last)")
     parser.add_argument(
-        "--conditions", nargs="+", choices=occlusion.CONDITIONS, default=Options.conditions, help="default: all"
+        "--conditions", nargs="+", choices=occluders.CONDITIONS, default=Options.conditions, help="default: all"
     )
     parser.add_argument("--levels", nargs="+", type=float, default=[100 * v for v in Options.levels],
                         metavar="PERCENT", help="of the visible person (default: %(default)s)")  # fmt: skip
     parser.add_argument("--occlude", choices=OCCLUDE, default=Options.occlude, help="default: %(default)s")
-    parser.add_argument("--shapes", nargs="+", choices=occlusion.SHAPES, default=Options.shapes, help="default: all")
-    parser.add_argument("--fill", choices=occlusion.FILLS, default=Options.fill, help="default: %(default)s")
+    parser.add_argument("--shapes", nargs="+", choices=occluders.SHAPES, default=Options.shapes, help="default: all")
+    parser.add_argument("--fill", choices=occluders.FILLS, default=Options.fill, help="default: %(default)s")
     parser.add_argument("--distractors", default=Options.distractors, metavar="SOURCE",
                         help="whose people are pasted: train, or a data set's name (default: the data set's own choice)")  # fmt: skip
     parser.add_argument("--feature", nargs="+", default=Options.features, metavar="ROW",

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from sagareid.cli import add_dataclass_arguments, dataclass_of, errors_in_one_line, tool_parser
-from sagareid.engine import pretrain
+from sagareid.synthetic import pretrain
 from sagareid.files import check_output
 
 ASSETS = Path(pretrain.__file__).resolve().parent.parent / "assets" / "clip"

@@ -10,7 +10,7 @@ The page holds everything it shows: no network, no other file. Unfinished runs h
 from pathlib import Path
 
 import sagareid  # noqa: F401  (registers, and lets the host import)
-from sagareid.analysis.report import LISTS, REPORT, report
+from sagareid.reports.run_page import LISTS, REPORT, report
 from sagareid.cli import add_import_argument, errors_in_one_line, import_modules, tool_parser
 
 

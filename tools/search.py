@@ -11,7 +11,7 @@ import argparse
 from pathlib import Path
 
 import sagareid  # noqa: F401  (registers, and lets the host import)
-from sagareid.analysis import search
+from sagareid.deploy import gallery as search
 from sagareid.cli import (
     add_import_argument,
     add_traceback_argument,

@@ -26,7 +26,7 @@ __all__ = ["Extractor", "add_saga_config", "check_config", "get_cfg"]
 def __getattr__(name: str):
     """`Extractor` is imported when it is asked for: training needs none of it."""
     if name == "Extractor":
-        from .engine.extractor import Extractor
+        from .deploy.extractor import Extractor
 
         return Extractor
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,3 +1,4 @@
 """Data sets (importing this registers them with FastReID), drawn people, occlusion."""
 
-from . import custom, mmmp, occluded, synthetic  # noqa: F401
+from .datasets import custom, mmmp, occluded  # noqa: F401
+from ..synthetic import drawn  # noqa: F401

@@ -24,8 +24,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from .. import compat
 from ..config import custom_datasets, reads_cameras
-from . import host_datasets
-from .occluded import refuse_training
+from .datasets import builtin
+from .datasets.occluded import refuse_training
 from .transforms import build_transforms
 
 __all__ = [
@@ -240,7 +240,7 @@ def build_dataset(cfg, name: str, **options) -> ImageDataset:
         )
     cls, own = known[name]
     with compat.current_dataset_root() as root:
-        host_datasets.check_names(cls.__name__, root)
+        builtin.check_names(cls.__name__, root)
         try:
             return cls(root=root, **own, **options)
         except AssertionError as error:  # some of the host's own

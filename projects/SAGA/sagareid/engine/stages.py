@@ -25,7 +25,7 @@ from ..config import check_config, flatten, get_cfg
 from ..data.loading import load_test_data, load_training_data
 from ..files import check_output, write_json
 from .hooks import CheckpointHook, by_set
-from .inference import load_model, pick_device
+from ..deploy.load import load_model, pick_device
 from .trainer import SAGATrainer
 
 __all__ = ["Run", "check_machine", "close_logs", "differences", "evaluate", "plan", "read_config", "run_all"]

@@ -16,8 +16,9 @@ from fastreid.modeling.heads import REID_HEADS_REGISTRY
 from torch import Tensor, nn
 
 from ..structures import CLIPFeatures, as_features
-from . import clip_models, losses
-from .blocks import block_at_row
+from .clip import towers
+from . import losses
+from .fast.blocks import block_at_row
 from .distributed import gather_batch
 from .heads import (
     ClassifierHead,
@@ -81,7 +82,7 @@ class CLSHead(nn.Module):
 
     @classmethod
     def from_config(cls, cfg):
-        dims = clip_models.clip_dims(cfg.MODEL.CLIP.NAME)
+        dims = towers.clip_dims(cfg.MODEL.CLIP.NAME)
         loss = cfg.MODEL.LOSSES
         return {
             "feat_dim": cfg.MODEL.BACKBONE.FEAT_DIM,
@@ -292,13 +293,13 @@ class LastBlockHead(ClassifierHead):
                 "LastBlockHead goes on from CLIP's tokens: use build_clip_vit_backbone with MODEL.BACKBONE.OUTPUT tokens"
             )
         name = cfg.MODEL.CLIP.NAME
-        after = clip_models.clip_dims(name).layers - max(cfg.MODEL.CLIP.TOKEN_LAYERS)
+        after = towers.clip_dims(name).layers - max(cfg.MODEL.CLIP.TOKEN_LAYERS)
         if after < 1:
             raise ValueError(
                 f"LastBlockHead: no block of {name} comes after MODEL.CLIP.TOKEN_LAYERS {cfg.MODEL.CLIP.TOKEN_LAYERS}; "
                 "name an earlier layer"
             )
-        blocks, norm = clip_models.build_last_blocks(name, after)
+        blocks, norm = towers.build_last_blocks(name, after)
         return super().from_config(cfg) | {"blocks": blocks, "norm": norm}
 
     @torch.no_grad()

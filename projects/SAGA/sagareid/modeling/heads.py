@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from ..structures import CLIPFeatures
-from . import clip_models, losses
+from .clip import towers
+from . import losses
 from .distributed import GlobalBatchNorm1d
-from .text import PROMPT_LENGTH
+from .clip.text import PROMPT_LENGTH
 
 __all__ = [
     "ClassifierHead",
@@ -63,7 +64,7 @@ def clip_parts(cfg) -> Optional[tuple[int, int]]:
     """(D, E) of the class token and its projection where the backbone gives them; None for a map of any backbone."""
     if cfg.MODEL.BACKBONE.NAME != "build_clip_vit_backbone" or cfg.MODEL.BACKBONE.OUTPUT != "tokens":
         return None
-    return cfg.MODEL.BACKBONE.FEAT_DIM, clip_models.clip_dims(cfg.MODEL.CLIP.NAME).embed_dim
+    return cfg.MODEL.BACKBONE.FEAT_DIM, towers.clip_dims(cfg.MODEL.CLIP.NAME).embed_dim
 
 
 def head_outputs(logits: Tensor, features: Tensor, losses: Optional[dict[str, Tensor]] = None) -> dict:
@@ -92,17 +93,17 @@ def frozen_text_encoder(cfg):
         built; the embedding is then a placeholder that a checkpoint fills.
     """
     name = cfg.MODEL.CLIP.NAME
-    dims = clip_models.clip_dims(name)
+    dims = towers.clip_dims(name)
     placeholder = torch.zeros(PROMPT_LENGTH, dims.text_width)
     if not cfg.MODEL.CLIP.TEXT_TOWER:
         return None, placeholder, None
-    encoder = clip_models.build_text_encoder(name)
+    encoder = towers.build_text_encoder(name)
     state = None
     if cfg.MODEL.BACKBONE.PRETRAIN:
-        state = clip_models.read_clip_weights(name, cfg.MODEL.BACKBONE.PRETRAIN_PATH)
-        clip_models.load_text_encoder(encoder, state, name)
+        state = towers.read_clip_weights(name, cfg.MODEL.BACKBONE.PRETRAIN_PATH)
+        towers.load_text_encoder(encoder, state, name)
     encoder.requires_grad_(False)
-    template = clip_models.template_embedding(state) if state else torch.randn_like(placeholder) * 0.02
+    template = towers.template_embedding(state) if state else torch.randn_like(placeholder) * 0.02
     return encoder, template, state
 
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from ..structures import CLIPFeatures
 from . import losses as L
-from .clip_backbone import CLIPBackbone
-from .clip_models import release_clip_weights
+from .backbones.clip import CLIPBackbone
+from .clip.towers import release_clip_weights
 from .distributed import gather_batch
 
 __all__ = ["SAGABaseline"]

@@ -13,10 +13,11 @@ from fastreid.modeling.heads import REID_HEADS_REGISTRY
 from torch import Tensor, nn
 
 from ..structures import CLIPFeatures
-from . import clip_models, losses
+from .clip import towers
+from . import losses
 from .distributed import gather_batch
 from .heads import frozen_text_encoder
-from .text import PromptLearner, TextEncoder
+from .clip.text import PromptLearner, TextEncoder
 
 __all__ = ["PromptHead"]
 
@@ -61,7 +62,7 @@ class PromptHead(nn.Module):
             ),
             "text_encoder": encoder,
             "feat_dim": cfg.MODEL.BACKBONE.FEAT_DIM,
-            "embed_dim": clip_models.clip_dims(cfg.MODEL.CLIP.NAME).embed_dim,
+            "embed_dim": towers.clip_dims(cfg.MODEL.CLIP.NAME).embed_dim,
             "scale": cfg.MODEL.LOSSES.SUPCON.SCALE,
         }
 

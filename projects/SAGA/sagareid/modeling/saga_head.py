@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from ..structures import CLIPFeatures, as_features
 from . import anchors as A
-from . import clip_models, losses
+from .clip import towers
+from . import losses
 from .distributed import gather_batch
 from .heads import (
     batch_norm_neck,
@@ -26,7 +27,7 @@ from .heads import (
     identity_classifier,
     image_text_term,
 )
-from .text import TextEncoder
+from .clip.text import TextEncoder
 
 __all__ = ["Refined", "SAGAHead"]
 
@@ -138,7 +139,7 @@ class SAGAHead(nn.Module):
     def from_config(cls, cfg):
         saga, loss = cfg.MODEL.SAGA, cfg.MODEL.LOSSES
         feat_dim, K, M = cfg.MODEL.BACKBONE.FEAT_DIM, saga.NUM_ANCHORS, saga.NUM_DOMAIN_ANCHORS
-        dims = clip_models.clip_dims(cfg.MODEL.CLIP.NAME)
+        dims = towers.clip_dims(cfg.MODEL.CLIP.NAME)
         parts = clip_parts(cfg)
 
         encoder = None
@@ -155,7 +156,7 @@ class SAGAHead(nn.Module):
             )
             if encoder is not None:
                 phrases = (
-                    clip_models.anchor_phrase_embeddings(state) if state else [torch.randn(8, dims.text_width) * 0.02]
+                    towers.anchor_phrase_embeddings(state) if state else [torch.randn(8, dims.text_width) * 0.02]
                 )
                 text_anchors.initialize(phrases)
 
@@ -244,7 +245,7 @@ class SAGAHead(nn.Module):
     def anchor_names(self) -> list[str]:
         """K names: the phrase that a text anchor started from, "anchor <k>" for those that started from none."""
         if isinstance(self.text_anchors, A.TextAnchors) and self.text_anchors.context_phrase.shape[1]:
-            phrases = clip_models.anchor_phrases()
+            phrases = towers.anchor_phrases()
             return [phrases[k % len(phrases)] for k in range(self.num_anchors)]
         return [f"anchor {k + 1}" for k in range(self.num_anchors)]
 

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from ..engine import stages
 from ..engine.hooks import by_set
-from ..engine.inference import load_model
+from ..deploy.load import load_model
 from ..engine.main import argument_parser, launch_runs
 from ..errors import message_of
 from ..files import write_json, write_text

@@ -13,7 +13,7 @@ from typing import Optional
 import torch
 from torch import Tensor, nn
 
-from .blocks import block_at_row
+from ..fast.blocks import block_at_row
 
 __all__ = [
     "CONTEXT_SLOTS",

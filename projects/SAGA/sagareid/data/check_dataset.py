@@ -20,10 +20,10 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from ..config import custom_datasets
-from ..data.custom import SPLITS, OwnDataset
-from ..data.host_datasets import STATISTICS
-from ..data.loading import build_dataset, queries_without_match
-from ..data.occluded import Statistics, WrongNames, natural_key
+from .datasets.custom import SPLITS, OwnDataset
+from .datasets.builtin import STATISTICS
+from .loading import build_dataset, queries_without_match
+from .datasets.occluded import Statistics, WrongNames, natural_key
 from ..files import write_atomically
 
 __all__ = ["KINDS", "Problem", "Report", "check_dataset", "contact_sheet", "contact_sheets", "published_statistics"]

@@ -30,9 +30,9 @@ import torch
 from torch import Tensor
 
 from ..files import save_torch
-from ..modeling import clip_models
+from ..modeling.clip import towers
 from ..modeling.anchors import TextAnchors
-from ..modeling.text import CONTEXT_SLOTS, PROMPT_LENGTH, TextEncoder, template_token_ids
+from ..modeling.clip.text import CONTEXT_SLOTS, PROMPT_LENGTH, TextEncoder, template_token_ids
 
 __all__ = [
     "Conversion",
@@ -480,7 +480,7 @@ def _derive(result: Conversion, state: Mapping[str, Tensor], carried: Mapping) -
     model, layout = result.model, result.layout
     if layout == "clip":
         table = state[result.published.get("text_prefix", "") + "token_embedding.weight"]
-        template = clip_models.template_embedding({"token_embedding.weight": table})
+        template = towers.template_embedding({"token_embedding.weight": table})
         model["heads.prompts.template.prefix"] = template[:1]
         model["heads.prompts.template.suffix"] = template[1 + CONTEXT_SLOTS :]
     if carried and carried.get("digest") == _digest(state):
@@ -665,7 +665,7 @@ def _source(result: Conversion) -> Optional[tuple[tuple[int, int], int]]:
     sizes = [(14 * patch, 14 * patch), (16 * patch, 16 * patch)] if result.layout == "clip" else [(256, 128)]
     for size in sizes:
         for stride in (patch, patch * 3 // 4):
-            grid = clip_models.patch_grid(size, patch, stride)
+            grid = towers.patch_grid(size, patch, stride)
             if grid[0] * grid[1] == rows:
                 return size, stride
     return None
@@ -705,8 +705,8 @@ def resize(
         if not 1 <= what <= patch:
             raise ConversionError(f"stride {what} is not in 1..{patch}, the patch size")
     try:
-        source = clip_models.patch_grid(from_size, patch, from_stride)
-        target = clip_models.patch_grid(size, patch, stride)
+        source = towers.patch_grid(from_size, patch, from_stride)
+        target = towers.patch_grid(size, patch, stride)
     except ValueError as error:
         raise ConversionError(str(error)) from error
     named = (
@@ -718,7 +718,7 @@ def resize(
             f"cannot resize {named}: the checkpoint's position embedding has {rows} patches, not "
             f"{source[0] * source[1]}. State what it was made for with --from-size H W --from-stride S"
         )
-    result.model[_POSITION] = clip_models.resize_position_embedding(embedding, source, target).clone()
+    result.model[_POSITION] = towers.resize_position_embedding(embedding, source, target).clone()
     result.made_for = (size, stride)
     result.notes.append(f"position embedding resized {named}")
 
@@ -731,9 +731,9 @@ def read_checkpoint(path: str | Path, *, head: Optional[str] = None) -> Conversi
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: a damaged file, a pickle that needs code (`clip_models.read_state_dict`), or a ConversionError.
+        ValueError: a damaged file, a pickle that needs code (`towers.read_state_dict`), or a ConversionError.
     """
-    state = clip_models.read_state_dict(path)
+    state = towers.read_state_dict(path)
     if any(k.startswith("backbone.visual.") for k in state):
         beside = torch.load(path, map_location="cpu", weights_only=True)
         published = dict(beside.get("published") or {}) if "model" in beside else {}

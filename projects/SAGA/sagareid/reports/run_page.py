@@ -10,10 +10,10 @@ from typing import Any, Optional
 
 from ..config import flatten, get_cfg
 from ..files import check_output
-from . import html, pictures, study_report, visualize
+from . import html, pictures, study_page, visualize
 from .html import Html
 from .runs import Curve, Stage, flat_metrics, is_metric, read_run
-from .study import load_models
+from ..studies.occlusion_study import load_models
 
 __all__ = ["LISTS", "REPORT", "report"]
 
@@ -72,7 +72,7 @@ def report(
             parts += _lists(stage, dataset, queries, device)
     parts += _evaluations(stages)
     parts += _studies(folder, studies)
-    html.write(output, title, html.join(parts), study_report.STYLE)
+    html.write(output, title, html.join(parts), study_page.STYLE)
     return output
 
 
@@ -278,18 +278,18 @@ def _lists(stage: Stage, dataset: str, number: int, device: Optional[str]) -> li
 
 def _studies(folder: Path, named: Sequence[str | Path]) -> list[Html]:
     """Curves of occlusion studies: of those named, and of those in the run's folder."""
-    records = [Path(path) / study_report.RECORD for path in named]
+    records = [Path(path) / study_page.RECORD for path in named]
     for record in records:
         if not record.is_file():
             raise FileNotFoundError(
                 f"no {record.name} in {record.parent}: expected the output folder of an occlusion study"
             )
-    found = [p for depth in ("", "*/", "*/*/") for p in sorted(folder.glob(depth + study_report.RECORD))]
+    found = [p for depth in ("", "*/", "*/*/") for p in sorted(folder.glob(depth + study_page.RECORD))]
     parts = []
     for path in dict.fromkeys(p.resolve() for p in (*records, *found)):
         try:
             record = json.loads(path.read_text())
-            drawn = study_report.drawn_curves(record)
+            drawn = study_page.drawn_curves(record)
             name = record["dataset"]["name"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             parts.append(html.note(f"{path} cannot be read as an occlusion study ({type(error).__name__}: {error})"))

@@ -19,10 +19,10 @@ from .. import compat
 from ..engine import stages
 from ..files import check_output, write_atomically, write_json, write_text
 from . import html
-from .benchmark import machine
+from ..benchmarks.steps import machine
 from .html import Html
 from .pictures import INK, MARKS, overlay
-from .study import CLEAN, METRICS, Options, Study, load_models
+from ..studies.occlusion_study import CLEAN, METRICS, Options, Study, load_models
 
 __all__ = ["RECORD", "SAMPLES", "STYLE", "curves", "drawn_curves", "full_table", "page", "run_study", "summary"]
 

@@ -27,8 +27,8 @@ import torch
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from ..engine.extractor import Extractor
-from ..engine.inference import checkpoint_file, pick_device
+from .extractor import Extractor
+from .load import checkpoint_file, pick_device
 from ..files import file_hash, write_atomically, write_json
 
 __all__ = ["Report", "extract_folder", "is_single_file", "list_images", "open_extractor"]

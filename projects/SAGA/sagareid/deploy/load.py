@@ -23,9 +23,9 @@ from .. import compat
 from ..config import get_cfg
 from ..modeling.meta_arch import SAGABaseline
 from ..structures import as_features
-from .checkpoint import hand_over, load_state
-from .hooks import CheckpointHook
-from .trainer import SAGATrainer
+from ..engine.checkpoint import hand_over, load_state
+from ..engine.hooks import CheckpointHook
+from ..engine.trainer import SAGATrainer
 
 __all__ = [
     "Extraction",

@@ -18,15 +18,15 @@ from torch.utils.data import default_collate
 
 from .. import compat
 from ..data.loading import ReIDDataset, make_test_loader
-from ..data.occlusion_sets import ImageSet, OccludedSet, View
+from ..studies.occlusion import ImageSet, OccludedSet, View
 from ..data.transforms import build_transforms
-from ..engine.inference import extract, model_layout, tower_output
+from ..deploy.load import extract, model_layout, tower_output
 from ..evaluation.evaluator import SAGAEvaluator, rank_in_blocks, result_row
 from ..modeling.saga_head import SAGAHead
 from ..structures import as_features
 from . import html, pictures
 from .pictures import Block, Row, Tile
-from .study import Model
+from ..studies.occlusion_study import Model
 
 __all__ = [
     "LENGTH",

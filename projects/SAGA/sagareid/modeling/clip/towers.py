@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file as load_safetensors
 from torch import Tensor, nn
 
-from .blocks import use_cheaper_forms
+from ..fast.blocks import use_cheaper_forms
 from .text import END_OF_TEXT, PLACEHOLDER, TextEncoder, template_token_ids
 
 __all__ = [

@@ -13,9 +13,9 @@ import torch
 from fastreid.modeling.backbones import BACKBONE_REGISTRY
 from torch import Tensor, nn
 
-from ..structures import CLIPFeatures
-from . import clip_models
-from .blocks import block_at_row, in_groups
+from ...structures import CLIPFeatures
+from ..clip import towers
+from ..fast.blocks import block_at_row, in_groups
 
 __all__ = ["CLIPBackbone", "build_clip_vit_backbone"]
 
@@ -168,7 +168,7 @@ def build_clip_vit_backbone(cfg) -> CLIPBackbone:
         FileNotFoundError: PRETRAIN without reachable weights.
     """
     name, size = cfg.MODEL.CLIP.NAME, tuple(cfg.INPUT.SIZE_TRAIN)
-    dims = clip_models.clip_dims(name)
+    dims = towers.clip_dims(name)
     if tuple(cfg.INPUT.SIZE_TEST) != size:
         raise ValueError(
             f"INPUT.SIZE_TEST {tuple(cfg.INPUT.SIZE_TEST)} differs from SIZE_TRAIN {size}: the position embedding of a ViT "
@@ -177,10 +177,10 @@ def build_clip_vit_backbone(cfg) -> CLIPBackbone:
     width = dims.width * (len(cfg.MODEL.CLIP.TOKEN_LAYERS) if cfg.MODEL.BACKBONE.OUTPUT == "map" else 1)
     if cfg.MODEL.BACKBONE.FEAT_DIM != width:
         raise ValueError(f"MODEL.BACKBONE.FEAT_DIM is {cfg.MODEL.BACKBONE.FEAT_DIM}; {name} gives {width}: set it")
-    visual = clip_models.build_vision_tower(name, size, cfg.MODEL.BACKBONE.STRIDE_SIZE[0])
+    visual = towers.build_vision_tower(name, size, cfg.MODEL.BACKBONE.STRIDE_SIZE[0])
     if cfg.MODEL.BACKBONE.PRETRAIN:
-        clip_models.load_vision_tower(
-            visual, clip_models.read_clip_weights(name, cfg.MODEL.BACKBONE.PRETRAIN_PATH), name
+        towers.load_vision_tower(
+            visual, towers.read_clip_weights(name, cfg.MODEL.BACKBONE.PRETRAIN_PATH), name
         )
     return CLIPBackbone(
         visual=visual,

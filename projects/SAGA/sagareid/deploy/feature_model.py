@@ -15,7 +15,7 @@ from ..evaluation.evaluator import result_row, row_features
 from ..evaluation.postprocess import l2
 from ..modeling.saga_head import SAGAHead
 from ..structures import as_features
-from .inference import model_layout
+from .load import model_layout
 
 __all__ = ["FeatureModel"]
 

@@ -27,7 +27,7 @@ from .. import compat
 from ..config import get_cfg
 from ..evaluation import evaluator as ours
 from ..processes import deaf_to_interrupts
-from .benchmark import machine, peak_memory
+from .steps import machine, peak_memory
 
 __all__ = ["SIZES", "RankingSize", "host_bytes", "measure", "run", "table"]
 

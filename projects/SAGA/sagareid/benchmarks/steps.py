@@ -36,20 +36,21 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .. import compat
-from ..data import loading, synthetic
+from ..data import loading
+from ..synthetic import drawn as synthetic
 from ..engine import stages
 from ..engine.precision import bfloat16_instructions, cpu_info
 from ..engine.trainer import SAGATrainer
 from ..modeling import losses as L
 from ..modeling.anchors import RefinementLayer
-from ..modeling.blocks import QuickGELU
-from ..modeling.clip_backbone import CLIPBackbone
+from ..modeling.fast.blocks import QuickGELU
+from ..modeling.backbones.clip import CLIPBackbone
 from ..modeling.heads import head_outputs
 from ..modeling.prompt_head import PromptHead
 from ..modeling.saga_head import SAGAHead
-from ..modeling.text import PROMPT_LENGTH, TextEncoder
+from ..modeling.clip.text import PROMPT_LENGTH, TextEncoder
 from ..structures import CLIPFeatures
-from .complexity import count_flops
+from ..studies.complexity import count_flops
 
 __all__ = [
     "CASES",

@@ -20,14 +20,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..data import occlusion
-from ..data.occlusion_sets import ImageSet, OccludedSet, Occluder, Occlusion, View, distractor_people
+from ..data import occluders
+from .occlusion import ImageSet, OccludedSet, Occluder, Occlusion, View, distractor_people
 from ..data.loading import make_test_loader
 from ..data.transforms import build_transforms
 from ..engine.checkpoint import load_state
-from ..engine.inference import Extraction, Labels, extract, fingerprint, load_model, model_layout, share_towers
+from ..deploy.load import Extraction, Labels, extract, fingerprint, load_model, model_layout, share_towers
 from ..evaluation.evaluator import SAGAEvaluator, available_rows, rank_in_blocks, result_row
-from ..evaluation.statistics import Bootstrap
+from .statistics import Bootstrap
 from ..files import write_atomically
 
 __all__ = ["METRICS", "OCCLUDE", "Cell", "Model", "Options", "Study", "load_models"]
@@ -51,7 +51,7 @@ class Options:
         distractors: see `data.occlusion_sets.distractor_people`.
     """
 
-    conditions: tuple[str, ...] = occlusion.CONDITIONS
+    conditions: tuple[str, ...] = occluders.CONDITIONS
     levels: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
     occlude: str = "query"
     shapes: tuple[str, ...] = Occlusion.shapes
@@ -62,17 +62,17 @@ class Options:
     resamples: int = 1000
 
     def __post_init__(self) -> None:
-        for name, valid in (("conditions", occlusion.CONDITIONS), ("shapes", occlusion.SHAPES)):
+        for name, valid in (("conditions", occluders.CONDITIONS), ("shapes", occluders.SHAPES)):
             wrong = [v for v in getattr(self, name) if v not in valid]
             if wrong or not getattr(self, name):
                 raise ValueError(f"{name}: found {', '.join(wrong) or 'nothing'}; expected some of {', '.join(valid)}")
         if self.occlude not in OCCLUDE:
             raise ValueError(f"occlude is {self.occlude!r}; expected one of {', '.join(OCCLUDE)}")
-        if self.fill not in occlusion.FILLS:
-            raise ValueError(f"fill is {self.fill!r}; expected one of {', '.join(occlusion.FILLS)}")
-        wrong = [f"{v:.0%}" for v in self.levels if not 0 <= v <= occlusion.MAX_LEVEL]
+        if self.fill not in occluders.FILLS:
+            raise ValueError(f"fill is {self.fill!r}; expected one of {', '.join(occluders.FILLS)}")
+        wrong = [f"{v:.0%}" for v in self.levels if not 0 <= v <= occluders.MAX_LEVEL]
         if wrong:
-            raise ValueError(f"levels {', '.join(wrong)} are out of range; expected 0 to {occlusion.MAX_LEVEL:.0%}")
+            raise ValueError(f"levels {', '.join(wrong)} are out of range; expected 0 to {occluders.MAX_LEVEL:.0%}")
 
     def cells(self) -> list[tuple[str, float]]:
         """(condition, level) of every cell of a model; nothing hidden comes first and belongs to both conditions."""
@@ -248,7 +248,7 @@ class Study:
 
     def _path(self, model: Model, condition: str, level: float) -> Path:
         o = self.options
-        parts: list[Any] = [occlusion.VERSION, self.dataset, self.data_key, self.images.num_query, o.features]
+        parts: list[Any] = [occluders.VERSION, self.dataset, self.data_key, self.images.num_query, o.features]
         if condition != CLEAN:
             parts += [o.seed, o.occlude]
         if condition == "mask":
@@ -426,7 +426,7 @@ class Study:
                 "distractors": self.source or None,
                 "distractor_pictures": len(self._people.paths) if self._people else 0,
             },
-            "options": asdict(self.options) | {"occlusion_version": occlusion.VERSION},
+            "options": asdict(self.options) | {"occlusion_version": occluders.VERSION},
             "models": [
                 {
                     "name": m.name,

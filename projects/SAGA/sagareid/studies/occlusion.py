@@ -15,8 +15,8 @@ from fastreid.data.data_utils import read_image
 from PIL import Image
 
 from .. import compat
-from . import occlusion
-from .loading import ReIDDataset, build_dataset, load_test_data
+from ..data import occluders
+from ..data.loading import ReIDDataset, build_dataset, load_test_data
 
 __all__ = ["DistractorPeople", "ImageSet", "OccludedSet", "Occluder", "Occlusion", "View", "distractor_people"]
 
@@ -71,14 +71,14 @@ def _inside(path: str, root: str) -> str:
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else "/".join(path.parts[-2:])
 
 
-def silhouette(path: str, mask_path: Optional[Callable[[str], Path]], image: Image.Image) -> occlusion.Silhouette:
+def silhouette(path: str, mask_path: Optional[Callable[[str], Path]], image: Image.Image) -> occluders.Silhouette:
     """Where the person of a picture is: by its mask, or the whole picture where the data set has none."""
     if mask_path is None:
-        return occlusion.Silhouette.box((image.height, image.width))
+        return occluders.Silhouette.box((image.height, image.width))
     with Image.open(mask_path(path)) as labels:
         if labels.size != image.size:
             raise ValueError(f"{mask_path(path)} is {labels.size}, its picture {image.size}; expected the same size")
-        return occlusion.Silhouette.from_labels(np.asarray(labels))
+        return occluders.Silhouette.from_labels(np.asarray(labels))
 
 
 class DistractorPeople:
@@ -96,7 +96,7 @@ class DistractorPeople:
             person = silhouette(path, self.mask_path, image)
             whole = person.visible.sum() / person.whole.sum()
             if whole > seen:
-                best, seen = occlusion.cut_out(image, person), whole
+                best, seen = occluders.cut_out(image, person), whole
             if whole >= WHOLE:
                 break
         return best
@@ -140,14 +140,14 @@ class Occlusion:
     """What is done to a picture.
 
     Attributes:
-        condition: one of `occlusion.CONDITIONS`. level: share of the visible person, 0 to `occlusion.MAX_LEVEL`.
-        shapes, fill: of the mask, see `occlusion.mask_region`.
+        condition: one of `occluders.CONDITIONS`. level: share of the visible person, 0 to `occluders.MAX_LEVEL`.
+        shapes, fill: of the mask, see `occluders.mask_region`.
     """
 
     condition: str
     level: float
     seed: int = 0
-    shapes: tuple[str, ...] = occlusion.SHAPES
+    shapes: tuple[str, ...] = occluders.SHAPES
     fill: str = "grey"
 
 
@@ -159,14 +159,14 @@ class Occluder:
         self.what, self.people = what, people
         self.root, self.mask_path = test.root, test.mask_path
 
-    def __call__(self, image: Image.Image, path: str) -> occlusion.Occluded:
+    def __call__(self, image: Image.Image, path: str) -> occluders.Occluded:
         what, key = self.what, _inside(path, self.root)
-        rng = occlusion.generator(what.seed, what.condition, key)
+        rng = occluders.generator(what.seed, what.condition, key)
         person = silhouette(path, self.mask_path, image)
         if what.condition == "mask":
-            return occlusion.mask_region(image, person, what.level, rng, shapes=what.shapes, fill=what.fill)
-        other = self.people.choose(occlusion.generator(what.seed, "who is pasted", key))
-        return occlusion.paste_person(image, person, what.level, rng, other=other)
+            return occluders.mask_region(image, person, what.level, rng, shapes=what.shapes, fill=what.fill)
+        other = self.people.choose(occluders.generator(what.seed, "who is pasted", key))
+        return occluders.paste_person(image, person, what.level, rng, other=other)
 
 
 class View(NamedTuple):

@@ -30,7 +30,7 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from ..files import write_atomically, write_json
-from .extract import MANIFEST, list_images, open_extractor
+from .extract_folder import MANIFEST, list_images, open_extractor
 
 __all__ = [
     "FeatureSet",

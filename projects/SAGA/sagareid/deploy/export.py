@@ -30,10 +30,10 @@ from tqdm import tqdm
 
 from .. import __version__, compat
 from ..data import loading
-from ..engine.feature_model import FeatureModel
+from .feature_model import FeatureModel
 from ..evaluation import SAGAEvaluator
 from ..files import write_atomically
-from .benchmark import in_turn
+from ..benchmarks.steps import in_turn
 
 __all__ = ["FORMATS", "TOLERANCE", "Exported", "compare_latency", "compare_ranking", "export", "format_of", "load_exported", "report"]  # fmt: skip
 

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from ..data.loading import UnreadableImage
 from ..data.transforms import build_transforms
 from .feature_model import FeatureModel
-from .inference import load_model
+from .load import load_model
 
 __all__ = ["Batch", "Extractor", "ImageLike"]
 
