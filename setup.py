@@ -34,7 +34,7 @@ def ranking_extensions():
 
 
 def version():
-    text = (SOURCE / "sagareid" / "__init__.py").read_text(encoding="utf-8")
+    text = (SOURCE / "sagareid" / "version.py").read_text(encoding="utf-8")
     return re.search(r'^__version__ = "(.+)"$', text, re.MULTILINE).group(1)
 
 

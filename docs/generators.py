@@ -23,15 +23,17 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import sagareid
 from docutils import nodes
-from fastreid.config import defaults as host_defaults
-from fastreid.config import get_cfg as host_cfg
-from sagareid.config import add_saga_config, get_cfg
 from sphinx.application import Sphinx
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 from sphinx.util.nodes import make_refnode
+
+import sagareid
+from sagareid.config import add_saga_config, get_cfg
+
+from fastreid.config import defaults as host_defaults
+from fastreid.config import get_cfg as host_cfg
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,6 @@ import time
 from pathlib import Path
 
 import torch
-from fastreid.utils import comm
 
 from sagareid.engine import stages
 from sagareid.engine.main import argument_parser
@@ -20,6 +19,8 @@ from sagareid.engine.trainer import SAGATrainer, StepTrainer
 from sagareid.evaluation.evaluator import SAGAEvaluator
 from sagareid.modeling import distributed as D
 from sagareid.modeling import losses as L
+
+from fastreid.utils import comm
 
 
 def _watch(folder: str | None, trouble: str, stage: str) -> None:

@@ -8,13 +8,15 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from fastreid.modeling.heads import build_heads
-from fastreid.modeling.meta_arch import build_model
-from fastreid.utils.events import EventStorage
+from torch import Tensor, nn
+
 from sagareid.config import get_cfg
 from sagareid.modeling import anchors as A
 from sagareid.structures import CLIPFeatures
-from torch import Tensor, nn
+
+from fastreid.modeling.heads import build_heads
+from fastreid.modeling.meta_arch import build_model
+from fastreid.utils.events import EventStorage
 
 NAME, D, E, C = "ViT-XS-8-pedestrians", 128, 128, 4
 B, N, K, M = 3, 20, 6, 3

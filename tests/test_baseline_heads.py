@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from fastreid.modeling.meta_arch import build_model
-from fastreid.utils.events import EventStorage
 from test_interchange import CLASSES, OUR_HEADS, SIZE, TARGETS, B, batch, config
 
 from sagareid.evaluation.evaluator import available_rows
 from sagareid.structures import CLIPFeatures
+
+from fastreid.modeling.meta_arch import build_model
+from fastreid.utils.events import EventStorage
 
 D, GRID = 128, (SIZE[0] // 8, SIZE[1] // 8)
 

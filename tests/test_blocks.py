@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from open_clip.transformer import ResidualAttentionBlock
 
 from sagareid.modeling import anchors
-from sagareid.modeling.fast import blocks
 from sagareid.modeling.backbones import clip as clip_backbone
 from sagareid.modeling.clip import towers
+from sagareid.modeling.fast import blocks
 from sagareid.modeling.fast.blocks import Attention, QuickGELU, block_at_row, use_cheaper_forms
 from sagareid.modeling.fast.dropout import Dropout, GELUDropout, dropout
 

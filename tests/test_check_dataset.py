@@ -8,12 +8,14 @@ import os
 import re
 
 import pytest
-from fastreid.data.datasets import DATASET_REGISTRY
 from PIL import Image
 
-from sagareid.data import check_dataset
 from sagareid.config import get_cfg
-from sagareid.data.datasets import builtin, build_occluded_duke as occluded_duke
+from sagareid.data import check_dataset
+from sagareid.data.datasets import build_occluded_duke as occluded_duke
+from sagareid.data.datasets import builtin
+
+from fastreid.data.datasets import DATASET_REGISTRY
 
 
 @pytest.fixture

@@ -6,12 +6,13 @@ import json
 
 import pytest
 import torch
-from fastreid.utils.events import EventStorage
 
 from sagareid.config import flatten
 from sagareid.engine import stages
-from sagareid.engine.checkpoint import load_state
 from sagareid.engine.trainer import SAGATrainer
+from sagareid.files import load_state
+
+from fastreid.utils.events import EventStorage
 
 CONFIGS = stages.Path(__file__).parents[1] / "configs"
 ABLATIONS = sorted((CONFIGS / "SAGA/ablations").glob("*.yml"))

@@ -10,12 +10,14 @@ from types import SimpleNamespace
 import pytest
 import reference as R
 import torch
-from fastreid.modeling.meta_arch import build_model
+from torch import Tensor, nn
+
 from sagareid.config import get_cfg
 from sagareid.interchange import convert
-from sagareid.engine.checkpoint import hand_over
+from sagareid.modeling.build import hand_over
 from sagareid.modeling.clip import towers
-from torch import Tensor, nn
+
+from fastreid.modeling.meta_arch import build_model
 
 LISTS = R.key_lists()
 LAYOUTS = {

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from sagareid.config import check_config, custom_datasets, get_cfg
-from sagareid.data.loading import build_dataset, build_test_loader, load_training_data, training_set
 from sagareid.data.datasets.occluded import WrongNames
+from sagareid.data.loading import build_dataset, build_test_loader, load_training_data, training_set
 
 
 def make(root, *names):

@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from fastreid.data.datasets import DATASET_REGISTRY
 from PIL import Image
 
 from sagareid import compat
 from sagareid.config import get_cfg
-from sagareid.data.loading import ReIDDataset
 from sagareid.data.datasets.mmmp import SETTINGS
+from sagareid.data.loading import ReIDDataset
+
+from fastreid.data.datasets import DATASET_REGISTRY
 
 
 def make(root: Path, *names: str) -> Path:

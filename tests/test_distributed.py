@@ -19,8 +19,8 @@ import torch
 
 from sagareid.data import loading
 from sagareid.engine import launch
-from sagareid.engine.checkpoint import load_state
 from sagareid.engine.main import main
+from sagareid.files import load_state
 from sagareid.modeling.backbones.clip import CLIPBackbone
 
 STAGES = ("prompts", "backbone", "anchors_warmup", "anchors")

@@ -78,8 +78,9 @@ def test_reference_pages_hold_keys_commands_and_docstrings(site, repo):
 
 
 def test_every_key_of_ours_has_a_comment_and_none_is_left_out(generators):
-    from fastreid.config import get_cfg as host_cfg
     from sagareid.config import flatten, get_cfg
+
+    from fastreid.config import get_cfg as host_cfg
 
     keys = {key.name: key for section in generators.our_sections() for key in section.keys}
     assert set(keys) == set(flatten(get_cfg())) - set(flatten(host_cfg()))

@@ -8,16 +8,17 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from fastreid.evaluation import ReidEvaluator
-from fastreid.evaluation.query_expansion import aqe
-from fastreid.evaluation.rank import evaluate_rank
-from fastreid.evaluation.rerank import re_ranking
-from fastreid.utils.compute_dist import build_dist
 
 from sagareid.config import get_cfg
 from sagareid.evaluation import evaluator as evaluator_module
 from sagareid.evaluation import postprocess
 from sagareid.evaluation.evaluator import SAGAEvaluator, available_rows, rank_in_blocks
+
+from fastreid.evaluation import ReidEvaluator
+from fastreid.evaluation.query_expansion import aqe
+from fastreid.evaluation.rank import evaluate_rank
+from fastreid.evaluation.rerank import re_ranking
+from fastreid.utils.compute_dist import build_dist
 
 LAYOUT = {"refined": 12, "cls": 12, "proj": 8}
 

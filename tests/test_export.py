@@ -10,15 +10,17 @@ import onnxruntime
 import open_clip
 import pytest
 import torch
-from fastreid.modeling.heads import REID_HEADS_REGISTRY
 from PIL import Image
 
 from sagareid import Extractor, get_cfg
-from sagareid.deploy import export
+from sagareid.benchmarks import exported
 from sagareid.config import check_config, reads_cameras
-from sagareid.engine import stages
+from sagareid.deploy import export
 from sagareid.deploy.load import load_model
+from sagareid.engine import stages
 from sagareid.engine.trainer import SAGATrainer
+
+from fastreid.modeling.heads import REID_HEADS_REGISTRY
 
 OUR_HEADS = sorted(n for n, h in REID_HEADS_REGISTRY._obj_map.items() if h.__module__.startswith("sagareid."))
 ABLATIONS = sorted((stages.Path(__file__).parents[1] / "configs/SAGA/ablations").glob("*.yml"))
@@ -177,7 +179,7 @@ def test_smaller_variants(variant, tiny_clip, tmp_path, tiny_root, monkeypatch):
     assert 1e-6 < max(small.difference.values()) < export.TOLERANCE[variant]
     if variant == "int8":  # 7 bits, whatever CPU this test runs on: see the writer
         assert max(np.abs(a.astype(int)).max() for a in stored if a.dtype == np.int8 and a.ndim == 2) <= 64
-    ranking = export.compare_ranking(cfg, model, small, "SyntheticPedestrians")
+    ranking = exported.compare_ranking(cfg, model, small, "SyntheticPedestrians")
     assert abs(ranking["pytorch"]["mAP"] - ranking[variant]["mAP"]) < 3
     with pytest.raises(ValueError, match="made of ONNX only"):
         export.export(cfg, model, tmp_path / "small.pt", format="torchscript", variant=variant)
@@ -187,7 +189,7 @@ def test_ranking_is_the_evaluators(tiny_run, tiny_root, tmp_path, monkeypatch):
     monkeypatch.setenv("FASTREID_DATASETS", str(tiny_root))
     cfg, model = load_model(tiny_run, device="cpu")
     done = export.export(cfg, model, tmp_path / "model.pt", format="torchscript")
-    ranking = export.compare_ranking(cfg, model, done, "SyntheticPedestrians")
+    ranking = exported.compare_ranking(cfg, model, done, "SyntheticPedestrians")
     [result] = json.loads((tiny_run / "results.json").read_text())
     for metrics in ranking.values():
         assert metrics["mAP"] == pytest.approx(result["metrics"]["mAP"], abs=0.05)

@@ -6,13 +6,14 @@ import json
 
 import pytest
 import torch
-from fastreid.modeling.heads import REID_HEADS_REGISTRY
-from fastreid.modeling.meta_arch import build_model
-from fastreid.utils.events import EventStorage
 
 from sagareid import get_cfg
 from sagareid.config import check_config
 from sagareid.structures import CLIPFeatures, as_features
+
+from fastreid.modeling.heads import REID_HEADS_REGISTRY
+from fastreid.modeling.meta_arch import build_model
+from fastreid.utils.events import EventStorage
 
 B, CLASSES, SIZE = 8, 4, (48, 24)
 TARGETS = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])
@@ -125,7 +126,7 @@ def test_pair_trains_and_evaluates_through_train_net(options, train_net, tmp_pat
     [result] = json.loads((tmp_path / "results.json").read_text())
     assert 0 <= result["metrics"]["mAP"] <= 100
     from sagareid.engine import stages
-    from sagareid.engine.checkpoint import load_state
+    from sagareid.files import load_state
 
     cfg = stages.plan("configs/SAGA/quickstart.yml", [str(o) for o in run[2:]])[0].cfg.clone()
     cfg.defrost()

@@ -7,8 +7,9 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from sagareid.modeling import losses as L
 from torch import Tensor
+
+from sagareid.modeling import losses as L
 
 # images per identity from one to five, in no order
 TARGETS = torch.tensor([3, 1, 1, 7, 3, 7, 7, 7, 7, 0, 3])

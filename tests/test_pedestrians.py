@@ -15,11 +15,12 @@ from pathlib import Path
 import numpy as np
 import open_clip
 import pytest
-from fastreid.data.common import CommDataset
-from fastreid.data.datasets import DATASET_REGISTRY
 from PIL import Image
 
-from sagareid.synthetic import captions, pedestrians, drawn
+from sagareid.synthetic import captions, drawn, pedestrians
+
+from fastreid.data.common import CommDataset
+from fastreid.data.datasets import DATASET_REGISTRY
 
 TINY = drawn.Spec(train_ids=4, test_ids=3, validation_ids=2, cameras=3, gallery_distractors=5, cutouts=4)
 
@@ -197,7 +198,7 @@ def test_attributes_and_masks_of_every_picture(tiny):
 
 def test_an_interrupted_drawing_is_not_trusted(tmp_path, tiny):
     script = (
-        "import sagareid; from sagareid.synthetic import drawn as s;"
+        "import sagareid; from sagareid.data import synthetic as s;"
         f"s.draw_dataset({str(tmp_path)!r}, s.Spec(train_ids=400, cameras=6), workers=1)"
     )
     process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.DEVNULL)

@@ -13,8 +13,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from sagareid.synthetic import captions, pedestrians, drawn as synthetic
-from sagareid.synthetic import pretrain
+from sagareid.synthetic import captions, pedestrians, pretrain
+from sagareid.synthetic import drawn as synthetic
 
 ASSETS = Path(pretrain.__file__).resolve().parent.parent / "assets" / "clip"
 CONFIG = ASSETS / "ViT-XS-8-pedestrians.json"

@@ -13,14 +13,16 @@ import pytest
 import reference as R
 import torch
 import torch.nn.functional as F
-from fastreid.modeling.heads import build_heads
-from fastreid.modeling.meta_arch import build_model
-from fastreid.utils.events import EventStorage
+
 from sagareid.config import get_cfg
 from sagareid.interchange import convert
 from sagareid.modeling import anchors as A
-from sagareid.modeling.clip import towers
 from sagareid.modeling import losses
+from sagareid.modeling.clip import towers
+
+from fastreid.modeling.heads import build_heads
+from fastreid.modeling.meta_arch import build_model
+from fastreid.utils.events import EventStorage
 
 RAW_LOSSES = ["CrossEntropyLoss", "TripletLoss", "AnchorDiversityLoss", "ClassifierDiversityLoss"]
 RAW_LOSSES += ["AnchorConsistencyLoss", "DecorrelationLoss"]

@@ -7,11 +7,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from fastreid.engine import hooks
 from torch import nn
 
-from sagareid import get_cfg
+from sagareid import get_cfg, hardware
 from sagareid.engine import precision, solver, stages
+
+from fastreid.engine import hooks
 
 CONFIGS = "configs/SAGA"
 
@@ -189,4 +190,4 @@ def test_autocast_on_a_gpu(supported, expected, monkeypatch):
 def test_instructions_of_a_cpu(text, found, monkeypatch):
     monkeypatch.setattr(precision.Path, "is_file", lambda self: True)
     monkeypatch.setattr(precision.Path, "read_text", lambda self: text)
-    assert precision.bfloat16_instructions() == found
+    assert hardware.bfloat16_instructions() == found

@@ -5,12 +5,14 @@ from __future__ import annotations
 import open_clip
 import pytest
 import torch
-from fastreid.modeling.heads import build_heads
+
 from sagareid.config import get_cfg
-from sagareid.modeling.clip import towers
 from sagareid.modeling import losses
+from sagareid.modeling.clip import towers
 from sagareid.modeling.clip.text import CONTEXT_SLOTS, PROMPT_LENGTH, PromptLearner, PromptTemplate, template_token_ids
 from sagareid.structures import CLIPFeatures
+
+from fastreid.modeling.heads import build_heads
 
 NAME, WIDTH, C = "ViT-XS-8-pedestrians", 128, 5
 

@@ -12,11 +12,12 @@ import pytest
 import torch
 from test_compat import test_installed_host_matches_its_record as assert_host_is_untouched
 
-from sagareid.synthetic import drawn as synthetic
 from sagareid.engine import hooks, stages
-from sagareid.engine.checkpoint import hand_over, load_state
 from sagareid.engine.main import main
 from sagareid.engine.trainer import SAGATrainer, StepTrainer
+from sagareid.files import load_state
+from sagareid.modeling.build import hand_over
+from sagareid.synthetic import drawn as synthetic
 
 STAGES = ("prompts", "backbone", "anchors_warmup", "anchors")
 # the quick start's config, made small: epochs, batch, no worker process

@@ -7,14 +7,14 @@ import pytest
 import torch
 from PIL import Image
 
-from sagareid.reports import visualize
-from sagareid.studies.occlusion_study import Model
-from sagareid.reports.visualize import Ranked
 from sagareid.config import get_cfg
-from sagareid.studies.occlusion import ImageSet
 from sagareid.engine.trainer import SAGATrainer
 from sagareid.modeling.clip.towers import anchor_phrases
+from sagareid.reports import visualize
+from sagareid.reports.visualize import Ranked
 from sagareid.structures import as_features
+from sagareid.studies.occlusion import ImageSet
+from sagareid.studies.occlusion_study import Model
 
 
 def ranked(ap, nearest=((0,),), pids=(1,)) -> Ranked:

@@ -9,12 +9,13 @@ import shlex
 import sys
 from pathlib import Path
 
-import sagareid  # noqa: F401  (registers, and lets the host import)
 import torch
+
+import sagareid  # noqa: F401  (registers, and lets the host import)
 from sagareid.benchmarks import steps
 from sagareid.cli import errors_in_one_line, tool_parser
-from sagareid.deploy.load import pick_device
 from sagareid.files import check_output, write_json
+from sagareid.hardware import pick_device
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "SAGA"
 

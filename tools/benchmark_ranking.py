@@ -9,8 +9,9 @@ import shlex
 import sys
 from pathlib import Path
 
-import sagareid  # noqa: F401  (registers, and lets the host import)
 import torch
+
+import sagareid  # noqa: F401  (registers, and lets the host import)
 from sagareid.benchmarks import ranking as benchmark
 from sagareid.cli import errors_in_one_line, tool_parser
 from sagareid.files import check_output, write_json

@@ -9,7 +9,8 @@ images of 1,110. <root>/Occluded_Duke appears whole or not at all, and is never 
 """
 
 from sagareid.cli import errors_in_one_line, tool_parser
-from sagareid.data.datasets import occluded, build_occluded_duke as occluded_duke
+from sagareid.data.datasets import build_occluded_duke as occluded_duke
+from sagareid.data.datasets import occluded
 
 
 def main() -> None:

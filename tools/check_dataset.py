@@ -12,8 +12,8 @@ import json
 import sys
 
 import sagareid  # noqa: F401  (registers, and lets the host import)
-from sagareid.data import check_dataset
 from sagareid.cli import add_import_argument, errors_in_one_line, import_modules, tool_parser
+from sagareid.data import check_dataset
 from sagareid.engine.stages import read_config
 
 

@@ -11,9 +11,9 @@ import sys
 from pathlib import Path
 
 import sagareid  # noqa: F401  (registers, and lets the host import)
-from sagareid.studies import compare
 from sagareid.cli import add_import_argument, errors_in_one_line, import_modules, tool_parser
 from sagareid.files import check_output
+from sagareid.studies import compare
 
 
 def main() -> None:

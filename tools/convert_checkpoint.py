@@ -5,8 +5,8 @@ Reads SAGA-ReID (any stage and variant), CLIP-ReID's ViTs and baseline, CLIP (Op
 """
 
 from sagareid.cli import errors_in_one_line, tool_parser
-from sagareid.interchange import convert
 from sagareid.files import check_output
+from sagareid.interchange import convert
 
 
 def main() -> None:

@@ -9,8 +9,9 @@ python tools/export.py logs/SAGA/quickstart/anchors -o model.pt2 --attention
 from pathlib import Path
 
 import sagareid  # noqa: F401  (registers, and lets the host import)
-from sagareid.deploy import export
+from sagareid.benchmarks import exported
 from sagareid.cli import add_import_argument, errors_in_one_line, import_modules, tool_parser
+from sagareid.deploy import export
 from sagareid.deploy.load import checkpoint_file, load_model
 from sagareid.files import check_output, file_hash
 
@@ -44,11 +45,11 @@ def main() -> None:
             source={"checkpoint_sha256": file_hash(checkpoint_file(args.run))},
         )
         options = {"feature": args.feature, "attention": args.attention}
-        times = export.compare_latency(cfg, model, done, batch_sizes=args.batch_sizes, **options)
+        times = exported.compare_latency(cfg, model, done, batch_sizes=args.batch_sizes, **options)
         ranking = (
-            export.compare_ranking(cfg, model, done, args.evaluate, feature=args.feature) if args.evaluate else None
+            exported.compare_ranking(cfg, model, done, args.evaluate, feature=args.feature) if args.evaluate else None
         )
-        print(export.report(done, times, ranking), f"\n\n{done.path}")
+        print(exported.report(done, times, ranking), f"\n\n{done.path}")
 
 
 if __name__ == "__main__":

@@ -13,8 +13,8 @@ import sys
 from pathlib import Path
 
 import sagareid  # noqa: F401  (registers, and lets the host import)
-from sagareid.deploy import extract_folder
 from sagareid.cli import add_import_argument, errors_in_one_line, import_modules, tool_parser
+from sagareid.deploy import extract_folder
 from sagareid.files import check_output
 
 

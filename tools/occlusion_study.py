@@ -13,10 +13,10 @@ import sys
 from pathlib import Path
 
 import sagareid  # noqa: F401  (registers, and lets the host import)
-from sagareid.studies.occlusion_study import OCCLUDE, Options
-from sagareid.reports.study_page import SAMPLES, run_study
 from sagareid.cli import add_import_argument, errors_in_one_line, import_modules, tool_parser
 from sagareid.data import occluders
+from sagareid.reports.study_page import SAMPLES, run_study
+from sagareid.studies.occlusion_study import OCCLUDE, Options
 
 
 def argument_parser() -> argparse.ArgumentParser:

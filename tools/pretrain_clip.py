@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 
 from sagareid.cli import add_dataclass_arguments, dataclass_of, errors_in_one_line, tool_parser
-from sagareid.synthetic import pretrain
 from sagareid.files import check_output
+from sagareid.synthetic import pretrain
 
 ASSETS = Path(pretrain.__file__).resolve().parent.parent / "assets" / "clip"
 

@@ -10,8 +10,8 @@ The page holds everything it shows: no network, no other file. Unfinished runs h
 from pathlib import Path
 
 import sagareid  # noqa: F401  (registers, and lets the host import)
-from sagareid.reports.run_page import LISTS, REPORT, report
 from sagareid.cli import add_import_argument, errors_in_one_line, import_modules, tool_parser
+from sagareid.reports.run_page import LISTS, REPORT, report
 
 
 def main() -> None:

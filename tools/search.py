@@ -11,7 +11,6 @@ import argparse
 from pathlib import Path
 
 import sagareid  # noqa: F401  (registers, and lets the host import)
-from sagareid.deploy import gallery as search
 from sagareid.cli import (
     add_import_argument,
     add_traceback_argument,
@@ -19,7 +18,9 @@ from sagareid.cli import (
     import_modules,
     tool_parser,
 )
+from sagareid.deploy import gallery as search
 from sagareid.files import check_output
+from sagareid.reports import ranked_lists
 
 
 def argument_parser() -> argparse.ArgumentParser:
@@ -82,7 +83,7 @@ def main() -> None:
             else:
                 print(search.table(matches))
             if args.picture:
-                search.draw(matches, args.picture, folder=index.about.folder)
+                ranked_lists.draw(matches, args.picture, folder=index.about.folder)
 
 
 if __name__ == "__main__":

@@ -18,9 +18,10 @@ compat.install()  # before anything imports fastreid: the host does not import o
 
 from . import data, modeling  # noqa: E402,F401  (imported for what they register)
 from .config import add_saga_config, check_config, get_cfg  # noqa: E402
+from .synthetic import drawn  # noqa: E402,F401  (likewise)
+from .version import __version__  # noqa: E402
 
-__version__ = "1.0.0"
-__all__ = ["Extractor", "add_saga_config", "check_config", "get_cfg"]
+__all__ = ["Extractor", "__version__", "add_saga_config", "check_config", "get_cfg"]
 
 
 def __getattr__(name: str):

@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
-    from fastreid.config import CfgNode
     from torch.utils.data import DataLoader
+
+    from fastreid.config import CfgNode
 
 _ABSENT = object()
 
@@ -236,9 +237,10 @@ def build_train_loader(cfg: CfgNode, *, loader_options: dict[str, Any] | None = 
     exception in its prefetch thread blocks the run for ever (:126-137).
     Goes when: DataLoaderX respects the device and hands exceptions on.
     """
+    from torch.utils.data import BatchSampler, DataLoader
+
     from fastreid.data import build
     from fastreid.utils import comm
-    from torch.utils.data import BatchSampler, DataLoader
 
     with current_dataset_root():
         parts = build._train_loader_from_config(cfg, **kwargs)
@@ -269,9 +271,10 @@ def build_test_loader(
     Why: as `build_train_loader`; besides, the host always starts 4 workers here (data/build.py:124).
     Goes when: with `build_train_loader`.
     """
+    from torch.utils.data import BatchSampler, DataLoader
+
     from fastreid.data import build, samplers
     from fastreid.utils import comm
-    from torch.utils.data import BatchSampler, DataLoader
 
     with current_dataset_root():
         parts = build._test_loader_from_config(cfg, dataset_name=dataset_name, **kwargs)

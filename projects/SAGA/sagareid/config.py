@@ -249,6 +249,7 @@ def check_config(cfg: CN) -> None:
         ValueError: every problem found, one a line, each with what is valid or what to do.
     """
     import torch
+
     from fastreid.data.datasets import DATASET_REGISTRY
     from fastreid.modeling.backbones import BACKBONE_REGISTRY
     from fastreid.modeling.heads import REID_HEADS_REGISTRY

@@ -19,15 +19,17 @@ from typing import Any, Optional, Sequence
 
 import numpy as np
 import torch
-from fastreid.evaluation import ReidEvaluator, rank
 from tabulate import tabulate
 from tqdm import tqdm
+
+from fastreid.evaluation import ReidEvaluator, rank
 
 from .. import compat
 from ..config import get_cfg
 from ..evaluation import evaluator as ours
+from ..hardware import machine
 from ..processes import deaf_to_interrupts
-from .steps import machine, peak_memory
+from .measure import peak_memory
 
 __all__ = ["SIZES", "RankingSize", "host_bytes", "measure", "run", "table"]
 

@@ -12,13 +12,11 @@ from __future__ import annotations
 
 import copy
 import gc
+import itertools
 import os
-import platform
 import resource
 import statistics
 import tempfile
-import threading
-import time
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import date
@@ -28,29 +26,30 @@ from typing import Any, Callable, Iterator, Optional, Sequence
 import open_clip
 import torch
 import torch.nn.functional as F
-from fastreid.config import CfgNode
-from fastreid.utils.events import EventStorage
 from open_clip.transformer import ResidualAttentionBlock
 from tabulate import tabulate
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from fastreid.config import CfgNode
+from fastreid.utils.events import EventStorage
+
 from .. import compat
 from ..data import loading
-from ..synthetic import drawn as synthetic
 from ..engine import stages
-from ..engine.precision import bfloat16_instructions, cpu_info
 from ..engine.trainer import SAGATrainer
+from ..hardware import machine
 from ..modeling import losses as L
 from ..modeling.anchors import RefinementLayer
-from ..modeling.fast.blocks import QuickGELU
 from ..modeling.backbones.clip import CLIPBackbone
+from ..modeling.clip.text import PROMPT_LENGTH, TextEncoder
+from ..modeling.fast.blocks import QuickGELU
 from ..modeling.heads import head_outputs
 from ..modeling.prompt_head import PromptHead
 from ..modeling.saga_head import SAGAHead
-from ..modeling.clip.text import PROMPT_LENGTH, TextEncoder
 from ..structures import CLIPFeatures
-from ..studies.complexity import count_flops
+from ..synthetic import drawn as synthetic
+from .measure import count_flops, in_turn, matmul_peak, peak_memory, quartiles, seconds
 
 __all__ = [
     "CASES",
@@ -58,8 +57,6 @@ __all__ = [
     "SMOKE",
     "Case",
     "Size",
-    "machine",
-    "peak_memory",
     "plain_features",
     "run",
     "table",
@@ -224,7 +221,9 @@ def _plain_anchors(head: SAGAHead, text: PlainText) -> Tensor:
     return head.text_anchors.proj(text(head.text_anchors.prompts()))
 
 
-def _plain_anchor_losses(model: nn.Module, text: PlainText, features: CLIPFeatures, targets: Tensor) -> dict[str, Tensor]:
+def _plain_anchor_losses(
+    model: nn.Module, text: PlainText, features: CLIPFeatures, targets: Tensor
+) -> dict[str, Tensor]:
     head = model.heads
     feature = plain_refined(head, features, _plain_anchors(head, text))
     normed = head.bottleneck(feature)
@@ -410,7 +409,9 @@ def _anchors_cached(s: _Setting) -> Case:
     def by_hand() -> dict[str, Tensor]:
         return _plain_anchor_losses(plain, text, plain.extract(batch).float(), batch["targets"])
 
-    return _training_case("anchors_cached", ANCHOR_WORDS, s.size.batch, s.cfgs["anchors"], pair, lambda: model(batch), by_hand)
+    return _training_case(
+        "anchors_cached", ANCHOR_WORDS, s.size.batch, s.cfgs["anchors"], pair, lambda: model(batch), by_hand
+    )
 
 
 def _anchors_live(s: _Setting) -> Case:
@@ -474,79 +475,6 @@ CASES = (*_COMPARISONS, "bfloat16", "loading")
 # ---- measuring --------------------------------------------------------------------------------------------------------
 
 
-def _synchronize(device: str) -> None:
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
-
-
-def _seconds(run: Callable[[], Any], device: str, repeats: int = 1) -> float:
-    _synchronize(device)
-    start = time.perf_counter()
-    for _ in range(repeats):
-        run()
-    _synchronize(device)
-    return (time.perf_counter() - start) / repeats
-
-
-def peak_memory(run: Callable[[], Any], device: str) -> Optional[float]:
-    """MiB at the highest point while it runs: of the GPU, or resident in this process; None where the system cannot say."""
-    if device.startswith("cuda"):
-        torch.cuda.reset_peak_memory_stats()
-        run()
-        return torch.cuda.max_memory_allocated() / 2**20
-    statm = Path("/proc/self/statm")
-    if not statm.is_file():
-        return None
-    pages, done = [0], threading.Event()
-
-    def watch() -> None:  # every 2 ms; resetting the kernel's own high-water mark slowed what ran after it
-        while not done.is_set():
-            pages.append(int(statm.read_text().split()[1]))
-            done.wait(0.002)
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
-        run()
-    finally:
-        done.set()
-        watcher.join()
-    return max(pages) * resource.getpagesize() / 2**20
-
-
-def in_turn(
-    plain: Callable, ours: Callable, rounds: int, device: str, at_least: float = 0.2, name: str = ""
-) -> dict[str, Any]:
-    """Time both A B A B, after a warm-up; a sample repeats a short one until it lasts `at_least` seconds.
-
-    Args:
-        name: what the progress bar says.
-
-    Returns:
-        medians in seconds, and the ratio of each neighbouring pair: median and quartiles.
-    """
-    for run in (plain, ours):
-        run()
-    repeats = max(1, round(at_least / max(_seconds(ours, device), 1e-9)))
-    gc.collect()
-    bar = tqdm(range(rounds), desc=name, unit="pair", leave=False, disable=None)
-    pairs = [(_seconds(plain, device, repeats), _seconds(ours, device, repeats)) for _ in bar]
-    ratios = [a / b for a, b in pairs]
-    return {
-        "rounds": rounds,
-        "repeats": repeats,
-        "plain_seconds": statistics.median(a for a, _ in pairs),
-        "ours_seconds": statistics.median(b for _, b in pairs),
-        "ratio": _spread(ratios),
-    }
-
-
-def _spread(values: Sequence[float]) -> dict[str, float]:
-    """Median and quartiles."""
-    low, median, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else [*values] * 3
-    return {"median": median, "low": low, "high": high}
-
-
 def largest_difference(ours: dict[str, Tensor], plain: dict[str, Tensor]) -> float:
     """Largest difference of any entry, relative to the largest entry of its tensor.
 
@@ -569,17 +497,6 @@ def largest_difference(ours: dict[str, Tensor], plain: dict[str, Tensor]) -> flo
     return max(apart.values())
 
 
-def matmul_peak(dtype: torch.dtype, sizes: Sequence[int], device: str) -> dict[str, float]:
-    """GFLOP/s of square matrix products, the best of several runs of each size; "best" of all."""
-    out = {}
-    for n in sizes:
-        a, b = torch.randn(2, n, n, device=device).to(dtype)
-        repeats = max(1, 2**31 // (2 * n**3))
-        _seconds(lambda: a @ b.t(), device, repeats)
-        out[str(n)] = 2 * n**3 / min(_seconds(lambda: a @ b.t(), device, repeats) for _ in range(8)) / 1e9
-    return out | {"best": max(out.values())}
-
-
 def tower_flops(model: nn.Module, images: Tensor) -> int:
     """Floating-point operations (2 per multiply-add) of the backbone on a batch, as it runs: counted, not from a formula."""
     return count_flops(lambda: model.backbone(images)).get_total_flops()
@@ -600,12 +517,12 @@ def _extraction_share(s: _Setting, rounds: int) -> dict[str, Any]:
         for _ in tqdm(range(rounds), desc="share of the peak", unit="round", leave=False, disable=None):
             for name, run in runs.items():
                 peak = matmul_peak(torch.float32, s.size.matmul_sizes, s.device)["best"]
-                gflops[name].append(flops / _seconds(run, s.device))
+                gflops[name].append(flops / seconds(run, s.device))
                 share[name].append(gflops[name][-1] / peak)
     out: dict[str, Any] = {"rounds": rounds, "gflop_per_image": flops / count}
     for name in runs:
         out[f"{name}_gflops"] = statistics.median(gflops[name])
-        out[f"{name}_share_of_peak"] = _spread(share[name])
+        out[f"{name}_share_of_peak"] = quartiles(share[name])
     return out
 
 
@@ -671,14 +588,13 @@ def _loading(s: _Setting) -> dict[str, Any]:
                         model(batch)
 
         each(batches[:1], True)
-        alone = count / _seconds(lambda: each(test, False), s.device)
-        computing = count / _seconds(lambda: each(batches, True), s.device)
-        both = count / _seconds(lambda: each(test, True), s.device)
+        alone = count / seconds(lambda: each(test, False), s.device)
+        computing = count / seconds(lambda: each(batches, True), s.device)
+        both = count / seconds(lambda: each(test, True), s.device)
         stream = iter(train)
         next(stream)  # the workers have started
         steps = max(2, count // cfg.SOLVER.IMS_PER_BATCH)
-        training = cfg.SOLVER.IMS_PER_BATCH * steps / _seconds(lambda: [next(stream) for _ in range(steps)], s.device)
-        del stream
+        training = cfg.SOLVER.IMS_PER_BATCH * steps / seconds(lambda: list(itertools.islice(stream, steps)), s.device)
     return {
         "images": count,
         "workers": workers,
@@ -720,27 +636,6 @@ class Result:
     bfloat16: Optional[dict[str, Any]] = None
     loading: Optional[dict[str, Any]] = None
     peak_memory_mib: float = 0.0
-
-
-def machine(device: str) -> dict[str, Any]:
-    """What it runs on: processor, cores, threads, bfloat16 instructions, versions."""
-    info = cpu_info()
-    name = info.get("model name") or platform.processor()
-    if "cpu family" in info:
-        name += f" (family {info['cpu family']}, model {info['model']})"
-    out = {
-        "cpu": name,
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "openmp": {k: v for k in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT") if (v := os.environ.get(k))},  # how threads wait
-        "bfloat16_instructions": bfloat16_instructions(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "device": device,
-    }
-    if device.startswith("cuda"):
-        out["gpu"] = torch.cuda.get_device_name()
-    return out
 
 
 def run(
@@ -820,12 +715,19 @@ def table(result: Result) -> str:
         f"torch {m['torch']}. {result.model['name']} at {'x'.join(map(str, result.model['image']))}, random weights."
     )
     peaks = ", ".join(f"{k} {v['best']:.0f} GFLOP/s" for k, v in result.peak_gflops.items())
-    lines += ["", f"Matrix products reach {peaks} here and now. Peak memory of the process {result.peak_memory_mib:.0f} MiB."]
+    lines += [
+        "",
+        f"Matrix products reach {peaks} here and now. Peak memory of the process {result.peak_memory_mib:.0f} MiB.",
+    ]
     if result.cases:
         rows = []
         for c in result.cases:
             ratio, memory = c["ratio"], c["peak_memory_mib"]
-            target = "" if c["target"] is None else f"{c['target']:g} {'met' if ratio['median'] >= c['target'] else 'MISSED'}"
+            target = (
+                ""
+                if c["target"] is None
+                else f"{c['target']:g} {'met' if ratio['median'] >= c['target'] else 'MISSED'}"
+            )
             rows.append(
                 [
                     c["case"],
@@ -839,7 +741,17 @@ def table(result: Result) -> str:
                     f"{c['largest_difference']:.0e}",
                 ]
             )
-        headers = ["case", "batch", "plain ms", "ours ms", "ratio (quartiles)", "target", "images/s", "MiB plain / ours", "differ by"]
+        headers = [
+            "case",
+            "batch",
+            "plain ms",
+            "ours ms",
+            "ratio (quartiles)",
+            "target",
+            "images/s",
+            "MiB plain / ours",
+            "differ by",
+        ]
         lines += ["", tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True), ""]
         lines += [f"Plain {c['case']}: {c['plain']}." for c in result.cases]
     if result.tower:

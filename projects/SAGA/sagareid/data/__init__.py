@@ -1,4 +1,3 @@
-"""Data sets (importing this registers them with FastReID), drawn people, occlusion."""
+"""Data sets (importing this registers them with FastReID), loaders, transforms, occluders."""
 
 from .datasets import custom, mmmp, occluded  # noqa: F401
-from ..synthetic import drawn  # noqa: F401

@@ -13,18 +13,19 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from fastreid.data.datasets import DATASET_REGISTRY
-from fastreid.data.datasets.bases import ImageDataset
 from PIL import Image, ImageDraw
 from tabulate import tabulate
 from tqdm import tqdm
 
+from fastreid.data.datasets import DATASET_REGISTRY
+from fastreid.data.datasets.bases import ImageDataset
+
 from ..config import custom_datasets
-from .datasets.custom import SPLITS, OwnDataset
-from .datasets.builtin import STATISTICS
-from .loading import build_dataset, queries_without_match
-from .datasets.occluded import Statistics, WrongNames, natural_key
 from ..files import write_atomically
+from .datasets.builtin import STATISTICS
+from .datasets.custom import SPLITS, OwnDataset
+from .datasets.occluded import Statistics, WrongNames, natural_key
+from .loading import build_dataset, queries_without_match
 
 __all__ = ["KINDS", "Problem", "Report", "check_dataset", "contact_sheet", "contact_sheets", "published_statistics"]
 

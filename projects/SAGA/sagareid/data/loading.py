@@ -16,11 +16,12 @@ from typing import Any, Iterator, NamedTuple, Optional, Sequence
 
 import numpy as np
 import torch
+from torch.utils.data import DataLoader, Dataset
+
 from fastreid.data.common import CommDataset
 from fastreid.data.datasets import DATASET_REGISTRY
 from fastreid.data.datasets.bases import ImageDataset
 from fastreid.utils import comm
-from torch.utils.data import DataLoader, Dataset
 
 from .. import compat
 from ..config import custom_datasets, reads_cameras

@@ -6,8 +6,9 @@ from typing import Sequence
 
 import torch
 import torchvision.transforms as T
-from fastreid.data.transforms import build_transforms as host_transforms
 from torch import Tensor
+
+from fastreid.data.transforms import build_transforms as host_transforms
 
 __all__ = ["PixelNoiseErasing", "build_transforms"]
 

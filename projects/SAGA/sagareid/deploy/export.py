@@ -24,18 +24,13 @@ from pathlib import Path
 from typing import Any, Optional
 
 import torch
-from tabulate import tabulate
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from .. import __version__, compat
-from ..data import loading
-from .feature_model import FeatureModel
-from ..evaluation import SAGAEvaluator
 from ..files import write_atomically
-from ..benchmarks.steps import in_turn
+from ..version import __version__
+from .feature_model import FeatureModel
 
-__all__ = ["FORMATS", "TOLERANCE", "Exported", "compare_latency", "compare_ranking", "export", "format_of", "load_exported", "report"]  # fmt: skip
+__all__ = ["FORMATS", "TOLERANCE", "Exported", "Traced", "export", "format_of", "load_exported"]
 
 # format: suffix of its files
 FORMATS = {"onnx": ".onnx", "torchscript": ".pt", "torch-export": ".pt2"}
@@ -79,7 +74,7 @@ def format_of(path: str | Path) -> str:
     raise ValueError(f"{path}: no format has the suffix {suffix!r}; use {', '.join(FORMATS.values())}, or --format")
 
 
-class _Traced(nn.Module):
+class Traced(nn.Module):
     """A FeatureModel whose inputs and outputs are tensors alone."""
 
     def __init__(self, module: FeatureModel, attention: bool):
@@ -135,7 +130,7 @@ def export(
         raise ValueError(f"variant {variant} is made of ONNX only; use --format onnx or --variant float32")
     path = Path(path)
     model = copy.deepcopy(model).cpu().requires_grad_(False)
-    traced = _Traced(FeatureModel(cfg, model, feature), attention).eval()
+    traced = Traced(FeatureModel(cfg, model, feature), attention).eval()
     metadata = _metadata(traced, variant) | (source or {})
     parameters = sum(p.numel() for p in model.parameters())
     done = Exported(path, format, variant, 0, 0, parameters)
@@ -150,7 +145,7 @@ def export(
     return done
 
 
-def _metadata(traced: _Traced, variant: str) -> dict[str, Any]:
+def _metadata(traced: Traced, variant: str) -> dict[str, Any]:
     module = traced.module
     return {
         "sagareid": __version__,
@@ -183,7 +178,7 @@ def _exporting() -> Iterator[None]:
         logging.disable(disabled)
 
 
-def _program(traced: _Traced) -> torch.export.ExportedProgram:
+def _program(traced: Traced) -> torch.export.ExportedProgram:
     """The program of a batch of any size."""
     inputs = traced.example(3)
     absent = (None,) * (2 - len(inputs))
@@ -191,7 +186,7 @@ def _program(traced: _Traced) -> torch.export.ExportedProgram:
     return torch.export.export(traced, inputs + absent, dynamic_shapes=shapes, strict=False)
 
 
-def _write_onnx(traced: _Traced, path: str, metadata: dict[str, Any], variant: str) -> int:
+def _write_onnx(traced: Traced, path: str, metadata: dict[str, Any], variant: str) -> int:
     import onnx
     from onnxscript import optimizer
 
@@ -239,7 +234,7 @@ def _strip(proto: Any) -> None:
             dim.dim_param = "batch"
 
 
-def _write_torchscript(traced: _Traced, path: str, metadata: dict[str, Any], variant: str) -> int:
+def _write_torchscript(traced: Traced, path: str, metadata: dict[str, Any], variant: str) -> int:
     script = torch.jit.freeze(torch.jit.trace(traced, traced.example(3), check_trace=False).eval())
     content = io.BytesIO()  # where the disk is full, torch's own writer ends the process
     torch.jit.save(script, content, _extra_files={"metadata.json": json.dumps(metadata)})
@@ -248,7 +243,7 @@ def _write_torchscript(traced: _Traced, path: str, metadata: dict[str, Any], var
         return sum(i.file_size for i in archive.infolist() if re.search(r"/(constants|data)/\d+$", i.filename)) // 4
 
 
-def _write_torch_export(traced: _Traced, path: str, metadata: dict[str, Any], variant: str) -> int:
+def _write_torch_export(traced: Traced, path: str, metadata: dict[str, Any], variant: str) -> int:
     program = _program(traced).run_decompositions({})
     _drop_unused(program)
     content = io.BytesIO()
@@ -326,7 +321,7 @@ def _plain(text: str) -> Any:
         return text
 
 
-def _check(traced: _Traced, run: Run, done: Exported) -> None:
+def _check(traced: Traced, run: Run, done: Exported) -> None:
     """Compare with PyTorch; fill in the differences.
 
     Raises:
@@ -349,90 +344,3 @@ def _check(traced: _Traced, run: Run, done: Exported) -> None:
             f"{done.format} {done.variant} differs from PyTorch by {worst:.2g} in an entry of a unit-length feature, more "
             f"than {TOLERANCE[done.variant]:g}; no file was kept"
         )
-
-
-def compare_latency(
-    cfg: Any, model: nn.Module, exported: Exported, *, feature: str = "auto", attention: bool = False,
-    batch_sizes: Sequence[int] = (1, 8, 32), rounds: int = 5,
-) -> dict[int, dict[str, Any]]:  # fmt: skip
-    """PyTorch ("plain") and the file ("ours") in turn on the CPU, by batch size, as `benchmark.in_turn` reports."""
-    traced = _Traced(FeatureModel(cfg, model, feature), attention).eval()
-    run = load_exported(exported.path, exported.format)[0]
-    times = {}
-    for batch in batch_sizes:
-        inputs = traced.example(batch)
-
-        def plain() -> None:
-            with torch.inference_mode():
-                traced(*inputs)
-
-        times[batch] = in_turn(plain, lambda: run(*inputs), rounds, "cpu", name=f"batches of {batch}")
-    return times
-
-
-def compare_ranking(
-    cfg: Any, model: nn.Module, exported: Exported, dataset: str, *, feature: str = "auto"
-) -> dict[str, dict[str, float]]:
-    """Rank a test set with PyTorch's features and with the file's, by cosine, without post-processing.
-
-    Returns:
-        {"pytorch", variant} -> the evaluator's metrics in percent.
-    """
-    module = FeatureModel(cfg, model, feature)
-    run = load_exported(exported.path, exported.format)[0]
-    plain = cfg.clone()
-    plain.defrost()
-    plain.MODEL.DEVICE, plain.TEST.METRIC, plain.TEST.FEATURE, plain.TEST.REPORT = "cpu", "cosine", "feature", []
-    for name in ("NFC", "AQE", "RERANK", "ROC"):
-        plain.TEST[name].ENABLED = False
-    plain.freeze()
-    loader, num_query = loading.build_test_loader(plain, dataset)
-    layout = {"feature": module.width}
-    evaluators = {name: SAGAEvaluator(plain, num_query, layout=layout) for name in ("pytorch", exported.variant)}
-    with torch.inference_mode(), compat.quiet_host():
-        for batch in tqdm(loader, desc=f"{dataset}, both models", unit="batch", disable=None):
-            inputs = (batch["images"], batch["cameras"])[: 1 + module.reads_cameras]
-            evaluators["pytorch"].process(batch, module(*inputs))
-            evaluators[exported.variant].process(batch, run(*inputs)[0])
-    return {name: dict(evaluator.evaluate()) for name, evaluator in evaluators.items()}
-
-
-def report(
-    exported: Exported,
-    times: Optional[dict[int, dict[str, Any]]] = None,
-    ranking: Optional[dict[str, dict[str, float]]] = None,
-) -> str:
-    """The figures as tables: size, parameters and difference; latency by batch size; ranking with both."""
-    differences = ", ".join(f"{d:.1e} at batch {b}" for b, d in exported.difference.items())
-    blocks = [
-        tabulate(
-            [
-                ["file", f"{exported.format} {exported.variant}, {exported.bytes / 2**20:.2f} MiB"],
-                ["numbers in it", f"{exported.parameters:,} (the model has {exported.source_parameters:,} parameters)"],
-                ["largest difference from PyTorch", f"{differences} (tolerance {TOLERANCE[exported.variant]:g})"],
-                ["largest 1 - cosine", f"{exported.cosine:.1e}"],
-            ],
-            tablefmt="plain",
-        )
-    ]
-    if times:
-        rows = [
-            [
-                b,
-                1000 * t["plain_seconds"],
-                1000 * t["ours_seconds"],
-                t["ratio"]["median"],
-                t["ratio"]["low"],
-                t["ratio"]["high"],
-            ]
-            for b, t in times.items()
-        ]
-        headers = ["batch", "PyTorch (ms)", f"{exported.format} (ms)", "PyTorch / it", "quartile", "quartile"]
-        blocks.append(tabulate(rows, headers, tablefmt="pipe", floatfmt=(".0f", ".1f", ".1f", ".2f", ".2f", ".2f")))
-    if ranking:
-        names = ["Rank-1", "mAP", "mINP"]
-        rows = [[name, *(metrics[n] for n in names)] for name, metrics in ranking.items()]
-        first, second = ranking.values()
-        rows.append(["difference", *(second[n] - first[n] for n in names)])
-        blocks.append(tabulate(rows, ["", *names], tablefmt="pipe", floatfmt=".2f"))
-    return "\n\n".join(blocks)

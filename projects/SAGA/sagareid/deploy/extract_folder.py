@@ -27,9 +27,10 @@ import torch
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from .extractor import Extractor
-from .load import checkpoint_file, pick_device
 from ..files import file_hash, write_atomically, write_json
+from ..hardware import pick_device
+from .extractor import Extractor
+from .load import checkpoint_file
 
 __all__ = ["Report", "extract_folder", "is_single_file", "list_images", "open_extractor"]
 

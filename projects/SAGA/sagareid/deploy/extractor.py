@@ -15,12 +15,13 @@ from typing import Any, Literal, NamedTuple, Optional, Union, overload
 import numpy as np
 import torch
 import torchvision.transforms.functional as TF
-from fastreid.data.data_utils import read_image
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import InterpolationMode
 from tqdm import tqdm
+
+from fastreid.data.data_utils import read_image
 
 from ..data.loading import UnreadableImage
 from ..data.transforms import build_transforms

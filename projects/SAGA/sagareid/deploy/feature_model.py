@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from ..config import reads_cameras
 from ..evaluation.evaluator import result_row, row_features
 from ..evaluation.postprocess import l2
+from ..modeling.build import model_layout
 from ..modeling.saga_head import SAGAHead
 from ..structures import as_features
-from .load import model_layout
 
 __all__ = ["FeatureModel"]
 

@@ -24,8 +24,6 @@ import faiss
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from matplotlib.figure import Figure
-from PIL import Image
 from tabulate import tabulate
 from tqdm import tqdm
 
@@ -40,7 +38,6 @@ __all__ = [
     "build",
     "choose_kind",
     "describe",
-    "draw",
     "feature_queries",
     "image_queries",
     "recall",
@@ -472,7 +469,9 @@ def describe(index: Index, features: Optional[FeatureSet] = None) -> str:
     line = f"{a.kind}, {a.count} vectors of {a.width}, {a.bytes_per_vector:.0f} bytes each, {a.count * a.bytes_per_vector / 2**20:.1f} MiB"
     if features is None or a.kind == "flat":
         return line
-    return f"{line}\nrecall@10 against exact search, {min(SAMPLE, a.count)} of its images: {recall(index, features):.3f}"
+    return (
+        f"{line}\nrecall@10 against exact search, {min(SAMPLE, a.count)} of its images: {recall(index, features):.3f}"
+    )
 
 
 def table(matches: Sequence[Sequence[Match]]) -> str:
@@ -502,29 +501,3 @@ def write_matches(matches: Sequence[Sequence[Match]], path: str | Path) -> None:
         write_atomically(path, write)
     else:
         raise ValueError(f"{path}: write matches to a .json or a .csv file")
-
-
-def draw(matches: Sequence[Sequence[Match]], path: str | Path, *, folder: str = "", query_folder: str = "") -> None:
-    """Ranked lists as a picture: one row a query, its matches with their similarity.
-
-    Args:
-        path: .png, .svg or .pdf. folder, query_folder: what relative paths of gallery and queries are relative to.
-    """
-    matches = [one for one in matches if one]
-    columns = 1 + max(len(one) for one in matches)
-    figure = Figure(figsize=(1.05 * columns, 2.25 * len(matches)), dpi=110)
-    axes = figure.subplots(len(matches), columns, squeeze=False)
-    for axis in axes.flat:
-        axis.axis("off")
-    for row, one in zip(axes, matches):
-        shown = [
-            (Path(query_folder, one[0].query), "query"),
-            *((Path(folder, m.path), f"{m.similarity:.3f}") for m in one),
-        ]
-        for axis, (file, title) in zip(row, shown):
-            with Image.open(file) as image:
-                axis.imshow(image.convert("RGB"))
-            axis.set_title(title, fontsize=7)
-    figure.tight_layout()
-    suffix = Path(path).suffix.lstrip(".")
-    write_atomically(path, lambda temporary: figure.savefig(temporary, format=suffix))

@@ -1,44 +1,23 @@
-"""A trained model from its checkpoint alone: no CLIP weights, no text tower, no training data; and what it says of images.
-
-n images, F feature width, N patches in a (h, w) grid.
-"""
+"""A trained model from its checkpoint alone: no CLIP weights, no text tower, no training data, no trainer."""
 
 from __future__ import annotations
 
-import hashlib
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Iterable, Mapping, Optional, Sequence
+from typing import Any
 
-import numpy as np
-import torch
-import torch.nn.functional as F
 import yaml
+from torch import nn
+
 from fastreid.config import CfgNode
-from fastreid.modeling.meta_arch.baseline import Baseline
-from torch import Tensor, nn
-from tqdm import tqdm
 
-from .. import compat
 from ..config import get_cfg
-from ..modeling.meta_arch import SAGABaseline
-from ..structures import as_features
-from ..engine.checkpoint import hand_over, load_state
-from ..engine.hooks import CheckpointHook
-from ..engine.trainer import SAGATrainer
+from ..files import load_state
+from ..hardware import pick_device
+from ..modeling.build import build_model, hand_over
 
-__all__ = [
-    "Extraction",
-    "Labels",
-    "checkpoint_file",
-    "extract",
-    "fingerprint",
-    "load_model",
-    "model_layout",
-    "pick_device",
-    "share_towers",
-    "tower_output",
-]
+__all__ = ["FINAL", "checkpoint_file", "load_model"]
+
+FINAL = "model_final"  # name of a finished run's checkpoint, without .pth
 
 
 def checkpoint_file(path: str | Path) -> Path:
@@ -52,7 +31,7 @@ def checkpoint_file(path: str | Path) -> Path:
         if not path.is_file():
             raise FileNotFoundError(f"no checkpoint at {path}; name a .pth file, or the folder of a finished run")
         return path
-    final = path / f"{CheckpointHook.FINAL}.pth"
+    final = path / f"{FINAL}.pth"
     if not final.is_file():
         stages = sorted(p.parent.name for p in path.glob(f"*/{final.name}"))
         hint = f"it holds several stages, name one: {', '.join(stages)}" if stages else "name a finished run"
@@ -60,31 +39,7 @@ def checkpoint_file(path: str | Path) -> Path:
     return final
 
 
-def pick_device(device: str) -> str:
-    """ "auto" is the GPU where there is one, else the CPU; any other is checked, without taking memory of a GPU.
-
-    Raises:
-        ValueError: no such device here.
-    """
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        asked = torch.device(device)
-        if asked.type == "cuda":
-            gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-            if (asked.index or 0) >= gpus:
-                raise RuntimeError(f"PyTorch sees {gpus or 'no'} GPU here")
-        else:
-            torch.empty(0, device=asked)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(
-            f"device {device!r} cannot be used: {str(error).splitlines()[0]}. Say MODEL.DEVICE cpu, or --device cpu to a tool "
-            "that has it; or install a CUDA build of PyTorch and its driver"
-        ) from None
-    return device
-
-
-def load_model(path: str | Path, cfg: Optional[Any] = None, device: Optional[str] = None) -> tuple[Any, nn.Module]:
+def load_model(path: str | Path, cfg: Any | None = None, device: str | None = None) -> tuple[Any, nn.Module]:
     """Build the model of a checkpoint and load every weight of it.
 
     Args:
@@ -117,193 +72,6 @@ def load_model(path: str | Path, cfg: Optional[Any] = None, device: Optional[str
         cfg.MODEL.HEADS.NUM_CLASSES = trained.MODEL.HEADS.NUM_CLASSES
     cfg.MODEL.DEVICE = device or pick_device(cfg.MODEL.DEVICE)
     cfg.freeze()
-    model = SAGATrainer.build_model(cfg)
+    model = build_model(cfg)
     hand_over(model, checkpoint["model"], (), str(path))
     return cfg, model.eval()
-
-
-def model_layout(model: nn.Module, width: int) -> dict[str, int]:
-    """Parts of a model's evaluation feature of a width; one part, "feature", for a FastReID head."""
-    return getattr(model, "feature_layout", None) or {"feature": width}
-
-
-def fingerprint(state: Mapping[str, Tensor], *settings: Any) -> str:
-    """32 hex digits of weights and settings: equal names, values and texts give equal digits."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name in sorted(state):
-        value = state[name].detach().cpu().contiguous()
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy())
-    for setting in settings:
-        digest.update(repr(setting).encode())
-    return digest.hexdigest()
-
-
-# ---- features of many models in one pass -------------------------------------------------------------------------------
-
-MAPS = ("occluder", "person")  # what an `OccludedSet` says of each pixel
-
-
-@dataclass
-class Extraction:
-    """What one model says of n images.
-
-    Attributes:
-        features: (n, F) float32, raw.
-        weights: (n, h, w) how much each patch counts in the head's feature, an image's summing to 1; None for a head
-            without `token_weights`.
-        on: (n,) share of these weights on "occluder" and "person", by the loader's maps of them.
-    """
-
-    features: Tensor
-    weights: Optional[Tensor] = None
-    on: dict[str, np.ndarray] = field(default_factory=dict)
-
-
-@dataclass
-class Labels:
-    """What a loader says of n images.
-
-    Attributes:
-        share: (n,) of the visible person that is covered; None without an occluder.
-        area: (n,) share of the picture that is "occluder" and "person", where the loader has maps of them.
-    """
-
-    pids: np.ndarray
-    camids: np.ndarray
-    paths: list[str]
-    share: Optional[np.ndarray] = None
-    area: dict[str, np.ndarray] = field(default_factory=dict)
-
-
-def share_towers(models: Sequence[tuple[Any, nn.Module]]) -> None:
-    """Let models whose towers are equal, weights and settings, have one between them: `extract` runs it once a batch.
-
-    Args:
-        models: (config, model); only those of a meta-architecture with FastReID's way, backbone then head, can share.
-    """
-    kept: dict[str, nn.Module] = {}
-    for cfg, model in models:
-        if _backbone_then_head(model):
-            settings = {k: v for k, v in cfg.MODEL.BACKBONE.items() if not k.startswith("PRETRAIN")}
-            key = fingerprint(model.backbone.state_dict(), settings, dict(cfg.MODEL.CLIP), model.device)
-            model.backbone = kept.setdefault(key, model.backbone)
-
-
-def extract(
-    models: Sequence[tuple[Any, nn.Module]],
-    loader: Iterable[dict[str, Any]],
-    *,
-    views: Optional[Sequence[int]] = None,
-    weights: bool = False,
-    description: str = "images",
-) -> tuple[list[Extraction], Labels]:
-    """Features of every image from every model, in one pass; TEST.FLIP as the model's config says.
-
-    Models that have one backbone between them, see the same view and normalise alike share its pass.
-
-    Args:
-        models: (config, model in evaluation mode).
-        loader: of `build_test_loader`, or of an `OccludedSet`.
-        views: of each model, which view of an `OccludedSet`; None: there are none.
-        weights: also the heads' patch weights.
-    """
-    keys = [f"/{view}" for view in views] if views is not None else [""] * len(models)
-    groups: dict[Any, list[int]] = {}
-    for i, (cfg, model) in enumerate(models):
-        groups.setdefault((keys[i], cfg.TEST.FLIP.ENABLED, _tower_of(model)), []).append(i)
-    found = [_Collected() for _ in models]
-    labels: dict[str, list] = {k: [] for k in ("targets", "camids", "share", *MAPS)}
-    paths: list[str] = []
-    total = len(loader.dataset) if hasattr(loader, "dataset") else None
-    with (
-        torch.inference_mode(),
-        compat.quiet_host(),
-        tqdm(desc=description, total=total, unit="image", disable=None, leave=False) as bar,
-    ):
-        for batch in loader:
-            for (key, flip, _), members in groups.items():
-                sharing = [models[i][1] for i in members]
-                inputs = {"images": batch[f"images{key}"], "cameras": batch[f"cameras{key}"]}
-                tower, outs = _outputs(sharing, inputs)
-                if flip:
-                    _, flipped = _outputs(sharing, inputs | {"images": inputs["images"].flip(3)})
-                    outs = [(a + b) / 2 for a, b in zip(outs, flipped)]
-                maps = {kind: batch[f"{kind}{key}"].cpu() for kind in MAPS if f"{kind}{key}" in batch}
-                for i, model, out in zip(members, sharing, outs):
-                    found[i].features.append(out.float().cpu())
-                    if weights and tower is not None and hasattr(model.heads, "token_weights"):
-                        found[i].look(model.heads, tower, maps)
-            for name in ("targets", "camids", "share"):
-                if name in batch:
-                    labels[name].append(batch[name].cpu())
-            for kind in MAPS:
-                if f"{kind}{keys[0]}" in batch:
-                    labels[kind].append(batch[f"{kind}{keys[0]}"].cpu().mean((1, 2)))
-            paths.extend(batch["img_paths"])
-            bar.update(len(batch["img_paths"]))
-    of = _joined(labels)
-    area = {kind: of[kind] for kind in MAPS if kind in of}
-    return [c.extraction() for c in found], Labels(of["targets"], of["camids"], paths, of.get("share"), area)
-
-
-class _Collected:
-    """Batches of one model."""
-
-    def __init__(self):
-        self.features: list[Tensor] = []
-        self.weights: list[Tensor] = []
-        self.on: dict[str, list[Tensor]] = {kind: [] for kind in MAPS}
-
-    def look(self, head: nn.Module, tower: Any, maps: Mapping[str, Tensor]) -> None:
-        """Ask the head for its patch weights; maps: (B, H, W) by kind."""
-        grid = as_features(tower).grid
-        weights = head.token_weights(tower).float().cpu()
-        self.weights.append(weights.unflatten(1, grid))
-        for kind, pixels in maps.items():
-            patches = F.adaptive_avg_pool2d(pixels[:, None], grid).flatten(1)
-            self.on[kind].append((weights * patches).sum(1))
-
-    def extraction(self) -> Extraction:
-        weights = torch.cat(self.weights) if self.weights else None
-        return Extraction(torch.cat(self.features), weights, _joined(self.on))
-
-
-def _joined(parts: Mapping[str, list[Tensor]]) -> dict[str, np.ndarray]:
-    """One array for each name that has some."""
-    return {name: torch.cat(some).numpy() for name, some in parts.items() if some}
-
-
-def _backbone_then_head(model: nn.Module) -> bool:
-    return type(model).forward in (Baseline.forward, SAGABaseline.forward)
-
-
-def _tower_of(model: nn.Module) -> tuple:
-    """Equal for models whose heads may read one pass of the backbone."""
-    if not _backbone_then_head(model):
-        return (id(model),)
-    pixels = torch.cat([model.pixel_mean.flatten(), model.pixel_std.flatten()]).tolist()
-    return (id(model.backbone), type(model), *pixels)
-
-
-def tower_output(model: nn.Module, batch: dict[str, Tensor]) -> Any:
-    """What a model's backbone gives its head; None for a meta-architecture with its own ways.
-
-    Args:
-        batch: "images" (B, 3, H, W) in 0..255, left as they are, and "cameras" (B,).
-    """
-    if not _backbone_then_head(model):
-        return None
-    if isinstance(model, SAGABaseline):
-        return model.extract(batch)
-    # FastReID normalises in place
-    return model.backbone(model.preprocess_image(batch["images"].to(model.device, copy=True)))
-
-
-def _outputs(models: Sequence[nn.Module], batch: dict[str, Tensor]) -> tuple[Any, list[Tensor]]:
-    """The tower's output, None for a model with ways of its own, and each model's features."""
-    first = models[0]
-    tower = tower_output(first, batch)
-    if tower is None:
-        return None, [first({k: v.to(first.device, copy=True) for k, v in batch.items()})]
-    return tower, [model.heads(tower) for model in models]

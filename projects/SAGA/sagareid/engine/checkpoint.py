@@ -8,21 +8,20 @@ from __future__ import annotations
 
 import logging
 import random
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Mapping, Optional, Sequence
 
 import numpy as np
 import torch
-from fastreid.utils.checkpoint import Checkpointer
 from torch import Tensor, nn
 
-from ..files import save_torch, write_text
+from fastreid.utils.checkpoint import Checkpointer
+
+from ..files import load_state, save_torch, write_text
+from ..modeling.build import hand_over
 
 __all__ = [
     "RunCheckpointer",
-    "hand_over",
-    "load_state",
     "random_state",
     "restore_random_state",
 ]
@@ -50,71 +49,6 @@ def restore_random_state(state: Mapping[str, Any]) -> None:
     np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, gauss))
     version, internal, gauss_next = state["python"]
     random.setstate((version, tuple(internal), gauss_next))
-
-
-def load_state(path: str | Path) -> dict[str, Any]:
-    """A checkpoint file as it was saved: {"model": ..., ...}. A bare state dict is taken as the model.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: damaged, or a pickle that needs code.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint at {path}; set MODEL.WEIGHTS to a .pth file of a run")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise ValueError(
-            f"{path} cannot be read as a checkpoint ({type(error).__name__}: {str(error).splitlines()[0]}). It is damaged, or "
-            "it needs Python code to load; published files go through tools/convert_checkpoint.py first"
-        ) from error
-    return checkpoint if "model" in checkpoint else {"model": checkpoint}
-
-
-def hand_over(model: nn.Module, source: Mapping[str, Tensor], new_weights: Sequence[str], origin: str) -> set[str]:
-    """Load every weight that `model` expects from `source`, except those declared new.
-
-    Args:
-        new_weights: glob patterns of weights that keep their fresh start even where the source has them.
-        origin: what the source is, for messages.
-
-    Returns:
-        The names that kept their fresh start.
-
-    Raises:
-        ValueError: an expected weight is missing or has another shape; the message names them and the remedy.
-    """
-    expected = model.state_dict()
-    fresh = {n for n in expected if any(fnmatchcase(n, p) for p in new_weights)}
-    wanted = [n for n in expected if n not in fresh]
-    missing = [n for n in wanted if n not in source]
-    misshapen = [
-        f"{n} {tuple(source[n].shape)}, expected {tuple(expected[n].shape)}"
-        for n in wanted
-        if n in source and source[n].shape != expected[n].shape
-    ]
-    if missing or misshapen:
-        parts = []
-        if missing:
-            parts.append(f"{len(missing)} missing: {_some(missing)}")
-        if misshapen:
-            parts.append(f"{len(misshapen)} of another shape: {_some(misshapen)}")
-        raise ValueError(
-            f"{origin} does not fit the model; {'; '.join(parts)}. If these are meant to start afresh, add their glob "
-            "patterns to MODEL.NEW_WEIGHTS; otherwise the checkpoint or the configuration is the wrong one"
-        )
-    model.load_state_dict({n: source[n] for n in wanted}, strict=False)
-    unused = sorted({".".join(n.split(".")[:2]) for n in source if n not in expected or n in fresh})
-    logger.info(
-        "%s: %d weights loaded, %d start afresh, not used: %s", origin, len(wanted), len(fresh), _some(unused) or "-"
-    )
-    return fresh
-
-
-def _some(names: Sequence[str], limit: int = 8) -> str:
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
 
 
 class RunCheckpointer(Checkpointer):

@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Any, Mapping, Sequence
 
 import torch
-from fastreid.utils import comm
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
+
+from fastreid.utils import comm
 
 from ..data.loading import DeviceLoader, ReIDDataset, SampleKey, SeededSamples, sample_seed
 from ..files import write_json

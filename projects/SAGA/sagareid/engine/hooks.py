@@ -9,14 +9,16 @@ from dataclasses import asdict, dataclass, field
 from statistics import fmean
 
 import torch.distributed as dist
+from torch import nn
+from tqdm import tqdm
+
 from fastreid.engine import hooks
 from fastreid.engine.train_loop import HookBase
 from fastreid.utils import comm
 from fastreid.utils.env import seed_all_rng
-from torch import nn
-from tqdm import tqdm
 
 from ..data.loading import sample_seed
+from ..deploy import load
 
 __all__ = [
     "BuffersOfRankZero",
@@ -146,7 +148,7 @@ class CheckpointHook(HookBase):
     With validation sets, `model_final.pth` is the best state by them, and until the end `model_best_validation.pth`.
     """
 
-    LAST, FINAL, BEST = "last", "model_final", "model_best"
+    LAST, FINAL, BEST = "last", load.FINAL, "model_best"
 
     def __init__(self, period: int, select_best: bool):
         self.period, self.select_best = period, select_best

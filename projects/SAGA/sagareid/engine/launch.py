@@ -23,6 +23,7 @@ from typing import Any, NamedTuple, Optional
 
 import torch
 import torch.distributed as dist
+
 from fastreid.utils import comm
 
 from ..errors import message_of

@@ -3,28 +3,17 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 from typing import Any, Optional
 
 import torch
 
-__all__ = ["autocast_dtype", "bfloat16_instructions", "cpu_info"]
+from ..hardware import bfloat16_instructions
+
+__all__ = [
+    "autocast_dtype",
+]
 
 logger = logging.getLogger(__name__)
-
-
-def cpu_info() -> dict[str, str]:
-    """What the kernel says of the first core; empty where it does not."""
-    file = Path("/proc/cpuinfo")
-    lines = file.read_text().split("\n\n")[0].splitlines() if file.is_file() else []
-    return {key.strip(): value.strip() for key, found, value in (line.partition(":") for line in lines) if found}
-
-
-def bfloat16_instructions() -> list[str]:
-    """Those of this CPU that multiply bfloat16; without one of them a product takes about ten times as long as in float32."""
-    info = cpu_info()
-    flags = f"{info.get('flags', '')} {info.get('Features', '')}".split()
-    return sorted({"avx512_bf16", "amx_bf16", "bf16"} & set(flags))
 
 
 def autocast_dtype(cfg: Any) -> Optional[torch.dtype]:

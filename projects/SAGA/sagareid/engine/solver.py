@@ -7,8 +7,9 @@ from fnmatch import fnmatchcase
 from typing import Callable, Sequence
 
 import torch
-from fastreid.solver import build_lr_scheduler as host_scheduler
 from torch import nn
+
+from fastreid.solver import build_lr_scheduler as host_scheduler
 
 from .. import compat
 

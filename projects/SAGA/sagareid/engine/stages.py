@@ -14,18 +14,20 @@ from typing import Any, Iterator, Optional, Sequence
 
 import torch
 import yaml
+from tabulate import tabulate
+
 from fastreid.config.config import BASE_KEY
 from fastreid.engine import default_setup
 from fastreid.utils import comm
 from fastreid.utils import logger as host_logger
 from fastreid.utils.env import seed_all_rng
-from tabulate import tabulate
 
 from ..config import check_config, flatten, get_cfg
 from ..data.loading import load_test_data, load_training_data
+from ..deploy.load import load_model
 from ..files import check_output, write_json
+from ..hardware import pick_device
 from .hooks import CheckpointHook, by_set
-from ..deploy.load import load_model, pick_device
 from .trainer import SAGATrainer
 
 __all__ = ["Run", "check_machine", "close_logs", "differences", "evaluate", "plan", "read_config", "run_all"]

@@ -9,25 +9,26 @@ from pathlib import Path
 from typing import Any, Mapping, Optional
 
 import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
 from fastreid.engine import hooks
 from fastreid.engine.defaults import DefaultTrainer
 from fastreid.engine.train_loop import SimpleTrainer
 from fastreid.evaluation import inference_on_dataset
 from fastreid.evaluation.testing import print_csv_format
-from fastreid.modeling.meta_arch import build_model
 from fastreid.utils import comm
 from fastreid.utils.events import get_event_storage
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from .. import compat
 from ..config import check_config, reads_cameras
 from ..data import loading
 from ..data.transforms import build_transforms
 from ..evaluation.evaluator import SAGAEvaluator
-from ..files import write_text
+from ..files import load_state, write_text
+from ..modeling import build
 from . import solver
-from .checkpoint import RunCheckpointer, load_state, restore_random_state
+from .checkpoint import RunCheckpointer, restore_random_state
 from .feature_cache import CachedFeatures, build_feature_cache, cached_test_loader
 from .hooks import (
     BuffersOfRankZero,
@@ -135,7 +136,7 @@ class SAGATrainer(DefaultTrainer):
 
     @classmethod
     def build_model(cls, cfg):
-        model = build_model(cfg)
+        model = build.build_model(cfg)
         solver.freeze_except(model, cfg.MODEL.TRAINABLE)
         if cfg.MODEL.EVAL_MODE:
             modules = dict(model.named_modules())

@@ -15,12 +15,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from fastreid.config import CfgNode
-from fastreid.evaluation import ReidEvaluator
-from fastreid.utils import comm
 from tabulate import tabulate
 from torch import Tensor
 from tqdm import tqdm
+
+from fastreid.config import CfgNode
+from fastreid.evaluation import ReidEvaluator
+from fastreid.utils import comm
 
 from . import postprocess
 
@@ -371,8 +372,9 @@ def _roc(distances: Distances, q_pids, g_pids, q_camids, g_camids) -> dict[str, 
 
     One score for every pair stays in memory: TEST.ROC is for small test sets.
     """
-    from fastreid.evaluation.roc import evaluate_roc
     from sklearn.metrics import roc_curve
+
+    from fastreid.evaluation.roc import evaluate_roc
 
     block = max(1, BLOCK_BYTES // (PAIR_BYTES * len(g_pids)))
     scores, labels = [], []

@@ -30,8 +30,8 @@ import torch
 from torch import Tensor
 
 from ..files import save_torch
-from ..modeling.clip import towers
 from ..modeling.anchors import TextAnchors
+from ..modeling.clip import towers
 from ..modeling.clip.text import CONTEXT_SLOTS, PROMPT_LENGTH, TextEncoder, template_token_ids
 
 __all__ = [

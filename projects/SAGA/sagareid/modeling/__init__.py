@@ -1,7 +1,7 @@
 """Backbone, heads and meta-architecture; importing registers them with FastReID."""
 
-from .baseline_heads import CLSHead, PatchPoolHead
 from .backbones.clip import CLIPBackbone, build_clip_vit_backbone
+from .baseline_heads import CLSHead, PatchPoolHead
 from .meta_arch import SAGABaseline
 from .prompt_head import PromptHead
 from .saga_head import SAGAHead

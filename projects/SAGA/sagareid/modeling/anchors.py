@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .clip.text import CONTEXT_SLOTS, PromptTemplate, TextEncoder
 from .fast.blocks import in_groups
 from .fast.dropout import Dropout, GELUDropout, dropout
-from .clip.text import CONTEXT_SLOTS, PromptTemplate, TextEncoder
 
 __all__ = [
     "AnchorPool",

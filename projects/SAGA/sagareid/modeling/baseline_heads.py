@@ -11,15 +11,16 @@ from typing import Optional
 import open_clip
 import torch
 import torch.nn.functional as F
-from fastreid.config import configurable
-from fastreid.modeling.heads import REID_HEADS_REGISTRY
 from torch import Tensor, nn
 
+from fastreid.config import configurable
+from fastreid.modeling.heads import REID_HEADS_REGISTRY
+
 from ..structures import CLIPFeatures, as_features
-from .clip import towers
 from . import losses
-from .fast.blocks import block_at_row
+from .clip import towers
 from .distributed import gather_batch
+from .fast.blocks import block_at_row
 from .heads import (
     ClassifierHead,
     batch_norm_neck,

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from ..structures import CLIPFeatures
-from .clip import towers
 from . import losses
-from .distributed import GlobalBatchNorm1d
+from .clip import towers
 from .clip.text import PROMPT_LENGTH
+from .distributed import GlobalBatchNorm1d
 
 __all__ = [
     "ClassifierHead",

@@ -6,11 +6,12 @@ from dataclasses import replace
 from typing import Optional
 
 import torch
+from torch import Tensor, nn
+
 from fastreid.config import configurable
 from fastreid.modeling.losses import log_accuracy
 from fastreid.modeling.meta_arch import META_ARCH_REGISTRY
 from fastreid.modeling.meta_arch.baseline import Baseline
-from torch import Tensor, nn
 
 from ..structures import CLIPFeatures
 from . import losses as L

@@ -8,16 +8,17 @@ from __future__ import annotations
 from typing import Optional
 
 import torch
-from fastreid.config import configurable
-from fastreid.modeling.heads import REID_HEADS_REGISTRY
 from torch import Tensor, nn
 
+from fastreid.config import configurable
+from fastreid.modeling.heads import REID_HEADS_REGISTRY
+
 from ..structures import CLIPFeatures
-from .clip import towers
 from . import losses
+from .clip import towers
+from .clip.text import PromptLearner, TextEncoder
 from .distributed import gather_batch
 from .heads import frozen_text_encoder
-from .clip.text import PromptLearner, TextEncoder
 
 __all__ = ["PromptHead"]
 

@@ -10,14 +10,16 @@ from dataclasses import dataclass
 from typing import Optional
 
 import torch
+from torch import Tensor, nn
+
 from fastreid.config import configurable
 from fastreid.modeling.heads import REID_HEADS_REGISTRY
-from torch import Tensor, nn
 
 from ..structures import CLIPFeatures, as_features
 from . import anchors as A
-from .clip import towers
 from . import losses
+from .clip import towers
+from .clip.text import TextEncoder
 from .distributed import gather_batch
 from .heads import (
     batch_norm_neck,
@@ -27,7 +29,6 @@ from .heads import (
     identity_classifier,
     image_text_term,
 )
-from .clip.text import TextEncoder
 
 __all__ = ["Refined", "SAGAHead"]
 

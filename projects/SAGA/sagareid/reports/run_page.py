@@ -10,10 +10,10 @@ from typing import Any, Optional
 
 from ..config import flatten, get_cfg
 from ..files import check_output
+from ..studies.occlusion_study import load_models
 from . import html, pictures, study_page, visualize
 from .html import Html
 from .runs import Curve, Stage, flat_metrics, is_metric, read_run
-from ..studies.occlusion_study import load_models
 
 __all__ = ["LISTS", "REPORT", "report"]
 

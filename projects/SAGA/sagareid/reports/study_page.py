@@ -10,19 +10,20 @@ from typing import Any, Callable, Mapping, Optional, Sequence
 import matplotlib
 import numpy as np
 import torch
-from fastreid.data.data_utils import read_image
 from matplotlib.figure import Figure
 from PIL import Image
 from tabulate import tabulate
 
+from fastreid.data.data_utils import read_image
+
 from .. import compat
 from ..engine import stages
 from ..files import check_output, write_atomically, write_json, write_text
+from ..hardware import machine
+from ..studies.occlusion_study import CLEAN, METRICS, Options, Study, load_models
 from . import html
-from ..benchmarks.steps import machine
 from .html import Html
 from .pictures import INK, MARKS, overlay
-from ..studies.occlusion_study import CLEAN, METRICS, Options, Study, load_models
 
 __all__ = ["RECORD", "SAMPLES", "STYLE", "curves", "drawn_curves", "full_table", "page", "run_study", "summary"]
 

@@ -18,15 +18,16 @@ from torch.utils.data import default_collate
 
 from .. import compat
 from ..data.loading import ReIDDataset, make_test_loader
-from ..studies.occlusion import ImageSet, OccludedSet, View
 from ..data.transforms import build_transforms
-from ..deploy.load import extract, model_layout, tower_output
+from ..engine.features import extract, tower_output
 from ..evaluation.evaluator import SAGAEvaluator, rank_in_blocks, result_row
+from ..modeling.build import model_layout
 from ..modeling.saga_head import SAGAHead
 from ..structures import as_features
+from ..studies.occlusion import ImageSet, OccludedSet, View
+from ..studies.occlusion_study import Model
 from . import html, pictures
 from .pictures import Block, Row, Tile
-from ..studies.occlusion_study import Model
 
 __all__ = [
     "LENGTH",

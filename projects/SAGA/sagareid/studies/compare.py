@@ -16,9 +16,9 @@ from typing import Optional
 from tabulate import tabulate
 from tqdm import tqdm
 
+from ..deploy.load import load_model
 from ..engine import stages
 from ..engine.hooks import by_set
-from ..deploy.load import load_model
 from ..engine.main import argument_parser, launch_runs
 from ..errors import message_of
 from ..files import write_json, write_text

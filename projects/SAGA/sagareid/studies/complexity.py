@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Callable, Optional
+from typing import Optional
 
 import torch
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
-__all__ = ["Complexity", "complexity", "count_flops"]
+from ..benchmarks.measure import count_flops
+
+__all__ = [
+    "Complexity",
+    "complexity",
+]
 
 
 @dataclass(frozen=True)
@@ -29,19 +32,6 @@ class Complexity:
     gflops: float
     head_parameters: Optional[int]
     head_gflops: Optional[float]
-
-
-def count_flops(run: Callable[[], Any]) -> FlopCounterMode:
-    """Run something and count it: matrix products, convolutions and attention, two operations per multiply-add."""
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # fused kernels that the counter does not know
-    try:
-        # with gradients: the counter hooks parameters that are a module's input (free anchors), which takes a graph
-        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            run()
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
-    return counter
 
 
 def complexity(cfg, model: nn.Module) -> Complexity:

@@ -11,8 +11,9 @@ from typing import Any, Callable, NamedTuple, Optional, Sequence
 
 import numpy as np
 import torch
-from fastreid.data.data_utils import read_image
 from PIL import Image
+
+from fastreid.data.data_utils import read_image
 
 from .. import compat
 from ..data import occluders

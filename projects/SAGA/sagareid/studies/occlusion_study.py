@@ -21,14 +21,15 @@ import torch
 from torch import nn
 
 from ..data import occluders
-from .occlusion import ImageSet, OccludedSet, Occluder, Occlusion, View, distractor_people
 from ..data.loading import make_test_loader
 from ..data.transforms import build_transforms
-from ..engine.checkpoint import load_state
-from ..deploy.load import Extraction, Labels, extract, fingerprint, load_model, model_layout, share_towers
+from ..deploy.load import load_model
+from ..engine.features import Extraction, Labels, extract, share_towers
 from ..evaluation.evaluator import SAGAEvaluator, available_rows, rank_in_blocks, result_row
+from ..files import load_state, write_atomically
+from ..modeling.build import fingerprint, model_layout
+from .occlusion import ImageSet, OccludedSet, Occluder, Occlusion, View, distractor_people
 from .statistics import Bootstrap
-from ..files import write_atomically
 
 __all__ = ["METRICS", "OCCLUDE", "Cell", "Model", "Options", "Study", "load_models"]
 

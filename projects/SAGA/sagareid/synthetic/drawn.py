@@ -28,10 +28,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import filelock
-from fastreid.data.datasets import DATASET_REGISTRY
-from fastreid.data.datasets.bases import ImageDataset
 from PIL import Image
 from tqdm import tqdm
+
+from fastreid.data.datasets import DATASET_REGISTRY
+from fastreid.data.datasets.bases import ImageDataset
 
 from ..files import check_output
 from ..processes import in_processes

@@ -34,11 +34,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ..files import save_torch, write_atomically, write_json
+from ..hardware import bfloat16_instructions
+from ..processes import in_processes
 from . import captions, pedestrians
 from .pedestrians import FAMILY_SIZE, PARTS, PLACES
-from ..files import save_torch, write_atomically, write_json
-from ..processes import in_processes
-from ..engine.precision import bfloat16_instructions
 
 logger = logging.getLogger(__name__)
 

@@ -10,8 +10,9 @@ from contextvars import ContextVar
 from typing import Optional, Sequence
 
 import torch
-from fastreid.modeling.backbones import BACKBONE_REGISTRY
 from torch import Tensor, nn
+
+from fastreid.modeling.backbones import BACKBONE_REGISTRY
 
 from ...structures import CLIPFeatures
 from ..clip import towers

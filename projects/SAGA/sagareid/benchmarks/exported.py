@@ -1,0 +1,105 @@
+"""How fast an exported model runs and how well it ranks, beside the PyTorch model that it came from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Optional
+
+import torch
+from tabulate import tabulate
+from torch import nn
+from tqdm import tqdm
+
+from .. import compat
+from ..data import loading
+from ..deploy.export import TOLERANCE, Exported, Traced, load_exported
+from ..deploy.feature_model import FeatureModel
+from ..evaluation import SAGAEvaluator
+from .measure import in_turn
+
+
+def compare_latency(
+    cfg: Any, model: nn.Module, exported: Exported, *, feature: str = "auto", attention: bool = False,
+    batch_sizes: Sequence[int] = (1, 8, 32), rounds: int = 5,
+) -> dict[int, dict[str, Any]]:  # fmt: skip
+    """PyTorch ("plain") and the file ("ours") in turn on the CPU, by batch size, as `benchmark.in_turn` reports."""
+    traced = Traced(FeatureModel(cfg, model, feature), attention).eval()
+    run = load_exported(exported.path, exported.format)[0]
+    times = {}
+    for batch in batch_sizes:
+        inputs = traced.example(batch)
+
+        def plain() -> None:
+            with torch.inference_mode():
+                traced(*inputs)
+
+        times[batch] = in_turn(plain, lambda: run(*inputs), rounds, "cpu", name=f"batches of {batch}")
+    return times
+
+
+def compare_ranking(
+    cfg: Any, model: nn.Module, exported: Exported, dataset: str, *, feature: str = "auto"
+) -> dict[str, dict[str, float]]:
+    """Rank a test set with PyTorch's features and with the file's, by cosine, without post-processing.
+
+    Returns:
+        {"pytorch", variant} -> the evaluator's metrics in percent.
+    """
+    module = FeatureModel(cfg, model, feature)
+    run = load_exported(exported.path, exported.format)[0]
+    plain = cfg.clone()
+    plain.defrost()
+    plain.MODEL.DEVICE, plain.TEST.METRIC, plain.TEST.FEATURE, plain.TEST.REPORT = "cpu", "cosine", "feature", []
+    for name in ("NFC", "AQE", "RERANK", "ROC"):
+        plain.TEST[name].ENABLED = False
+    plain.freeze()
+    loader, num_query = loading.build_test_loader(plain, dataset)
+    layout = {"feature": module.width}
+    evaluators = {name: SAGAEvaluator(plain, num_query, layout=layout) for name in ("pytorch", exported.variant)}
+    with torch.inference_mode(), compat.quiet_host():
+        for batch in tqdm(loader, desc=f"{dataset}, both models", unit="batch", disable=None):
+            inputs = (batch["images"], batch["cameras"])[: 1 + module.reads_cameras]
+            evaluators["pytorch"].process(batch, module(*inputs))
+            evaluators[exported.variant].process(batch, run(*inputs)[0])
+    return {name: dict(evaluator.evaluate()) for name, evaluator in evaluators.items()}
+
+
+def report(
+    exported: Exported,
+    times: Optional[dict[int, dict[str, Any]]] = None,
+    ranking: Optional[dict[str, dict[str, float]]] = None,
+) -> str:
+    """The figures as tables: size, parameters and difference; latency by batch size; ranking with both."""
+    differences = ", ".join(f"{d:.1e} at batch {b}" for b, d in exported.difference.items())
+    blocks = [
+        tabulate(
+            [
+                ["file", f"{exported.format} {exported.variant}, {exported.bytes / 2**20:.2f} MiB"],
+                ["numbers in it", f"{exported.parameters:,} (the model has {exported.source_parameters:,} parameters)"],
+                ["largest difference from PyTorch", f"{differences} (tolerance {TOLERANCE[exported.variant]:g})"],
+                ["largest 1 - cosine", f"{exported.cosine:.1e}"],
+            ],
+            tablefmt="plain",
+        )
+    ]
+    if times:
+        rows = [
+            [
+                b,
+                1000 * t["plain_seconds"],
+                1000 * t["ours_seconds"],
+                t["ratio"]["median"],
+                t["ratio"]["low"],
+                t["ratio"]["high"],
+            ]
+            for b, t in times.items()
+        ]
+        headers = ["batch", "PyTorch (ms)", f"{exported.format} (ms)", "PyTorch / it", "quartile", "quartile"]
+        blocks.append(tabulate(rows, headers, tablefmt="pipe", floatfmt=(".0f", ".1f", ".1f", ".2f", ".2f", ".2f")))
+    if ranking:
+        names = ["Rank-1", "mAP", "mINP"]
+        rows = [[name, *(metrics[n] for n in names)] for name, metrics in ranking.items()]
+        first, second = ranking.values()
+        rows.append(["difference", *(second[n] - first[n] for n in names)])
+        blocks.append(tabulate(rows, ["", *names], tablefmt="pipe", floatfmt=".2f"))
+    return "\n\n".join(blocks)
