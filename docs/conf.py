@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-import sagareid  # noqa: E402  (before generators: it lets FastReID import)
+import sagareid
 
 project = "SAGA-ReID for FastReID"
 release = version = sagareid.__version__

@@ -217,13 +217,18 @@ class Modules(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         package = importlib.import_module(self.arguments[0])
         text = [f".. automodule:: {package.__name__}", "   :no-members:", ""]
-        for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+        # the package itself has pages for its folders; a folder's page holds all that lies below it
+        walk = pkgutil.iter_modules if package is sagareid else pkgutil.walk_packages
+        for module in walk(package.__path__, f"{package.__name__}."):
             if not module.ispkg:
                 title = module.name.removeprefix(f"{sagareid.__name__}.")
                 text += [title, "-" * len(title), "", f".. automodule:: {module.name}", ""]
-            elif not self.env.doc2path(f"reference/api/{module.name.rpartition('.')[2]}", base=True).exists():
+            elif package is sagareid and not self._page(module.name).exists():
                 logger.warning("%s has no page in docs/reference/api", module.name, location=self.get_location())
         return self.parse_text_to_nodes("\n".join(text), allow_section_headings=True)
+
+    def _page(self, module: str) -> Path:
+        return Path(self.env.doc2path(f"reference/api/{module.rpartition('.')[2]}", base=True))
 
 
 def as_rest(app: Sphinx, what: str, name: str, obj: object, options: Any, lines: list[str]) -> None:

@@ -8,8 +8,8 @@ from __future__ import annotations
 import functools
 import json
 import zlib
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Iterable, Mapping
 
 import numpy as np
 import torch
@@ -127,7 +127,7 @@ def published_weight(key: str, shape: Iterable[int], made: Mapping[str, Tensor] 
         ids = template_ids()
         if clip_reid:
             ids = [49406, 320, 1125, 539, 320, *[343] * 4, 2533, 269, 49407, *[0] * 65]
-        rows = ids[: shape[-2]] if leaf == "token_prefix" else ids[-shape[-2]:]
+        rows = ids[: shape[-2]] if leaf == "token_prefix" else ids[-shape[-2] :]
         return embed(rows).reshape(shape)
     if leaf == "ctx_parts":
         return _phrase_slots(shape[1], shape[0])
@@ -136,7 +136,7 @@ def published_weight(key: str, shape: Iterable[int], made: Mapping[str, Tensor] 
     for prefix, clip in (("image_encoder.", "visual."), ("backbone.", "visual."), ("text_encoder.", "")):
         key = key.removeprefix("text_anchor.") if key.startswith("text_anchor.text_encoder.") else key
         if key.startswith(prefix):
-            clip_key = clip + key[len(prefix):]
+            clip_key = clip + key[len(prefix) :]
             if clip_key == "visual.positional_embedding":
                 return _resized_position_embedding(shape[0] - 1)
             return weight(clip_key, shape)

@@ -11,7 +11,9 @@ import pytest
 
 def test_imports_keep_the_arrows(repo):
     # a process of its own: the command disables the loggers of the process that calls it
-    command = "from importlinter.cli import lint_imports; raise SystemExit(lint_imports('pyproject.toml', no_cache=True))"
+    command = (
+        "from importlinter.cli import lint_imports; raise SystemExit(lint_imports('pyproject.toml', no_cache=True))"
+    )
     done = subprocess.run([sys.executable, "-c", command], cwd=repo, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 

@@ -69,7 +69,10 @@ def test_a_linear_layer_of_the_same_width_starts_as_the_identity():
 @pytest.mark.parametrize("embedding", [0, D])
 def test_clip_reids_own_losses_leave_the_feature_of_the_triplet_alone(embedding):
     """With TRAIN_PROJ three features have a triplet loss; the head's result is still that of the class token."""
-    model, x = head("CLSHead", "MODEL.HEADS.TRAIN_PROJ", True, "MODEL.HEADS.EMBEDDING_DIM", embedding).train(), features()
+    model, x = (
+        head("CLSHead", "MODEL.HEADS.TRAIN_PROJ", True, "MODEL.HEADS.EMBEDDING_DIM", embedding).train(),
+        features(),
+    )
     out = model(x, TARGETS)
     assert torch.equal(out["features"], x.cls) and {"loss_triplet_proj", "loss_triplet_layer"} <= set(out["losses"])
     torch.testing.assert_close(out["pred_class_logits"], model.classifier(model.bottleneck(x.cls)))

@@ -36,7 +36,9 @@ def test_every_case_is_compared_with_an_equal_computation(smoke):
 
 def test_the_file_holds_machine_peak_tower_bfloat16_and_loading(smoke):
     result = smoke[0]
-    assert {"cpu", "cores", "threads", "openmp", "bfloat16_instructions", "torch", "python", "device"} <= result["machine"].keys()
+    assert {"cpu", "cores", "threads", "openmp", "bfloat16_instructions", "torch", "python", "device"} <= result[
+        "machine"
+    ].keys()
     assert result["machine"]["threads"] == torch.get_num_threads()
     assert result["command"].startswith("python tools/benchmark.py --smoke") and len(result["date"]) == 10
     for peak in result["peak_gflops"].values():
@@ -55,7 +57,15 @@ def test_the_file_holds_machine_peak_tower_bfloat16_and_loading(smoke):
 
 def test_the_table_names_command_machine_date_and_targets(smoke):
     result, printed = smoke
-    for text in (result["command"], result["date"], result["machine"]["cpu"], "| prompts ", "met", "images/s", "bfloat16"):
+    for text in (
+        result["command"],
+        result["date"],
+        result["machine"]["cpu"],
+        "| prompts ",
+        "met",
+        "images/s",
+        "bfloat16",
+    ):
         assert text in printed
 
 

@@ -37,7 +37,9 @@ def test_block_at_row_equals_the_whole_block(row):
 def tower(token_layers, output="tokens"):
     torch.manual_seed(0)
     visual = towers.build_vision_tower(NAME, (32, 16), 8)
-    return clip_backbone.CLIPBackbone(visual=visual, token_layers=token_layers, output=output, num_cameras=3, sie_coe=2.0)
+    return clip_backbone.CLIPBackbone(
+        visual=visual, token_layers=token_layers, output=output, num_cameras=3, sie_coe=2.0
+    )
 
 
 @pytest.mark.parametrize("token_layers", [[4], [5], [2, 5], [1, 3]])
@@ -48,13 +50,19 @@ def test_tower_equals_its_blocks_in_a_row(token_layers):
     with torch.no_grad():
         x = visual.conv1(images).flatten(2).transpose(1, 2)
         x = torch.cat([visual.class_embedding.expand(3, 1, -1), x], 1) + visual.positional_embedding
-        x[:, 0] += 2.0 * torch.stack([backbone.camera_embedding[2], backbone.camera_embedding.mean(0), backbone.camera_embedding[0]])
+        x[:, 0] += 2.0 * torch.stack(
+            [backbone.camera_embedding[2], backbone.camera_embedding.mean(0), backbone.camera_embedding[0]]
+        )
         rows, x = [], visual.ln_pre(x)
         for block in visual.transformer.resblocks:
             rows.append(x := block(x))
         out = backbone(images, cameras)
-    torch.testing.assert_close(out.patches, torch.cat([rows[i - 1][:, 1:] for i in token_layers], 1), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(out.layer_cls, torch.stack([rows[i - 1][:, 0] for i in token_layers], 1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        out.patches, torch.cat([rows[i - 1][:, 1:] for i in token_layers], 1), rtol=1e-4, atol=1e-5
+    )
+    torch.testing.assert_close(
+        out.layer_cls, torch.stack([rows[i - 1][:, 0] for i in token_layers], 1), rtol=1e-4, atol=1e-5
+    )
     torch.testing.assert_close(out.cls, visual.ln_post(x)[:, 0], rtol=1e-4, atol=1e-5)
 
 
@@ -161,7 +169,9 @@ def test_other_calls_are_torchs():
 
 def test_quick_gelu_equals_open_clips():
     x = torch.linspace(-12, 12, 999, requires_grad=True)
-    results = [(y := f(x), torch.autograd.grad(y.sum(), x)[0]) for f in (QuickGELU(), open_clip.transformer.QuickGELU())]
+    results = [
+        (y := f(x), torch.autograd.grad(y.sum(), x)[0]) for f in (QuickGELU(), open_clip.transformer.QuickGELU())
+    ]
     for a, b in zip(*results):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 

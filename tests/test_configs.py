@@ -37,7 +37,7 @@ def test_plans(path):
     assert [r.name for r in runs][:4] == ["prompts", "backbone", "anchors_warmup", "anchors"]
     assert len({r.cfg.OUTPUT_DIR for r in runs}) == len(runs)
     for before, run in zip(runs, runs[1:]):
-        assert run.cfg.MODEL.WEIGHTS == str(before.final)
+        assert str(before.final) == run.cfg.MODEL.WEIGHTS
 
 
 def test_every_output_folder_is_its_own():

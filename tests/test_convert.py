@@ -397,7 +397,9 @@ class Hostile:
 
 def test_command_line(tmp_path, run_tool):
     def run(*argv: object) -> SimpleNamespace:
-        return SimpleNamespace(**dict(zip(("returncode", "stdout", "stderr"), run_tool("convert_checkpoint.py", *argv))))
+        return SimpleNamespace(
+            **dict(zip(("returncode", "stdout", "stderr"), run_tool("convert_checkpoint.py", *argv)))
+        )
 
     source = write(tmp_path / "published.pth", tiny(LAYOUTS["saga3 multi69"]))
     done = run(source, tmp_path / "sub" / "ours.pth")

@@ -117,7 +117,7 @@ def test_every_head_exports(head, format, tiny_clip, tmp_path):
         expected = export.FeatureModel(cfg, model)(images)
     torch.testing.assert_close(run(images)[0], expected, rtol=0, atol=1e-5)
     assert metadata["input_size"] == [48, 16] and metadata["width"] == expected.shape[1]
-    assert done.bytes == path.stat().st_size and 0 < done.parameters
+    assert done.bytes == path.stat().st_size and done.parameters > 0
 
 
 @pytest.mark.parametrize("format", export.FORMATS)

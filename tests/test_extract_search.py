@@ -158,7 +158,7 @@ WORKER = """
 import sys, time
 import sagareid, torch
 torch.set_num_threads(1)
-from sagareid.analysis import extract
+from sagareid.deploy import extract_folder as extract
 from sagareid.deploy.extractor import Extractor
 slow, (run, folder, output) = float(sys.argv[1]), sys.argv[2:]
 once = extract._Shards._extract

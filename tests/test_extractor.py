@@ -112,7 +112,7 @@ def test_attention_by_anchor(extractor, photos):
     features, maps = extractor(photos, attention=True, batch_size=4)
     assert torch.equal(features, extractor(photos, batch_size=4))
     assert maps.shape == (6, len(extractor.anchor_names), 6, 3) and maps.dtype == torch.float32
-    assert 0 <= maps.min() and maps.sum(1).max() <= 1 + 1e-5
+    assert maps.min() >= 0 and maps.sum(1).max() <= 1 + 1e-5
     assert extractor.anchor_names[0] == towers.anchor_phrases()[0]
 
 

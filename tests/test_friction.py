@@ -189,7 +189,9 @@ def _limited(command: list, limit: int, repo: Path, root: Path) -> subprocess.Co
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("tool, limit", [("export.py", 100_000), ("extract.py", 2_000), ("convert_checkpoint.py", 9_000)])
+@pytest.mark.parametrize(
+    "tool, limit", [("export.py", 100_000), ("extract.py", 2_000), ("convert_checkpoint.py", 9_000)]
+)
 def test_a_full_disk_leaves_the_old_file_and_no_new_one(tool, limit, commands, tmp_path, repo, tiny_root):
     words = words_of(commands, tool, tmp_path / "made")
     target = Path(words[-1])
@@ -228,7 +230,9 @@ def test_a_full_disk_in_torchs_own_words(tmp_path):
 
     def write(temporary: str) -> None:
         Path(temporary).write_bytes(b"half")
-        raise RuntimeError("[enforce fail at inline_container.cc:672] . PytorchStreamWriter failed writing file data/0: file write failed")
+        raise RuntimeError(
+            "[enforce fail at inline_container.cc:672] . PytorchStreamWriter failed writing file data/0: file write failed"
+        )
 
     with pytest.raises(OSError, match=r"cannot write .*model.pth \(No space left on device\).* make room"):
         files.write_atomically(file, write)

@@ -106,7 +106,9 @@ def test_a_killed_worker_ends_the_run_with_advice(during, train_net, repo, tmp_p
     assert train_net("--config-file", "configs/SAGA/quickstart.yml", "--stage", "prompts", *options) == 1
     assert time.monotonic() - begun < 60, "bounded"
     error = capfd.readouterr().err
-    assert re.search(r"error: DataLoader worker .*(killed by signal: Killed|exited unexpectedly).*DATALOADER.NUM_WORKERS \(0", error), error
+    assert re.search(
+        r"error: DataLoader worker .*(killed by signal: Killed|exited unexpectedly).*DATALOADER.NUM_WORKERS \(0", error
+    ), error
     assert multiprocessing.active_children() == []
 
 

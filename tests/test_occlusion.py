@@ -389,7 +389,9 @@ def test_resume_runs_nothing_twice(studied, call_tool, tiny_root, tmp_path, monk
     assert passes == ["3/5 mask 50%, query", "3/5 mask 50%, gallery"]  # and the gallery, which no cell keeps
     assert json.loads((folder / "study.json").read_text())["results"] == before["results"]
     passes.clear()
-    assert call_tool("occlusion_study.py", *argv, "--resume", "--seed", "1") == 0  # other occlusions; what hides nothing is kept
+    assert (
+        call_tool("occlusion_study.py", *argv, "--resume", "--seed", "1") == 0
+    )  # other occlusions; what hides nothing is kept
     assert sorted(p.split(",")[0] for p in passes if "query" in p) == [
         "2/5 mask 20%", "3/5 mask 50%", "4/5 distractor 20%", "5/5 distractor 50%",
     ]  # fmt: skip

@@ -83,7 +83,7 @@ def test_published_figures_of_every_stage(repo):
     }
     for leaf, figures in table.items():
         s = stage_config(repo, leaf).SOLVER
-        assert (s.MAX_EPOCH, s.OPT, s.BASE_LR, s.WEIGHT_DECAY) == figures, leaf
+        assert figures == (s.MAX_EPOCH, s.OPT, s.BASE_LR, s.WEIGHT_DECAY), leaf
         optimizer, _ = solver.build_optimizer(stage_config(repo, leaf), nn.Linear(2, 2))
         assert optimizer.defaults["betas"] == (0.9, 0.999) and optimizer.defaults["eps"] == 1e-8
 
@@ -188,6 +188,6 @@ def test_autocast_on_a_gpu(supported, expected, monkeypatch):
     ],
 )
 def test_instructions_of_a_cpu(text, found, monkeypatch):
-    monkeypatch.setattr(precision.Path, "is_file", lambda self: True)
-    monkeypatch.setattr(precision.Path, "read_text", lambda self: text)
+    monkeypatch.setattr(hardware.Path, "is_file", lambda self: True)
+    monkeypatch.setattr(hardware.Path, "read_text", lambda self: text)
     assert hardware.bfloat16_instructions() == found

@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Time steps and extraction against the same computation done the plain way, with random weights.
 
-    python tools/benchmark.py --size tiny
-    python tools/benchmark.py --size base --cases extraction bfloat16 loading --output base.json
+python tools/benchmark.py --size tiny
+python tools/benchmark.py --size base --cases extraction bfloat16 loading --output base.json
 """
 
 import shlex

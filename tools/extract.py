@@ -40,7 +40,9 @@ def main() -> None:
     with errors_in_one_line(args, after_interrupt="the same command goes on where this one stopped"):
         import_modules(args.modules)
         check_output(args.output, folder=not extract_folder.is_single_file(args.output))
-        extractor, sha256 = extract_folder.open_extractor(args.run, device=args.device, dtype=args.dtype, feature=args.feature)
+        extractor, sha256 = extract_folder.open_extractor(
+            args.run, device=args.device, dtype=args.dtype, feature=args.feature
+        )
         report = extract_folder.extract_folder(
             extractor,
             args.folder,

@@ -12,7 +12,7 @@ if "OMP_WAIT_POLICY" not in os.environ:
     os.environ["OMP_WAIT_POLICY"] = "passive"
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
-from . import compat  # noqa: E402
+from . import compat
 
 compat.install()  # before anything imports fastreid: the host does not import on current Python and PyTorch without it
 

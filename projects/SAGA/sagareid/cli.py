@@ -11,7 +11,7 @@ import sys
 import traceback
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, Optional, TypeVar
+from typing import Any, TypeVar
 
 from .errors import message_of
 
@@ -28,7 +28,7 @@ __all__ = [
 T = TypeVar("T")
 
 
-def tool_parser(description: Optional[str]) -> argparse.ArgumentParser:
+def tool_parser(description: str | None) -> argparse.ArgumentParser:
     """A parser that shows the tool's docstring as it stands, with --traceback."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_traceback_argument(parser)

@@ -6,7 +6,6 @@ B images, N patch tokens, D token width, E width of CLIP's joint space, (h, w) p
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Optional, Union
 
 import torch
 from torch import Tensor
@@ -30,11 +29,11 @@ class CLIPFeatures:
 
     patches: Tensor
     grid: tuple[int, int]
-    cls: Optional[Tensor] = None
-    proj: Optional[Tensor] = None
-    layer_cls: Optional[Tensor] = None
+    cls: Tensor | None = None
+    proj: Tensor | None = None
+    layer_cls: Tensor | None = None
     num_layers: int = 1
-    camids: Optional[Tensor] = None
+    camids: Tensor | None = None
 
     def __post_init__(self) -> None:
         expected = self.num_layers * self.grid[0] * self.grid[1]
@@ -44,7 +43,7 @@ class CLIPFeatures:
                 f"x grid {self.grid[0]}x{self.grid[1]}"
             )
 
-    def float(self) -> "CLIPFeatures":
+    def float(self) -> CLIPFeatures:
         """Every tensor in float32: heads and losses compute there, whatever autocast or a cache left."""
         as_float = {
             k: v.float() for k in ("patches", "cls", "proj", "layer_cls") if (v := getattr(self, k)) is not None
@@ -52,7 +51,7 @@ class CLIPFeatures:
         return replace(self, **as_float)
 
 
-def as_features(features: Union[CLIPFeatures, Tensor]) -> CLIPFeatures:
+def as_features(features: CLIPFeatures | Tensor) -> CLIPFeatures:
     """Accept any backbone: a (B, D, h, w) map becomes patch tokens without class token.
 
     Raises:

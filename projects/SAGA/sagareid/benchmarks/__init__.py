@@ -1,0 +1,1 @@
+"""How long our ways take beside the plain ones."""

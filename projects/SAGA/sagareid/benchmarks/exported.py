@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Optional
+from typing import Any
 
 import torch
 from tabulate import tabulate
@@ -66,8 +66,8 @@ def compare_ranking(
 
 def report(
     exported: Exported,
-    times: Optional[dict[int, dict[str, Any]]] = None,
-    ranking: Optional[dict[str, dict[str, float]]] = None,
+    times: dict[int, dict[str, Any]] | None = None,
+    ranking: dict[str, dict[str, float]] | None = None,
 ) -> str:
     """The figures as tables: size, parameters and difference; latency by batch size; ranking with both."""
     differences = ", ".join(f"{d:.1e} at batch {b}" for b, d in exported.difference.items())

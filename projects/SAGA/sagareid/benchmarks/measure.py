@@ -7,8 +7,9 @@ import resource
 import statistics
 import threading
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Callable, Optional, Sequence
+from typing import Any
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -32,7 +33,7 @@ def seconds(run: Callable[[], Any], device: str, repeats: int = 1) -> float:
     return (time.perf_counter() - start) / repeats
 
 
-def peak_memory(run: Callable[[], Any], device: str) -> Optional[float]:
+def peak_memory(run: Callable[[], Any], device: str) -> float | None:
     """MiB at the highest point while it runs: of the GPU, or resident in this process; None where the system cannot say."""
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats()

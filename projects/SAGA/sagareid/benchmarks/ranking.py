@@ -11,11 +11,11 @@ import multiprocessing
 import resource
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import Any, Optional, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,7 +47,7 @@ class RankingSize:
     gallery: int
 
     @classmethod
-    def parse(cls, text: str) -> "RankingSize":
+    def parse(cls, text: str) -> RankingSize:
         """
         Raises:
             ValueError: not two positive numbers with an x between them.
@@ -135,7 +135,7 @@ def _keep_rankings(found: list) -> None:
     rank.evaluate_rank, ours.rank_in_blocks = kept_host, kept_ours
 
 
-def _resident() -> Optional[float]:
+def _resident() -> float | None:
     statm = Path("/proc/self/statm")
     return int(statm.read_text().split()[1]) * resource.getpagesize() / 2**20 if statm.is_file() else None
 
@@ -264,5 +264,5 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _mib(sample: Optional[dict[str, Any]]) -> str:
+def _mib(sample: dict[str, Any] | None) -> str:
     return "-" if sample is None or sample["above_mib"] is None else f"{sample['above_mib']:.0f}"

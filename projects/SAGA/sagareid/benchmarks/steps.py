@@ -17,11 +17,12 @@ import os
 import resource
 import statistics
 import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import date
 from pathlib import Path
-from typing import Any, Callable, Iterator, Optional, Sequence
+from typing import Any
 
 import open_clip
 import torch
@@ -632,9 +633,9 @@ class Result:
     model: dict[str, Any]
     peak_gflops: dict[str, dict[str, float]] = field(default_factory=dict)
     cases: list[dict[str, Any]] = field(default_factory=list)
-    tower: Optional[dict[str, Any]] = None
-    bfloat16: Optional[dict[str, Any]] = None
-    loading: Optional[dict[str, Any]] = None
+    tower: dict[str, Any] | None = None
+    bfloat16: dict[str, Any] | None = None
+    loading: dict[str, Any] | None = None
     peak_memory_mib: float = 0.0
 
 
@@ -644,7 +645,7 @@ def run(
     name: str,
     configs: Path,
     cases: Sequence[str],
-    rounds: Optional[int],
+    rounds: int | None,
     device: str,
     command: str,
     done: Callable[[Result], None] = lambda result: None,

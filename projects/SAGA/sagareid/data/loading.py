@@ -11,8 +11,9 @@ import difflib
 import random
 import zlib
 from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Iterator, NamedTuple, Optional, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -304,7 +305,7 @@ def training_set(cfg, transform=None) -> ReIDDataset:
     return ReIDDataset(items, transform, relabel=True, cameras=cfg.MODEL.CLIP.CAMERAS)
 
 
-def build_train_loader(cfg, dataset: Optional[Dataset] = None) -> TrainLoader:
+def build_train_loader(cfg, dataset: Dataset | None = None) -> TrainLoader:
     """Infinite loader of the training set with FastReID's sampler, collator and keys.
 
     Args:
@@ -354,7 +355,7 @@ def _share_of_batches(images: int, size: int) -> list[range]:
     return batches[len(batches) * rank // processes : len(batches) * (rank + 1) // processes]
 
 
-def make_test_loader(cfg, test_set: Dataset, num_workers: Optional[int] = None) -> DeviceLoader:
+def make_test_loader(cfg, test_set: Dataset, num_workers: int | None = None) -> DeviceLoader:
     """FastReID's collator over a test set, on the model's device. num_workers: None for the config's."""
     host, _ = compat.build_test_loader(cfg, test_set=test_set, num_query=0, num_workers=num_workers)
     return DeviceLoader(

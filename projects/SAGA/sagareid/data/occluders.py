@@ -10,8 +10,8 @@ are paired. The level is the share of the person's *visible* pixels that the occ
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Sequence
 
 import numpy as np
 from PIL import Image
@@ -55,13 +55,13 @@ class Silhouette:
     whole: np.ndarray
 
     @classmethod
-    def box(cls, size: tuple[int, int]) -> "Silhouette":
+    def box(cls, size: tuple[int, int]) -> Silhouette:
         """The whole (height, width): a data set without masks."""
         everywhere = np.ones(size, bool)
         return cls(everywhere, everywhere)
 
     @classmethod
-    def from_labels(cls, labels: np.ndarray) -> "Silhouette":
+    def from_labels(cls, labels: np.ndarray) -> Silhouette:
         """Of a label mask; the box where no pixel shows the person."""
         visible = labels == 2
         return cls(visible, visible | (labels == 3)) if visible.any() else cls.box(labels.shape)
@@ -84,7 +84,7 @@ class Occluded:
     share: float
 
     @classmethod
-    def of(cls, pixels: np.ndarray, occluder: np.ndarray, visible: np.ndarray) -> "Occluded":
+    def of(cls, pixels: np.ndarray, occluder: np.ndarray, visible: np.ndarray) -> Occluded:
         """From (H, W, 3) uint8, the occluder and where the person was visible before it."""
         occluder = occluder.astype(np.float32)
         image = Image.fromarray(pixels)

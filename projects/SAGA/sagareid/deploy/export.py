@@ -21,7 +21,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -81,7 +81,7 @@ class Traced(nn.Module):
         super().__init__()
         self.module, self.attention = module, attention
 
-    def forward(self, images: Tensor, cameras: Optional[Tensor] = None):
+    def forward(self, images: Tensor, cameras: Tensor | None = None):
         return self.module(images, cameras, self.attention)
 
     def example(self, batch: int, seed: int = 0) -> tuple[Tensor, ...]:
@@ -106,7 +106,7 @@ def export(
     variant: str = "float32",
     feature: str = "auto",
     attention: bool = False,
-    source: Optional[dict[str, Any]] = None,
+    source: dict[str, Any] | None = None,
 ) -> Exported:
     """Write a model to `path`, after checking the very file against PyTorch at the batch sizes CHECKED_BATCHES.
 
@@ -276,7 +276,7 @@ def _size(dims: Sequence[int]) -> int:
     return count
 
 
-def load_exported(path: str | Path, format: Optional[str] = None) -> tuple[Run, dict[str, Any]]:
+def load_exported(path: str | Path, format: str | None = None) -> tuple[Run, dict[str, Any]]:
     """An exported file as a function from (images[, cameras]) to its outputs, and its metadata.
 
     Args:

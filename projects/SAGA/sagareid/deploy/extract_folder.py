@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -193,7 +193,7 @@ class _Shards:
                 path.unlink(missing_ok=True)
             write_json(manifest, self.about | {"key": self.key, "images": len(self.files), "shards": self.count})
 
-    def metadata(self, index: int) -> Optional[dict[str, Any]]:
+    def metadata(self, index: int) -> dict[str, Any] | None:
         """What a shard says of itself; None where there is none that is whole and of this work."""
         try:
             found = json.loads(pq.read_schema(self.path(index)).metadata[b"sagareid"])
@@ -263,7 +263,7 @@ def _table(paths: list[str], features: np.ndarray, about: dict[str, Any]) -> pa.
     return pa.Table.from_arrays([pa.array(paths, pa.string()), column], schema=schema)
 
 
-def _key_of(output: Path) -> Optional[str]:
+def _key_of(output: Path) -> str | None:
     """The key of a joined file; None where it has none."""
     try:
         if output.suffix == ".parquet":

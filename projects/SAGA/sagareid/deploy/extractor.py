@@ -10,7 +10,7 @@ import os
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Optional, Union, overload
+from typing import Any, Literal, NamedTuple, Union, overload
 
 import numpy as np
 import torch
@@ -49,7 +49,7 @@ class Batch(NamedTuple):
     """
 
     features: Tensor
-    attention: Optional[Tensor]
+    attention: Tensor | None
     indices: list[int]
     unreadable: dict[int, str]
 
@@ -83,7 +83,7 @@ class Extractor:
     @classmethod
     def from_checkpoint(
         cls, path: str | os.PathLike, *, device: str = "auto", dtype: str = "auto", feature: str = "auto"
-    ) -> "Extractor":
+    ) -> Extractor:
         """An extractor from a checkpoint alone: no CLIP weights, no text tower, no training data.
 
         Args:
@@ -131,7 +131,7 @@ class Extractor:
         images: Sequence[ImageLike] | Tensor,
         *,
         batch_size: int = ...,
-        cameras: Optional[Sequence[Optional[str]]] = ...,
+        cameras: Sequence[str | None] | None = ...,
         attention: Literal[False] = ...,
         num_workers: int = ...,
         progress: bool = ...,
@@ -143,7 +143,7 @@ class Extractor:
         images: Sequence[ImageLike] | Tensor,
         *,
         batch_size: int = ...,
-        cameras: Optional[Sequence[Optional[str]]] = ...,
+        cameras: Sequence[str | None] | None = ...,
         attention: Literal[True],
         num_workers: int = ...,
         progress: bool = ...,
@@ -194,7 +194,7 @@ class Extractor:
         images: Sequence[ImageLike] | Tensor,
         *,
         batch_size: int = 64,
-        cameras: Optional[Sequence[Optional[str]]] = None,
+        cameras: Sequence[str | None] | None = None,
         attention: bool = False,
         num_workers: int = 0,
     ) -> Iterator[Batch]:
@@ -224,7 +224,7 @@ class Extractor:
             yield Batch(features, maps, [start + i for i in readable], unreadable)
             start += len(samples)
 
-    def _forward(self, pixels: Tensor, cameras: Tensor, attention: bool) -> tuple[Tensor, Optional[Tensor]]:
+    def _forward(self, pixels: Tensor, cameras: Tensor, attention: bool) -> tuple[Tensor, Tensor | None]:
         half = (
             torch.autocast(self.device.type, DTYPES[self.dtype])
             if self.dtype != "float32"
@@ -256,7 +256,7 @@ def _checked(images: Any) -> Sequence[ImageLike]:
 class _Images(Dataset):
     """Images prepared for the model; for a file that cannot be read, the reason in its place."""
 
-    def __init__(self, images: Sequence[ImageLike], prepare: "_Prepare"):
+    def __init__(self, images: Sequence[ImageLike], prepare: _Prepare):
         self.images, self.prepare = images, prepare
 
     def __len__(self) -> int:
@@ -302,8 +302,8 @@ class _Prepare:
         if not image.is_floating_point():
             raise ValueError(f"image {index} is a tensor of {image.dtype}; expected uint8 or floating, in 0..255")
         low, high = float(image.min()), float(image.max())
-        if not (low >= 0 and 1 < high <= 255 or low == high == 0):
-            hint = ": multiply by 255" if 0 <= low and high <= 1 else ": undo the normalisation, the model does its own"
+        if not ((low >= 0 and 1 < high <= 255) or low == high == 0):
+            hint = ": multiply by 255" if low >= 0 and high <= 1 else ": undo the normalisation, the model does its own"
             raise ValueError(f"image {index} has values {low:.3g} to {high:.3g}; expected RGB in 0..255{hint}")
         image = image.float()
         if tuple(image.shape[1:]) != self._size:

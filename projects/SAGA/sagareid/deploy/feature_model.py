@@ -5,7 +5,7 @@ B images, (H, W) their size, F feature width, K text anchors, (h, w) patch grid.
 
 from __future__ import annotations
 
-from typing import Any, Optional
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -63,7 +63,7 @@ class FeatureModel(nn.Module):
         return self.model.heads.anchor_names if isinstance(self.model.heads, SAGAHead) else []
 
     def forward(
-        self, images: Tensor, cameras: Optional[Tensor] = None, attention: bool = False
+        self, images: Tensor, cameras: Tensor | None = None, attention: bool = False
     ) -> Tensor | tuple[Tensor, Tensor]:
         """
         Args:
@@ -88,15 +88,15 @@ class FeatureModel(nn.Module):
         unit = l2(row_features(self.row, raw.float(), self.layout, self.cfg.TEST.FUSION))
         return (unit, maps.float()) if attention else unit
 
-    def _batch(self, images: Tensor, cameras: Optional[Tensor]) -> dict[str, Tensor]:
+    def _batch(self, images: Tensor, cameras: Tensor | None) -> dict[str, Tensor]:
         # a copy: FastReID's own Baseline normalises in place
         return {"images": images.clone()} | ({} if cameras is None else {"cameras": cameras})
 
-    def _raw(self, images: Tensor, cameras: Optional[Tensor]) -> Tensor:
+    def _raw(self, images: Tensor, cameras: Tensor | None) -> Tensor:
         """(B, sum of the layout's widths)."""
         return self.model(self._batch(images, cameras)).flatten(1)
 
-    def _raw_and_maps(self, images: Tensor, cameras: Optional[Tensor]) -> tuple[Tensor, Tensor]:
+    def _raw_and_maps(self, images: Tensor, cameras: Tensor | None) -> tuple[Tensor, Tensor]:
         """`_raw`, and (B, K, h, w)."""
         head = self.model.heads
         if not isinstance(head, SAGAHead) or not hasattr(self.model, "extract"):

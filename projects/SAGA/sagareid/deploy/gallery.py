@@ -18,7 +18,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import faiss
 import numpy as np
@@ -115,7 +115,7 @@ class FeatureSet:
             raise FileNotFoundError(f"no Parquet file in {self.path}; make them with tools/extract.py")
         return files
 
-    def batches(self, size: Optional[int] = None) -> Iterator[tuple[list[str], np.ndarray]]:
+    def batches(self, size: int | None = None) -> Iterator[tuple[list[str], np.ndarray]]:
         """(paths, (m, F) float32 rows of unit length), m up to `size`, in a fixed order; None: as BATCH_BYTES holds."""
         size = size or max(1, BATCH_BYTES // (4 * self.width))
         if self._arrays is not None:
@@ -184,7 +184,7 @@ class Index:
         self.vectors, self.paths, self.about = vectors, paths, about
 
     @classmethod
-    def load(cls, folder: str | Path) -> "Index":
+    def load(cls, folder: str | Path) -> Index:
         """
         Raises:
             FileNotFoundError: no index there. ValueError: a damaged one.
@@ -234,7 +234,7 @@ class Index:
                     f"{what} is of {name} {other[:12]}, the index of {own[:12]}: similarities between them mean nothing"
                 )
 
-    def search(self, queries: np.ndarray, k: int, effort: Optional[int] = None) -> tuple[np.ndarray, np.ndarray]:
+    def search(self, queries: np.ndarray, k: int, effort: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """
         Args:
             queries: (q, F) rows of unit length.
@@ -254,7 +254,7 @@ class Index:
         return self.vectors.search(np.ascontiguousarray(queries, np.float32), k, params=parameters)
 
     def matches(
-        self, names: Sequence[str], queries: np.ndarray, k: int, effort: Optional[int] = None
+        self, names: Sequence[str], queries: np.ndarray, k: int, effort: int | None = None
     ) -> list[list[Match]]:
         """The ranked list of each query, with paths."""
         similarity, rows = self.search(queries, k, effort)
@@ -410,7 +410,7 @@ def _append(vectors: Any, features: FeatureSet) -> pa.ChunkedArray:
 
 
 def recall(
-    index: Index, features: FeatureSet, *, k: int = 10, sample: int = SAMPLE, effort: Optional[int] = None
+    index: Index, features: FeatureSet, *, k: int = 10, sample: int = SAMPLE, effort: int | None = None
 ) -> float:
     """Share of the exact k nearest that the index finds, over a seeded sample of the gallery; each is left out of its own.
 
@@ -463,7 +463,7 @@ def feature_queries(index: Index, features: FeatureSet) -> tuple[list[str], np.n
     return [str(Path(features.folder, name)) for name in names], rows
 
 
-def describe(index: Index, features: Optional[FeatureSet] = None) -> str:
+def describe(index: Index, features: FeatureSet | None = None) -> str:
     """The index in a line; with its gallery's features, the recall of an approximate one in a second."""
     a = index.about
     line = f"{a.kind}, {a.count} vectors of {a.width}, {a.bytes_per_vector:.0f} bytes each, {a.count * a.bytes_per_vector / 2**20:.1f} MiB"

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 import random
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Mapping, Optional, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -101,7 +102,7 @@ class RunCheckpointer(Checkpointer):
             obj.load_state_dict(checkpoint[key])
         return checkpoint
 
-    def start_from(self, path: str, new_weights: Sequence[str]) -> Optional[set[str]]:
+    def start_from(self, path: str, new_weights: Sequence[str]) -> set[str] | None:
         """Load the weights a run starts from. Returns the names that start afresh; None where `path` is empty."""
         if not path:
             return None

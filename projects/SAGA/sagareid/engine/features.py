@@ -5,8 +5,9 @@ n images, F feature width, N patches in a (h, w) grid.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Iterable, Mapping, Optional, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,7 +39,7 @@ class Extraction:
     """
 
     features: Tensor
-    weights: Optional[Tensor] = None
+    weights: Tensor | None = None
     on: dict[str, np.ndarray] = field(default_factory=dict)
 
 
@@ -54,7 +55,7 @@ class Labels:
     pids: np.ndarray
     camids: np.ndarray
     paths: list[str]
-    share: Optional[np.ndarray] = None
+    share: np.ndarray | None = None
     area: dict[str, np.ndarray] = field(default_factory=dict)
 
 
@@ -76,7 +77,7 @@ def extract(
     models: Sequence[tuple[Any, nn.Module]],
     loader: Iterable[dict[str, Any]],
     *,
-    views: Optional[Sequence[int]] = None,
+    views: Sequence[int] | None = None,
     weights: bool = False,
     description: str = "images",
 ) -> tuple[list[Extraction], Labels]:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, NamedTuple, Optional
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -283,10 +283,10 @@ class _Member:
         self.process = context.Process(target=_process, args=(place, *rest, surroundings, theirs), daemon=False)
         self.process.start()
         theirs.close()
-        self._report: Optional[_Report] = None
+        self._report: _Report | None = None
 
     @property
-    def report(self) -> Optional[_Report]:
+    def report(self) -> _Report | None:
         try:
             if self._report is None and self.pipe.poll():
                 self._report = self.pipe.recv()

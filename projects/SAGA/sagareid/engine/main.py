@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Optional, Sequence
+from collections.abc import Sequence
 
 from fastreid.engine import default_argument_parser
 from fastreid.utils import comm
@@ -44,7 +44,7 @@ def argument_parser():
     return parser
 
 
-def main(argv: Optional[Sequence[str]] = None) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Parse, plan, launch; an error ends in one message and exit code 1, Ctrl-C in 130."""
     args = argument_parser().parse_args(argv)
     with errors_in_one_line(args, after_interrupt="the same command with --resume goes on from the last whole epoch"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import Any, Optional
+from typing import Any
 
 import torch
 
@@ -16,7 +16,7 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 
-def autocast_dtype(cfg: Any) -> Optional[torch.dtype]:
+def autocast_dtype(cfg: Any) -> torch.dtype | None:
     """The type that SOLVER.AMP asks for; None for float32.
 
     "auto" is bfloat16 where the device has it; else float16 on a GPU, and float32 on a CPU.

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
-from typing import Callable, Sequence
 
 import torch
 from torch import nn

@@ -7,10 +7,11 @@ import json
 import logging
 import shutil
 import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Iterator, Optional, Sequence
+from typing import Any
 
 import torch
 import yaml
@@ -68,7 +69,7 @@ class Run:
     def final(self) -> Path:
         return self.folder / f"{CheckpointHook.FINAL}.pth"
 
-    def result(self) -> Optional[dict]:
+    def result(self) -> dict | None:
         """What `run_all` wrote when the stage ended; None before."""
         file = self.folder / RESULT
         return json.loads(file.read_text()) if file.is_file() and self.final.is_file() else None
@@ -121,7 +122,7 @@ def _folder_of_stages(config_file: str | Path) -> Path:
     return _folder_of_stages(config_file.parent / Path(base).expanduser())
 
 
-def plan(config_file: str | Path, opts: Sequence[str] = (), stage: Optional[str] = None) -> list[Run]:
+def plan(config_file: str | Path, opts: Sequence[str] = (), stage: str | None = None) -> list[Run]:
     """The runs of a config, in order: the config, then the stage's file and OPTS, then `opts`.
 
     Args:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import time
 from collections import OrderedDict
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Mapping, Optional
+from typing import Any
 
 import torch
 from torch import nn
@@ -49,7 +50,7 @@ logger = logging.getLogger(__name__)
 class StepTrainer(SimpleTrainer):
     """One step, in float32 or under autocast: bfloat16 on CPU or GPU; float16 on a GPU with a gradient scaler."""
 
-    def __init__(self, model, data_loader, optimizer, param_wrapper, autocast: Optional[torch.dtype]):
+    def __init__(self, model, data_loader, optimizer, param_wrapper, autocast: torch.dtype | None):
         """autocast: None for float32."""
         super().__init__(model, data_loader, optimizer, param_wrapper)
         self.device_type = next(model.parameters()).device.type
@@ -107,7 +108,10 @@ class SAGATrainer(DefaultTrainer):
         if comm.is_main_process():  # again, with what was counted: identities and cameras
             write_text(Path(self.cfg.OUTPUT_DIR, "config.yaml"), self.cfg.dump())
         dtype = autocast_dtype(cfg)
-        logger.info("steps compute in %s", "float32" if dtype is None else f"{dtype} where autocast has it".removeprefix("torch."))
+        logger.info(
+            "steps compute in %s",
+            "float32" if dtype is None else f"{dtype} where autocast has it".removeprefix("torch."),
+        )
         self._trainer = StepTrainer(self.model, self.data_loader, self.optimizer, self._trainer.param_wrapper, dtype)
         extra = {"grad_scaler": self.grad_scaler} if self.grad_scaler else {}
         self.checkpointer = RunCheckpointer(
@@ -119,7 +123,7 @@ class SAGATrainer(DefaultTrainer):
             **self.scheduler,
             **extra,
         )
-        self._random_state: Optional[dict] = None
+        self._random_state: dict | None = None
 
     # ---- build overrides -------------------------------------------------------------------------------------------
 

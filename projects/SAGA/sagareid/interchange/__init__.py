@@ -1,0 +1,1 @@
+"""Published and foreign checkpoints, in and out."""

@@ -21,9 +21,9 @@ from __future__ import annotations
 import re
 import zlib
 from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Iterable, Mapping, Optional, Sequence
 
 import open_clip
 import torch
@@ -84,7 +84,7 @@ class Conversion:
     model: dict[str, Tensor]
     published: dict = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    made_for: Optional[tuple[tuple[int, int], int]] = None
+    made_for: tuple[tuple[int, int], int] | None = None
 
 
 # ---- layouts ---------------------------------------------------------------------------------------------------------
@@ -112,7 +112,7 @@ class _Structure:
 class _Plan:
     """Published keys and where they go: to a key of ours, or None for what is only kept. A copy repeats another key."""
 
-    pairs: dict[str, Optional[str]]
+    pairs: dict[str, str | None]
     copies: dict[str, str] = field(default_factory=dict)
     optional: frozenset[str] = frozenset()
 
@@ -126,7 +126,7 @@ _ATTENTION = ("in_proj_weight", "in_proj_bias", "out_proj.weight", "out_proj.bia
 _BATCH_NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 
 
-def _rename(names: Iterable[str], published: str, ours: Optional[str]) -> dict[str, Optional[str]]:
+def _rename(names: Iterable[str], published: str, ours: str | None) -> dict[str, str | None]:
     return {published + name: None if ours is None else ours + name for name in names}
 
 
@@ -237,7 +237,7 @@ _BLOCK = r"transformer\.resblocks\.(\d+)\."
 
 
 def _domain_kind(keys: Iterable[str], prefix: str, camera: str) -> str:
-    """"camera", "clip" or "content" by the names of the domain anchors' tensors; "" for none."""
+    """ "camera", "clip" or "content" by the names of the domain anchors' tensors; "" for none."""
     own = {k.removeprefix(prefix) for k in keys if k.startswith(prefix)}
     if not own:
         return ""
@@ -338,7 +338,7 @@ def _recognise(state: Mapping[str, Tensor], head: str) -> tuple[_Structure, _Pla
 
 def _text_encoder(state: Mapping[str, Tensor], prefix: str) -> TextEncoder:
     """CLIP's text transformer with the weights under `prefix`: heads of 64, QuickGELU, as OpenAI's."""
-    own = {k[len(prefix):]: v.float() for k, v in state.items() if k.startswith(prefix)}
+    own = {k[len(prefix) :]: v.float() for k, v in state.items() if k.startswith(prefix)}
     width = own["ln_final.weight"].shape[0]
     clip = open_clip.CLIP(
         embed_dim=own["text_projection"].shape[1],
@@ -366,7 +366,7 @@ def _text_encoder(state: Mapping[str, Tensor], prefix: str) -> TextEncoder:
 def _text_features(state: Mapping[str, Tensor], layout: str, block: int = 256) -> Tensor:
     """(C, E) text features of the identity prompts of a published file."""
     encoder = _text_encoder(state, "text_encoder.")
-    learner = {k[len("prompt_learner."):]: v.float() for k, v in state.items() if k.startswith("prompt_learner.")}
+    learner = {k[len("prompt_learner.") :]: v.float() for k, v in state.items() if k.startswith("prompt_learner.")}
     if layout == "clip_reid":
         context, end = learner["cls_ctx"], _CLIP_REID_END
     else:
@@ -384,7 +384,7 @@ def _text_features(state: Mapping[str, Tensor], layout: str, block: int = 256) -
 
 def _anchors(model: Mapping[str, Tensor]) -> Tensor:
     """(K, D) text anchors of a model of ours."""
-    own = {k[len("heads.text_anchors."):]: v for k, v in model.items() if k.startswith("heads.text_anchors.")}
+    own = {k[len("heads.text_anchors.") :]: v for k, v in model.items() if k.startswith("heads.text_anchors.")}
     width = own["template.prefix"].shape[1]
     template = torch.cat([own["template.prefix"], torch.zeros(CONTEXT_SLOTS, width), own["template.suffix"]])
     anchors = TextAnchors(
@@ -412,7 +412,7 @@ def _digest(state: Mapping[str, Tensor]) -> int:
 
 
 def from_published(
-    state: Mapping[str, Tensor], *, head: Optional[str] = None, carried: Optional[Mapping] = None
+    state: Mapping[str, Tensor], *, head: str | None = None, carried: Mapping | None = None
 ) -> Conversion:
     """A published state dict as a checkpoint of ours.
 
@@ -427,7 +427,7 @@ def from_published(
             tensor that differ, or sizes that disagree.
     """
     if state and all(k.startswith("module.") for k in state):
-        state = {k[len("module."):]: v for k, v in state.items()}
+        state = {k[len("module.") :]: v for k, v in state.items()}
     carried = carried or {}
     head = head or carried.get("head") or "cls"
     if head not in HEADS:
@@ -507,8 +507,8 @@ def _derive(result: Conversion, state: Mapping[str, Tensor], carried: Mapping) -
 
 
 def to_published(
-    model: Mapping[str, Tensor], published: Optional[Mapping] = None
-) -> tuple["OrderedDict[str, Tensor]", list[str]]:
+    model: Mapping[str, Tensor], published: Mapping | None = None
+) -> tuple[OrderedDict[str, Tensor], list[str]]:
     """A state dict of ours in the published layout of its stage, and what a user should know about it.
 
     Tensors that ours does not hold come from `published`. Where there are none, they are zeros (batch norms at their
@@ -656,7 +656,7 @@ class _StandIn:
 _POSITION = "backbone.visual.positional_embedding"
 
 
-def _source(result: Conversion) -> Optional[tuple[tuple[int, int], int]]:
+def _source(result: Conversion) -> tuple[tuple[int, int], int] | None:
     """((H, W), stride) that the position embedding was most likely made for, from its rows; None if nothing fits."""
     if result.made_for:
         return result.made_for
@@ -674,10 +674,10 @@ def _source(result: Conversion) -> Optional[tuple[tuple[int, int], int]]:
 def resize(
     result: Conversion,
     *,
-    size: Optional[Sequence[int]] = None,
-    stride: Optional[int] = None,
-    from_size: Optional[Sequence[int]] = None,
-    from_stride: Optional[int] = None,
+    size: Sequence[int] | None = None,
+    stride: int | None = None,
+    from_size: Sequence[int] | None = None,
+    from_stride: int | None = None,
 ) -> None:
     """Fit a checkpoint of ours to another input size or patch stride, in place.
 
@@ -726,7 +726,7 @@ def resize(
 # ---- files -----------------------------------------------------------------------------------------------------------
 
 
-def read_checkpoint(path: str | Path, *, head: Optional[str] = None) -> Conversion:
+def read_checkpoint(path: str | Path, *, head: str | None = None) -> Conversion:
     """Any checkpoint known here, as ours.
 
     Raises:
@@ -742,7 +742,7 @@ def read_checkpoint(path: str | Path, *, head: Optional[str] = None) -> Conversi
     return from_published(state, head=head, carried=_carried(path, state))
 
 
-def _carried(path: str | Path, state: Mapping[str, Tensor]) -> Optional[Mapping]:
+def _carried(path: str | Path, state: Mapping[str, Tensor]) -> Mapping | None:
     if not any(k.startswith(("image_encoder.", "backbone.")) for k in state):
         return None  # a CLIP file, which may be a TorchScript archive
     try:
@@ -755,8 +755,8 @@ def convert_file(
     source: str | Path,
     target: str | Path,
     *,
-    to: Optional[str] = None,
-    head: Optional[str] = None,
+    to: str | None = None,
+    head: str | None = None,
     **sizes,
 ) -> tuple[Conversion, str, int]:
     """Read, recognise, convert and write a checkpoint.
@@ -787,7 +787,7 @@ def convert_file(
 def describe(result: Conversion) -> str:
     """What a file was recognised as, in one line."""
     kept = len(result.published.get("tensors", ()))
-    beside = f", {kept} more kept under \"published\"" if kept else ""
+    beside = f', {kept} more kept under "published"' if kept else ""
     return f"{result.layout} ({_TITLES[result.layout]}); {len(result.model)} tensors for the model{beside}"
 
 

@@ -7,7 +7,7 @@ No FastReID and no config in here: numbers and tensors in, tensors out.
 from __future__ import annotations
 
 import copy
-from typing import Callable, Optional, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -157,7 +157,7 @@ class CameraDomainAnchors(nn.Module):
         nn.init.normal_(self.camera.weight, std=0.02)
         self.generator = _two_layer_generator(2 * embed_dim, embed_dim, num_anchors * embed_dim)
 
-    def forward(self, patches: Tensor, *, camids: Optional[Tensor] = None, **unused) -> Tensor:
+    def forward(self, patches: Tensor, *, camids: Tensor | None = None, **unused) -> Tensor:
         """
         Args:
             patches: (B, N, D).
@@ -247,7 +247,7 @@ class RefinementLayer(nn.Module):
         self.ff[0].load_state_dict(block.mlp.c_fc.state_dict())
         self.ff[3].load_state_dict(block.mlp.c_proj.state_dict())
 
-    def forward(self, patches: Tensor, anchors: Tensor, own: Optional[Tensor] = None) -> tuple[Tensor, Tensor]:
+    def forward(self, patches: Tensor, anchors: Tensor, own: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """
         Args:
             patches: (B, N, D).
@@ -261,7 +261,7 @@ class RefinementLayer(nn.Module):
         patches, attention = self.attend(patches, anchors, own)
         return patches + self.ff(self.norm_ff(patches)), attention
 
-    def attend(self, patches: Tensor, anchors: Tensor, own: Optional[Tensor] = None) -> tuple[Tensor, Tensor]:
+    def attend(self, patches: Tensor, anchors: Tensor, own: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The cross-attention alone: patches (B, N, D) with what they read added, and attention; as of `forward`.
 
         Two orders of the same products. With many anchors, queries and outputs are projected patch by patch. With fewer
@@ -279,7 +279,7 @@ class RefinementLayer(nn.Module):
         frozen tower's) the normed ones need no gradient."""
         return F.layer_norm(patches, patches.shape[2:], eps=self.norm_q.eps)
 
-    def _attend_by_patch(self, patches: Tensor, anchors: Tensor, own: Optional[Tensor]) -> tuple[Tensor, Tensor]:
+    def _attend_by_patch(self, patches: Tensor, anchors: Tensor, own: Tensor | None) -> tuple[Tensor, Tensor]:
         d, h = self.attn.embed_dim, self.num_heads
         weight, bias = self.attn.in_proj_weight[:d], self.attn.in_proj_bias[:d]
         query = F.linear(self._normed(patches), weight * self.norm_q.weight, bias + weight @ self.norm_q.bias)
@@ -293,7 +293,7 @@ class RefinementLayer(nn.Module):
         attended = (weights.transpose(2, 3) @ values).transpose(1, 2).flatten(2)
         return patches + self.attn.out_proj(attended), weights.mean(1).transpose(1, 2)
 
-    def _attend_by_anchor(self, patches: Tensor, anchors: Tensor, own: Optional[Tensor]) -> tuple[Tensor, Tensor]:
+    def _attend_by_anchor(self, patches: Tensor, anchors: Tensor, own: Tensor | None) -> tuple[Tensor, Tensor]:
         rows = self._normed(patches)
         sets = [self._absorbed(x) for x in (anchors, own) if x is not None]
         scores = [
@@ -322,7 +322,9 @@ class RefinementLayer(nn.Module):
         keys, values = self._keys_values(anchors)
         # einsum takes the anchors of all images through a head at once; a broadcast product copies the head for each image
         scorer = torch.einsum("...hjc,hcd->...hjd", keys, self.attn.in_proj_weight[:d].unflatten(0, (h, -1)))
-        offset = scorer @ self.norm_q.bias + torch.einsum("...hjc,hc->...hj", keys, self.attn.in_proj_bias[:d].view(h, -1))
+        offset = scorer @ self.norm_q.bias + torch.einsum(
+            "...hjc,hc->...hj", keys, self.attn.in_proj_bias[:d].view(h, -1)
+        )
         value = torch.einsum("...hjc,dhc->...hjd", values, self.attn.out_proj.weight.unflatten(1, (h, -1)))
         scorer = scorer * self.norm_q.weight
         return scorer.flatten(-3, -2), offset.flatten(-2).unsqueeze(-2), value.flatten(-3, -2)
@@ -359,12 +361,12 @@ class SemanticRefinement(nn.Module):
         for layer in self.layers:
             layer.initialize(block)
 
-    def forward(self, patches: Tensor, anchors: Tensor, own: Optional[Tensor] = None) -> tuple[Tensor, Tensor]:
+    def forward(self, patches: Tensor, anchors: Tensor, own: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(B, N, D) and anchors as of `RefinementLayer` to refined (B, N, D) and the last layer's attention (B, N, K+M)."""
         return self._in_groups(self._refine, patches, anchors, own)
 
     def pooled(
-        self, patches: Tensor, anchors: Tensor, own: Optional[Tensor], weigh: Callable[[Tensor], Tensor]
+        self, patches: Tensor, anchors: Tensor, own: Tensor | None, weigh: Callable[[Tensor], Tensor]
     ) -> tuple[Tensor, Tensor]:
         """`forward`, then pooling, in evaluation: the refined patches themselves are never made.
 
@@ -377,7 +379,7 @@ class SemanticRefinement(nn.Module):
         if self.training:
             raise RuntimeError("pooled() leaves out the last dropout, so it is for evaluation: call eval() first")
 
-        def refine_and_pool(patches: Tensor, anchors: Tensor, own: Optional[Tensor]) -> tuple[Tensor, Tensor]:
+        def refine_and_pool(patches: Tensor, anchors: Tensor, own: Tensor | None) -> tuple[Tensor, Tensor]:
             for layer in self.layers[:-1]:
                 patches, _ = layer(patches, anchors, own)
             patches, attention = self.layers[-1].attend(patches, anchors, own)
@@ -385,19 +387,19 @@ class SemanticRefinement(nn.Module):
 
         return self._in_groups(refine_and_pool, patches, anchors, own)
 
-    def _refine(self, patches: Tensor, anchors: Tensor, own: Optional[Tensor]) -> tuple[Tensor, Tensor]:
+    def _refine(self, patches: Tensor, anchors: Tensor, own: Tensor | None) -> tuple[Tensor, Tensor]:
         for layer in self.layers:
             patches, attention = layer(patches, anchors, own)
         return patches, attention
 
     @staticmethod
     def _in_groups(
-        function: Callable, patches: Tensor, anchors: Tensor, own: Optional[Tensor]
+        function: Callable, patches: Tensor, anchors: Tensor, own: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """`function` on as many images at once as suits the device."""
         each, shared = (None, anchors) if anchors.dim() == 2 else (anchors, None)
 
-        def of_group(patches: Tensor, each: Optional[Tensor], own: Optional[Tensor]) -> tuple[Tensor, Tensor]:
+        def of_group(patches: Tensor, each: Tensor | None, own: Tensor | None) -> tuple[Tensor, Tensor]:
             return function(patches, shared if each is None else each, own)
 
         return in_groups(of_group, patches.shape[1], patches, each, own)

@@ -6,8 +6,6 @@ pooled feature, S stripes, C identities.
 
 from __future__ import annotations
 
-from typing import Optional
-
 import open_clip
 import torch
 import torch.nn.functional as F
@@ -55,9 +53,9 @@ class CLSHead(nn.Module):
         num_classes: int,
         neck_feat: str,
         embedding_dim: int = 0,
-        i2t: Optional[dict] = None,
-        train_proj: Optional[dict] = None,
-        context_shape: Optional[tuple[int, int]] = None,
+        i2t: dict | None = None,
+        train_proj: dict | None = None,
+        context_shape: tuple[int, int] | None = None,
     ):
         """
         Args:
@@ -113,7 +111,7 @@ class CLSHead(nn.Module):
         own = {"refined": self.embedding_dim} if self.embedding_dim else {}
         return own | {"cls": self.feat_dim, "proj": self.embed_dim}
 
-    def forward(self, features: CLIPFeatures, targets: Optional[Tensor] = None):
+    def forward(self, features: CLIPFeatures, targets: Tensor | None = None):
         """Training: `head_outputs`. Evaluation: (B, F+D+E) raw embedding (if any), class token and its projection."""
         if not isinstance(features, CLIPFeatures) or features.cls is None or features.proj is None:
             raise TypeError(

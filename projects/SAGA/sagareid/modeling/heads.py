@@ -5,8 +5,6 @@ B images, D feature width, C identities.
 
 from __future__ import annotations
 
-from typing import Optional
-
 import torch
 from torch import Tensor, nn
 
@@ -60,14 +58,14 @@ def embedding_layer(width: int, embedding_dim: int) -> nn.Module:
     return layer
 
 
-def clip_parts(cfg) -> Optional[tuple[int, int]]:
+def clip_parts(cfg) -> tuple[int, int] | None:
     """(D, E) of the class token and its projection where the backbone gives them; None for a map of any backbone."""
     if cfg.MODEL.BACKBONE.NAME != "build_clip_vit_backbone" or cfg.MODEL.BACKBONE.OUTPUT != "tokens":
         return None
     return cfg.MODEL.BACKBONE.FEAT_DIM, towers.clip_dims(cfg.MODEL.CLIP.NAME).embed_dim
 
 
-def head_outputs(logits: Tensor, features: Tensor, losses: Optional[dict[str, Tensor]] = None) -> dict:
+def head_outputs(logits: Tensor, features: Tensor, losses: dict[str, Tensor] | None = None) -> dict:
     """A head's training result: the keys that FastReID's `Baseline.losses` reads, and ours.
 
     Args:
@@ -136,7 +134,7 @@ class ClassifierHead(nn.Module):
         num_classes: int,
         neck_feat: str,
         embedding_dim: int = 0,
-        clip_parts: Optional[tuple[int, int]] = None,
+        clip_parts: tuple[int, int] | None = None,
     ):
         """
         Args:
@@ -173,7 +171,7 @@ class ClassifierHead(nn.Module):
         """CLIPFeatures or a (B, D, h, w) map to (B, D)."""
         raise NotImplementedError
 
-    def forward(self, features, targets: Optional[Tensor] = None):
+    def forward(self, features, targets: Tensor | None = None):
         """Training: `head_outputs`. Evaluation: (B, F) of `feature_layout`, its first part before or after the neck."""
         feature = self.embedding(self.pool(features))
         normed = self.bottleneck(feature)

@@ -5,7 +5,7 @@ B images, D width, C classes, K anchors, Q classifiers.
 
 from __future__ import annotations
 
-from typing import Optional, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -78,7 +78,7 @@ def supervised_contrastive_loss(first: Tensor, second: Tensor, targets: Tensor) 
 
 
 @_float32
-def batch_hard_triplet_loss(features: Tensor, targets: Tensor, margin: Optional[float] = 0.3) -> Tensor:
+def batch_hard_triplet_loss(features: Tensor, targets: Tensor, margin: float | None = 0.3) -> Tensor:
     """Batch-hard triplet loss (Hermans et al. 2017) on Euclidean distances, any number of images per identity.
 
     The farthest image of the same identity (the anchor itself included, at distance 1e-6) and the nearest of another.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Optional
 
 import torch
 from torch import Tensor, nn
@@ -53,7 +52,7 @@ class SAGABaseline(Baseline):
         return self
 
     @property
-    def feature_layout(self) -> Optional[dict[str, int]]:
+    def feature_layout(self) -> dict[str, int] | None:
         """Parts of the evaluation feature in order; None for a FastReID head."""
         return getattr(self.heads, "feature_layout", None)
 
@@ -91,7 +90,7 @@ class SAGABaseline(Baseline):
             features = self.backbone(images, camids=cameras)
         return replace(features, camids=cameras) if isinstance(features, CLIPFeatures) else features
 
-    def from_cache(self, cached: dict[str, Tensor], cameras: Optional[Tensor]) -> CLIPFeatures:
+    def from_cache(self, cached: dict[str, Tensor], cameras: Tensor | None) -> CLIPFeatures:
         some = next(iter(cached.values()))
         layers = len(self.backbone.token_layers)
         grid = self.backbone.grid

@@ -5,8 +5,6 @@ B images, E joint width, W text width, C identities.
 
 from __future__ import annotations
 
-from typing import Optional
-
 import torch
 from torch import Tensor, nn
 
@@ -38,7 +36,7 @@ class PromptHead(nn.Module):
         self,
         *,
         prompts: PromptLearner,
-        text_encoder: Optional[TextEncoder],
+        text_encoder: TextEncoder | None,
         feat_dim: int,
         embed_dim: int,
         scale: float,
@@ -92,7 +90,7 @@ class PromptHead(nn.Module):
         unique, inverse = labels.unique(return_inverse=True)
         return self.text_encoder(self.prompts(unique))[inverse]
 
-    def forward(self, features: CLIPFeatures, targets: Optional[Tensor] = None):
+    def forward(self, features: CLIPFeatures, targets: Tensor | None = None):
         """Training: {"losses": {"loss_supcon"}}. Evaluation: (B, D+E) CLIP's own class token and its projection."""
         if not isinstance(features, CLIPFeatures) or features.proj is None:
             raise TypeError(

@@ -7,7 +7,6 @@ Q classifiers, C identities.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Optional
 
 import torch
 from torch import Tensor, nn
@@ -51,7 +50,7 @@ class Refined:
     attention: list[Tensor]
     weights: list[Tensor]
     text_anchors: Tensor
-    domain_anchors: Optional[Tensor]
+    domain_anchors: Tensor | None
 
     def anchor_maps(self, grid: tuple[int, int]) -> Tensor:
         """(B, K, h, w) attention of each text anchor over the patch grid; with two token layers each half's own layer."""
@@ -77,8 +76,8 @@ class SAGAHead(nn.Module):
         feat_dim: int,
         num_classes: int,
         text_anchors: nn.Module,
-        text_encoder: Optional[TextEncoder],
-        domain_anchors: Optional[nn.Module],
+        text_encoder: TextEncoder | None,
+        domain_anchors: nn.Module | None,
         num_anchors: int,
         num_layers: int,
         refine_layers: int,
@@ -90,7 +89,7 @@ class SAGAHead(nn.Module):
         classifier_dropout: float,
         pool: str,
         neck_feat: str,
-        clip_parts: Optional[tuple[int, int]],
+        clip_parts: tuple[int, int] | None,
         parts: int,
         loss_weights: dict[str, dict],
     ):
@@ -133,7 +132,7 @@ class SAGAHead(nn.Module):
         self.classifier_dropout = nn.Dropout(classifier_dropout)
         if clip_parts:  # of the identity prompts, handed on for a later stage that trains the image tower with I2TLoss
             self.register_buffer("text_features", torch.zeros(num_classes, clip_parts[1]))
-        self._anchors_of: Optional[tuple] = None
+        self._anchors_of: tuple | None = None
         self.register_state_dict_pre_hook(lambda module, prefix, keep_vars: module.refresh_anchors())
 
     @classmethod
@@ -156,9 +155,7 @@ class SAGAHead(nn.Module):
                 embed_dim=feat_dim,
             )
             if encoder is not None:
-                phrases = (
-                    towers.anchor_phrase_embeddings(state) if state else [torch.randn(8, dims.text_width) * 0.02]
-                )
+                phrases = towers.anchor_phrase_embeddings(state) if state else [torch.randn(8, dims.text_width) * 0.02]
                 text_anchors.initialize(phrases)
 
         domain = None
@@ -252,7 +249,7 @@ class SAGAHead(nn.Module):
 
     # ---- anchors ---------------------------------------------------------------------------------------------------
 
-    def train(self, mode: bool = True) -> "SAGAHead":
+    def train(self, mode: bool = True) -> SAGAHead:
         """Switch mode. Anchors stored so far count as stale: version counters miss what an optimizer does to `p.data`."""
         self._anchors_of = None
         return super().train(mode)
@@ -326,7 +323,7 @@ class SAGAHead(nn.Module):
         """
         return torch.stack(self.refine_and_pool(as_features(features).float()).weights).mean(0)
 
-    def forward(self, features, targets: Optional[Tensor] = None):
+    def forward(self, features, targets: Tensor | None = None):
         """
         Args:
             features: CLIPFeatures or a (B, D, h, w) map.

@@ -7,7 +7,6 @@ import io
 from collections.abc import Collection, Iterable, Sequence
 from html import escape
 from pathlib import Path
-from typing import Optional
 
 import matplotlib
 from matplotlib.figure import Figure
@@ -152,7 +151,7 @@ def image(picture: Image.Image, alt: str) -> Html:
     return Html(f'<img src="{data_uri(picture)}" alt="{escape(alt)}" {size}>')
 
 
-def _tile(tile: Optional[Tile]) -> str:
+def _tile(tile: Tile | None) -> str:
     if tile is None:
         return '<div class="gap"></div>'
     mark = MARKS.get(tile.mark)

@@ -9,7 +9,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, Optional
+from typing import NamedTuple
 
 import matplotlib
 import numpy as np
@@ -70,7 +70,7 @@ class Tile:
 class Row:
     """Tiles side by side; None leaves a place empty."""
 
-    tiles: list[Optional[Tile]]
+    tiles: list[Tile | None]
     label: str = ""
 
 
@@ -178,7 +178,7 @@ def curves(panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[flo
     down = -(-len(panels) // across)
     legend = 0.3 if len(names) > 1 else 0.0
     height = 1.9 * down + legend
-    colours = {k: INK for k in ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")}
+    colours = dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK)
     with matplotlib.rc_context(colours | {"font.size": 8}):
         figure = Figure(figsize=(2.3 * across, height))
         axes = figure.subplots(down, across, squeeze=False)

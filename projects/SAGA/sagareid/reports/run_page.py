@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 from ..config import flatten, get_cfg
 from ..files import check_output
@@ -29,12 +29,12 @@ FAILURES = (OSError, ValueError, RuntimeError, KeyError, TypeError)
 
 def report(
     folder: str | Path,
-    output: Optional[str | Path] = None,
+    output: str | Path | None = None,
     *,
     lists: str = "last",
     dataset: str = "",
     queries: int = 3,
-    device: Optional[str] = None,
+    device: str | None = None,
     studies: Sequence[str | Path] = (),
 ) -> Path:
     """Write the page of a run, or of one stage, finished or not.
@@ -239,7 +239,7 @@ def _code(value: Any) -> Html:
 # ---- pictures ---------------------------------------------------------------------------------------------------------
 
 
-def _lists(stage: Stage, dataset: str, number: int, device: Optional[str]) -> list[Html]:
+def _lists(stage: Stage, dataset: str, number: int, device: str | None) -> list[Html]:
     """Ranked lists of the best, median and worst queries, and every anchor over the best and the worst."""
     parts = [html.heading(3, "Ranked lists")]
     try:

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Optional
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -47,9 +47,9 @@ class Stage:
     config: dict[str, Any]
     curves: dict[str, Curve]
     damaged: int = 0
-    result: Optional[dict] = None
-    seconds: Optional[float] = None
-    checkpoint: Optional[Path] = None
+    result: dict | None = None
+    seconds: float | None = None
+    checkpoint: Path | None = None
     evaluation: list[dict] = field(default_factory=list)
 
     @property

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Callable, Mapping, Optional, Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -80,7 +81,7 @@ def summary(results: Sequence[dict], tablefmt: str = "pipe") -> str:
 COLUMNS = ("hidden", "model", "feature", *METRICS, "difference in mAP", "spread", "weight on occluder / its area")
 
 
-def _interval(figures: Optional[dict[str, float]], sign: str = "") -> str:
+def _interval(figures: dict[str, float] | None, sign: str = "") -> str:
     return (
         ""
         if figures is None
@@ -415,15 +416,15 @@ def run_study(
     options: Options,
     *,
     command: str,
-    config_file: Optional[str] = None,
+    config_file: str | None = None,
     opts: Sequence[str] = (),
     weights: Sequence[str] = (),
-    dataset: Optional[str] = None,
-    reference: Optional[str] = None,
-    output: Optional[Path] = None,
+    dataset: str | None = None,
+    reference: str | None = None,
+    output: Path | None = None,
     resume: bool = False,
-    workers: Optional[int] = None,
-    device: Optional[str] = None,
+    workers: int | None = None,
+    device: str | None = None,
     samples: int = SAMPLES,
 ) -> Path:
     """Run a study and write study.json, table.md, curves and study.html; prints the small tables.

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional
 
 import numpy as np
 import torch
@@ -181,10 +180,10 @@ class Attention:
     anchors: Tensor
     share: Tensor
     names: list[str]
-    domain: Optional[Tensor] = None
+    domain: Tensor | None = None
 
 
-def attention(model: Model, items: Sequence[tuple[str, int, int | str]], stem: str = "") -> Optional[Attention]:
+def attention(model: Model, items: Sequence[tuple[str, int, int | str]], stem: str = "") -> Attention | None:
     """Where the head looks in images, unflipped; None for a head without anchors and without `token_weights`.
 
     Args:
@@ -320,7 +319,7 @@ def ranked_blocks(
     return blocks
 
 
-def _maps(found: Optional[Attention], image: int, path: str, anchors: str) -> list[Optional[Tile]]:
+def _maps(found: Attention | None, image: int, path: str, anchors: str) -> list[Tile | None]:
     if found is None:
         return []
     picture = pictures.open_small(path)

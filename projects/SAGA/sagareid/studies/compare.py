@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Optional
 
 from tabulate import tabulate
 from tqdm import tqdm
@@ -46,9 +45,9 @@ class Trial:
     config: str
     seed: int
     folder: str
-    result: Optional[dict] = None
-    cost: Optional[dict] = None
-    error: Optional[str] = None
+    result: dict | None = None
+    cost: dict | None = None
+    error: str | None = None
 
 
 def split_words(words: Sequence[str], seeds: Sequence[str]) -> tuple[list[str], list[int], list[str]]:
@@ -141,7 +140,7 @@ def _run(trial: Trial, opts: Sequence[str], arguments: Sequence[str]) -> None:
         logger.error("%s, seed %d failed: %s", trial.name, trial.seed, trial.error)
 
 
-def _finished(trial: Trial, opts: Sequence[str]) -> Optional[list[dict]]:
+def _finished(trial: Trial, opts: Sequence[str]) -> list[dict] | None:
     """Results of all stages where all are finished and of this very configuration."""
     runs = stages.plan(trial.config, opts)
     results = [run.result() for run in runs]
@@ -180,7 +179,7 @@ def _rows(metrics: Mapping[str, float], rows: Sequence[str]) -> Iterator[tuple[s
             yield row, f"{row}/"
 
 
-def _spread(values: Sequence[float]) -> dict[str, Optional[float]]:
+def _spread(values: Sequence[float]) -> dict[str, float | None]:
     """Mean, and sample standard deviation of two or more."""
     return {"mean": fmean(values), "sd": stdev(values) if len(values) > 1 else None}
 
@@ -188,13 +187,13 @@ def _spread(values: Sequence[float]) -> dict[str, Optional[float]]:
 def table(summary: Sequence[dict], trials: Sequence[Trial] = ()) -> str:
     """The summary as a Markdown table, and a line for each run that failed."""
 
-    def figure(value: Optional[Mapping], digits: int = 1) -> str:
+    def figure(value: Mapping | None, digits: int = 1) -> str:
         if value is None:
             return ""
         spread = "" if value["sd"] is None else f" ± {value['sd']:.{digits}f}"
         return f"{value['mean']:.{digits}f}{spread}"
 
-    def number(value: Optional[float], scale: float = 1.0) -> str:
+    def number(value: float | None, scale: float = 1.0) -> str:
         return "" if value is None else f"{value / scale:.3g}"
 
     columns = {

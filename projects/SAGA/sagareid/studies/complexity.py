@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Optional
 
 import torch
 from torch import nn
@@ -30,8 +29,8 @@ class Complexity:
     parameters: int
     trained: int
     gflops: float
-    head_parameters: Optional[int]
-    head_gflops: Optional[float]
+    head_parameters: int | None
+    head_gflops: float | None
 
 
 def complexity(cfg, model: nn.Module) -> Complexity:

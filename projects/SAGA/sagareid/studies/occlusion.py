@@ -5,9 +5,10 @@ test transforms, and the people who are pasted in front.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, NamedTuple, Optional, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -40,11 +41,11 @@ class ImageSet:
     items: list[tuple[str, int, int]]
     num_query: int
     root: str
-    mask_path: Optional[Callable[[str], Path]]
+    mask_path: Callable[[str], Path] | None
     stem: str
 
     @classmethod
-    def read(cls, cfg, name: str) -> "ImageSet":
+    def read(cls, cfg, name: str) -> ImageSet:
         """
         Raises:
             ValueError: one of its splits is empty.
@@ -72,7 +73,7 @@ def _inside(path: str, root: str) -> str:
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else "/".join(path.parts[-2:])
 
 
-def silhouette(path: str, mask_path: Optional[Callable[[str], Path]], image: Image.Image) -> occluders.Silhouette:
+def silhouette(path: str, mask_path: Callable[[str], Path] | None, image: Image.Image) -> occluders.Silhouette:
     """Where the person of a picture is: by its mask, or the whole picture where the data set has none."""
     if mask_path is None:
         return occluders.Silhouette.box((image.height, image.width))
@@ -85,7 +86,7 @@ def silhouette(path: str, mask_path: Optional[Callable[[str], Path]], image: Ima
 class DistractorPeople:
     """Pictures of people to paste, none of them in the test set."""
 
-    def __init__(self, paths: Sequence[str], mask_path: Optional[Callable[[str], Path]]):
+    def __init__(self, paths: Sequence[str], mask_path: Callable[[str], Path] | None):
         self.paths, self.mask_path = list(paths), mask_path
 
     def choose(self, rng: np.random.Generator) -> Image.Image:
@@ -155,7 +156,7 @@ class Occlusion:
 class Occluder:
     """Occludes a picture of a test set by its path; the same picture and seed give the same bytes anywhere."""
 
-    def __init__(self, what: Occlusion, test: ImageSet, people: Optional[DistractorPeople] = None):
+    def __init__(self, what: Occlusion, test: ImageSet, people: DistractorPeople | None = None):
         """people: for the condition distractor."""
         self.what, self.people = what, people
         self.root, self.mask_path = test.root, test.mask_path
@@ -185,7 +186,7 @@ class OccludedSet(ReIDDataset):
     masks, `person/i`: how much of each input pixel is the occluder's, or still the person's.
     """
 
-    def __init__(self, items: Sequence[tuple], views: Sequence[View], occluder: Optional[Occluder], stem: str):
+    def __init__(self, items: Sequence[tuple], views: Sequence[View], occluder: Occluder | None, stem: str):
         super().__init__(items, None, relabel=False, cameras=["none"], dataset_name=stem)
         self.occluder, self.views = occluder, views
         self._by_view = [

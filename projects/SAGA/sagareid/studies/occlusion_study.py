@@ -12,9 +12,10 @@ import functools
 import hashlib
 import logging
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Optional, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -100,7 +101,7 @@ class Model:
     def head(self) -> str:
         return type(self.model.heads).__name__ if hasattr(self.model, "heads") else type(self.model).__name__
 
-    def row(self, wanted: str, width: int) -> Optional[str]:
+    def row(self, wanted: str, width: int) -> str | None:
         """The evaluator's row for a wanted feature; None where the model does not give it."""
         layout = model_layout(self.model, width)
         if wanted == AUTO:
@@ -108,7 +109,7 @@ class Model:
         return wanted if wanted in available_rows(layout) else None
 
 
-def load_models(weights: Sequence[str], cfg: Optional[Any] = None, device: Optional[str] = None) -> list[Model]:
+def load_models(weights: Sequence[str], cfg: Any | None = None, device: str | None = None) -> list[Model]:
     """Models by ``[NAME=]PATH``, a run's folder or a .pth file.
 
     Without a name, the folder's own and its parent's; the parent's alone where the folder is ``seed_<n>``, as
@@ -161,7 +162,7 @@ class Cell:
     share: np.ndarray
     area: dict[str, np.ndarray]
     on: dict[str, np.ndarray]
-    weights: Optional[np.ndarray] = None
+    weights: np.ndarray | None = None
 
     def save(self, path: Path) -> None:
         arrays = {"queries": self.queries, "share": self.share}
@@ -179,7 +180,7 @@ class Cell:
         write_atomically(path, write)
 
     @classmethod
-    def load(cls, path: Path) -> "Cell":
+    def load(cls, path: Path) -> Cell:
         with np.load(path) as file:
             arrays = dict(file)
         by = {kind: {} for kind in ("row", "value", "nearest", "area", "on")}
@@ -214,7 +215,7 @@ class Study:
     models: Sequence[Model]
     options: Options
     folder: Path
-    workers: Optional[int] = None
+    workers: int | None = None
     images: ImageSet = field(init=False)
     source: str = field(init=False, default="")
     cells: dict[tuple[str, str, float], Cell] = field(init=False, default_factory=dict)  # by model key
@@ -261,7 +262,7 @@ class Study:
 
     # ---- running ---------------------------------------------------------------------------------------------------
 
-    def run(self, resume: bool = False) -> "Study":
+    def run(self, resume: bool = False) -> Study:
         """Fill `cells`, writing each as it comes. resume: take those that are there already."""
         todo = self.options.cells()
         for number, (condition, level) in enumerate(todo, 1):
@@ -283,7 +284,7 @@ class Study:
                 self.cells[m.key, condition, level] = cell
         return self
 
-    def _pass(self, part: str, models: Sequence[Model], what: Optional[Occlusion], name: str, weights: bool):
+    def _pass(self, part: str, models: Sequence[Model], what: Occlusion | None, name: str, weights: bool):
         q = self.images.num_query
         items = self.images.items[:q] if part == "query" else self.images.items[q:]
         occluder = Occluder(what, self.images, self._people) if what else None
@@ -294,7 +295,7 @@ class Study:
         pairs = [(m.cfg, m.model) for m in models]
         return extract(pairs, loader, views=views, weights=weights, description=f"{name}, {part}")
 
-    def _part(self, part: str, models: Sequence[Model], what: Optional[Occlusion], name: str):
+    def _part(self, part: str, models: Sequence[Model], what: Occlusion | None, name: str):
         """Extractions of the queries or the gallery, and their labels (None where nothing is hidden)."""
         if what is not None and self.options.occlude in (part, "both"):
             return self._pass(part, models, what, name, weights=part == "query")
@@ -304,7 +305,7 @@ class Study:
                 self._whole[part, m.key] = e
         return [self._whole[part, m.key] for m in models], None
 
-    def _cells(self, models: Sequence[Model], what: Optional[Occlusion], name: str) -> list[Cell]:
+    def _cells(self, models: Sequence[Model], what: Occlusion | None, name: str) -> list[Cell]:
         queries, q_labels = self._part("query", models, what, name)
         gallery, g_labels = self._part("gallery", models, what, name)
         hidden: list[Labels] = [labels for labels in (q_labels, g_labels) if labels is not None]
@@ -338,7 +339,7 @@ class Study:
     def seeds(self, name: str) -> list[Model]:
         return [m for m in self.models if m.name == name]
 
-    def per_query(self, name: str, condition: str, level: float, feature: str, metric: str) -> Optional[np.ndarray]:
+    def per_query(self, name: str, condition: str, level: float, feature: str, metric: str) -> np.ndarray | None:
         """(seeds, V), or None where the model does not give the feature."""
         cells = [self.cells[m.key, condition, level] for m in self.seeds(name)]
         if any(feature not in cell.rows for cell in cells):
@@ -369,7 +370,7 @@ class Study:
                         found.append(record)
         return found
 
-    def _record(self, bootstrap: Bootstrap, reference, name, condition, level, feature) -> Optional[dict[str, Any]]:
+    def _record(self, bootstrap: Bootstrap, reference, name, condition, level, feature) -> dict[str, Any] | None:
         cells = [self.cells[m.key, condition, level] for m in self.seeds(name)]
         record = {"model": name, "condition": condition, "level": level, "feature": feature}
         for metric in METRICS:

@@ -1,0 +1,1 @@
+"""Data sets, one file a family; importing registers them with FastReID."""

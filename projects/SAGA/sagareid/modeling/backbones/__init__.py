@@ -1,0 +1,1 @@
+"""Backbones that hand tokens or maps to a head."""

@@ -5,9 +5,8 @@ B images, (H, W) image, (h, w) patch grid, N=h*w, D width, E joint width, P toke
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from contextvars import ContextVar
-from typing import Optional, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +22,7 @@ __all__ = ["CLIPBackbone", "build_clip_vit_backbone"]
 OUTPUTS = ("tokens", "map", "cls")
 
 # (B, D) shift of the class token while a tower runs. Each thread has its own, so threads may share a model.
-_class_shift: ContextVar[Optional[Tensor]] = ContextVar("class_shift", default=None)
+_class_shift: ContextVar[Tensor | None] = ContextVar("class_shift", default=None)
 
 
 class CLIPBackbone(nn.Module):
@@ -87,21 +86,21 @@ class CLIPBackbone(nn.Module):
         behind = [self.block(number) for number in range(self.token_layers[-1] + 1, self.depth + 1)]
         return parameters + [p for m in (self.visual.ln_post, *behind) for p in m.parameters()]
 
-    def _shift_class_token(self, module: nn.Module, args: tuple[Tensor]) -> Optional[tuple[Tensor]]:
+    def _shift_class_token(self, module: nn.Module, args: tuple[Tensor]) -> tuple[Tensor] | None:
         shift = _class_shift.get()
         if shift is None:
             return None
         tokens = args[0]
         return (torch.cat([tokens[:, :1] + shift[:, None].to(tokens.dtype), tokens[:, 1:]], dim=1),)
 
-    def _camera_shift(self, camids: Optional[Tensor]) -> Optional[Tensor]:
+    def _camera_shift(self, camids: Tensor | None) -> Tensor | None:
         """(B, D) shift of the class token; the mean embedding for a camera that training never saw (negative id)."""
         if self.camera_embedding is None or camids is None:
             return None
         table = self.camera_embedding
         return self.sie_coe * torch.where((camids >= 0)[:, None], table[camids.clamp(min=0)], table.mean(0))
 
-    def forward(self, images: Tensor, camids: Optional[Tensor] = None) -> CLIPFeatures | Tensor:
+    def forward(self, images: Tensor, camids: Tensor | None = None) -> CLIPFeatures | Tensor:
         """
         Args:
             images: (B, 3, H, W), (x/255 - mean) / std.
@@ -136,7 +135,7 @@ class CLIPBackbone(nn.Module):
             num_layers=len(self.token_layers),
         )
 
-    def _tower(self, images: Tensor, camids: Optional[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    def _tower(self, images: Tensor, camids: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """(B, P*N, D) patch tokens and (B, P, D) class tokens of the token layers, (B, D) normed class token of the last."""
         whole = self.token_layers[-1] == self.depth  # the patches of the last block are read, too
         token = _class_shift.set(self._camera_shift(camids))
@@ -176,13 +175,11 @@ def build_clip_vit_backbone(cfg) -> CLIPBackbone:
             "has one size"
         )
     width = dims.width * (len(cfg.MODEL.CLIP.TOKEN_LAYERS) if cfg.MODEL.BACKBONE.OUTPUT == "map" else 1)
-    if cfg.MODEL.BACKBONE.FEAT_DIM != width:
+    if width != cfg.MODEL.BACKBONE.FEAT_DIM:
         raise ValueError(f"MODEL.BACKBONE.FEAT_DIM is {cfg.MODEL.BACKBONE.FEAT_DIM}; {name} gives {width}: set it")
     visual = towers.build_vision_tower(name, size, cfg.MODEL.BACKBONE.STRIDE_SIZE[0])
     if cfg.MODEL.BACKBONE.PRETRAIN:
-        towers.load_vision_tower(
-            visual, towers.read_clip_weights(name, cfg.MODEL.BACKBONE.PRETRAIN_PATH), name
-        )
+        towers.load_vision_tower(visual, towers.read_clip_weights(name, cfg.MODEL.BACKBONE.PRETRAIN_PATH), name)
     return CLIPBackbone(
         visual=visual,
         token_layers=cfg.MODEL.CLIP.TOKEN_LAYERS,

@@ -1,0 +1,1 @@
+"""CLIP's towers, weights and text side."""

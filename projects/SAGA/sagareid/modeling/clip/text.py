@@ -8,8 +8,6 @@ The text transformer is causal and only that position is read, so positions 20..
 
 from __future__ import annotations
 
-from typing import Optional
-
 import torch
 from torch import Tensor, nn
 
@@ -123,7 +121,7 @@ class PromptLearner(nn.Module):
     def num_classes(self) -> int:
         return self.context_identity.shape[0]
 
-    def forward(self, labels: Tensor, views: Optional[Tensor] = None) -> Tensor:
+    def forward(self, labels: Tensor, views: Tensor | None = None) -> Tensor:
         """
         Args:
             labels: (B,) identities.

@@ -9,9 +9,9 @@ import functools
 import logging
 import math
 import zipfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Mapping, Optional, Sequence
 
 import open_clip
 import torch
@@ -45,7 +45,7 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-ASSETS = Path(__file__).resolve().parent.parent / "assets"
+ASSETS = Path(__file__).resolve().parents[2] / "assets"
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def _model_config(name: str) -> dict:
     return config
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def clip_dims(name: str) -> ClipDims:
     """Dimensions of an open_clip model or of a model configuration in assets/clip.
 
@@ -289,7 +289,7 @@ def release_clip_weights() -> None:
 
 
 def resize_position_embedding(
-    embedding: Tensor, source_grid: Optional[tuple[int, int]], target_grid: tuple[int, int]
+    embedding: Tensor, source_grid: tuple[int, int] | None, target_grid: tuple[int, int]
 ) -> Tensor:
     """Resize the patch rows of a position embedding; the class row is copied.
 

@@ -1,0 +1,1 @@
+"""Exact faster forms of what the files above say plainly."""

@@ -6,7 +6,7 @@ B sequences, L rows, D width. No FastReID and no config in here.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Optional
+from typing import Any
 
 import open_clip
 import torch
@@ -22,7 +22,7 @@ _GROUP_ROWS = 2400
 
 
 def in_groups(
-    function: Callable[..., tuple[Tensor, ...]], rows: int, *batches: Optional[Tensor], whole: bool = False
+    function: Callable[..., tuple[Tensor, ...]], rows: int, *batches: Tensor | None, whole: bool = False
 ) -> tuple[Tensor, ...]:
     """`function(*batches)`, on a CPU for a few elements of the batch at a time so that activations stay in its caches.
 
@@ -56,9 +56,9 @@ class Attention(nn.MultiheadAttention):
         value: Tensor,
         *,
         need_weights: bool = True,
-        attn_mask: Optional[Tensor] = None,
+        attn_mask: Tensor | None = None,
         **others: Any,
-    ) -> tuple[Tensor, Optional[Tensor]]:
+    ) -> tuple[Tensor, Tensor | None]:
         """As `nn.MultiheadAttention`, which serves every call but that of a block: no weights asked for, keys that are the
         values, no mask or one that is added to the scores.
 

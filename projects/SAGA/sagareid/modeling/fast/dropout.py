@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Optional
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ __all__ = ["Dropout", "GELUDropout", "dropout"]
 _LEVELS = 2**16
 
 
-def _mask(x: Tensor, p: float, training: bool) -> Optional[Tensor]:
+def _mask(x: Tensor, p: float, training: bool) -> Tensor | None:
     """0 with probability p, else 1/(1-p), for each number of x; None where torch's own dropout is as good, or is exact."""
     dropped = round(p * _LEVELS)
     if not training or x.device.type != "cpu" or not 0 < dropped < _LEVELS:
