@@ -1,4 +1,4 @@
-"""Drawn pedestrians: the same bytes everywhere, people apart, true masks, a data set for the host."""
+"""Drawn pedestrians: the same bytes everywhere, people apart, true masks, a data set for FastReID."""
 
 from __future__ import annotations
 
@@ -17,7 +17,18 @@ import open_clip
 import pytest
 from PIL import Image
 
-from sagareid.synthetic import captions, drawn, pedestrians
+from sagareid.synthetic import captions, drawn
+from sagareid.synthetic.figure import PARTS, PLACES
+from sagareid.synthetic.person import (
+    GENERATOR_VERSION,
+    SIBLING_CHANGES,
+    differing_groups,
+    family,
+    generator,
+    get_person,
+)
+from sagareid.synthetic.scene import MIN_VISIBLE_PIXELS, cutout, draw
+from sagareid.synthetic.shot import OCCLUDERS, Occluder, Shot, get_camera, random_shot
 
 from fastreid.data.common import CommDataset
 from fastreid.data.datasets import DATASET_REGISTRY
@@ -33,10 +44,8 @@ def digest(folder: Path) -> str:
     return found.hexdigest()
 
 
-def shot_of(index: int, **options) -> pedestrians.Shot:
-    return pedestrians.random_shot(
-        pedestrians.generator(1, "test shot", index), pedestrians.camera(index % 6), **options
-    )
+def shot_of(index: int, **options) -> Shot:
+    return random_shot(generator(1, "test shot", index), get_camera(index % 6), **options)
 
 
 @pytest.fixture(scope="module")
@@ -50,14 +59,18 @@ def test_same_bytes_with_one_and_two_processes(tiny, tmp_path):
 
 
 def test_pixels_are_those_of_this_generator_version():
-    """Fails when a change to the drawing gives other pictures: raise GENERATOR_VERSION with it, then this figure."""
-    pixels = hashlib.sha256()
-    for index in range(6):
-        person = pedestrians.person(0, "golden", index)
-        drawing = pedestrians.draw(person, shot_of(index, occluded=0.5))
-        # The geometry alone: colours pass through floating point, which may round otherwise on another machine.
-        pixels.update(drawing.parts.tobytes() + drawing.mask.tobytes() + repr(person.attributes()).encode())
-    assert (pedestrians.GENERATOR_VERSION, pixels.hexdigest()[:16]) == (1, "d7524589d88fc5c8")
+    """Fails when a change to the drawing gives other pictures: raise GENERATOR_VERSION with it, then this digest."""
+    pixels, attributes = hashlib.sha256(), set()
+    for index in range(120):
+        person = get_person(index % 3, "golden", index)
+        shot = shot_of(index, occluded=0.8)
+        drawing = draw(person, shot, ((96, 48), (48, 24))[index % 2])
+        attributes.update(person.attributes().items())
+        # The photograph passes through float32, which may round otherwise on another machine; these do not.
+        pixels.update(drawing.parts.tobytes() + drawing.mask.tobytes() + cutout(person, shot).tobytes())
+        pixels.update(repr(person.attributes()).encode())
+    assert len(attributes) == 145, "the people show every value of every attribute"
+    assert (GENERATOR_VERSION, pixels.hexdigest()[:16]) == (1, "b120272f4009ec62")
 
 
 def test_another_seed_gives_other_people(tiny, tmp_path):
@@ -77,29 +90,29 @@ def test_populations_share_nobody():
         "pretrain",
         "pretrain unseen",
     ):
-        people[population] = {pedestrians.person(0, population, i) for i in range(400)}
+        people[population] = {get_person(0, population, i) for i in range(400)}
         assert len(people[population]) == 400
     assert len(set.union(*people.values())) == 400 * len(people)
 
 
 def test_siblings_differ_in_few_groups():
     for number in range(40):
-        members = pedestrians.family(0, "train", number)
+        members = family(0, "train", number)
         for member in members[1:]:
-            assert len(pedestrians.differing_groups(members[0], member)) == pedestrians.SIBLING_CHANGES
+            assert len(differing_groups(members[0], member)) == SIBLING_CHANGES
         for a in range(4):
             for b in range(a):
-                assert 2 <= len(pedestrians.differing_groups(members[a], members[b])) <= 2 * pedestrians.SIBLING_CHANGES
+                assert 2 <= len(differing_groups(members[a], members[b])) <= 2 * SIBLING_CHANGES
 
 
-def test_mask_tells_the_occluder_from_the_person():
-    person, shot = pedestrians.person(0, "test", 5), shot_of(3, occluded=0.0)
-    bare = pedestrians.draw(person, shot)
+def test_mask_separates_the_occluder_from_the_person():
+    person, shot = get_person(0, "test", 5), shot_of(3, occluded=0.0)
+    bare = draw(person, shot)
     assert set(np.unique(bare.mask)) == {0, 2} and bare.occluded == 0
     assert np.array_equal(bare.mask == 2, bare.parts > 0)
-    for kind in pedestrians.OCCLUDERS:
-        occluder = pedestrians.Occluder(kind, seed=7, reach=0.8)
-        drawing = pedestrians.draw(person, dataclasses.replace(shot, occluder=occluder))
+    for kind in OCCLUDERS:
+        occluder = Occluder(kind, seed=7, reach=0.8)
+        drawing = draw(person, dataclasses.replace(shot, occluder=occluder))
         assert np.array_equal(drawing.parts, bare.parts), "the silhouette does not depend on what stands before it"
         assert np.array_equal(np.isin(drawing.mask, (2, 3)), bare.mask == 2)
         assert 0 < drawing.occluded < 1, kind
@@ -113,29 +126,29 @@ def test_mask_tells_the_occluder_from_the_person():
 
 def test_places_hold_the_visible_parts():
     for index in range(30):
-        drawing = pedestrians.draw(pedestrians.person(0, "test", index), shot_of(index, occluded=0.5))
+        drawing = draw(get_person(0, "test", index), shot_of(index, occluded=0.5))
         for name, place in drawing.places.items():
-            numbers = [pedestrians.PARTS.index(p) + 1 for p in pedestrians.PLACES[name]]
+            numbers = [PARTS.index(p) + 1 for p in PLACES[name]]
             seen = np.isin(drawing.parts, numbers) & (drawing.mask == 2)
             x0, y0, x1, y1 = place.box
-            assert seen.sum() == place.pixels == seen[y0:y1, x0:x1].sum() >= pedestrians.MIN_VISIBLE_PIXELS
+            assert seen.sum() == place.pixels == seen[y0:y1, x0:x1].sum() >= MIN_VISIBLE_PIXELS
             assert 0 < place.visible <= 1
 
 
-def test_captions_are_short_and_tell_what_shows():
+def test_captions_are_short_and_name_what_is_visible():
     tokenizer = open_clip.SimpleTokenizer()
     for index in range(200):
-        person = pedestrians.person(0, "captions", index)
-        rng = pedestrians.generator(0, "caption", index)
+        person = get_person(0, "captions", index)
+        rng = generator(0, "caption", index)
         shot = shot_of(index, occluded=0.5)
-        places = pedestrians.draw(person, shot).places
+        places = draw(person, shot).places
         text = captions.caption(person, shot.view, places, rng)
         assert len(tokenizer.encode(text)) < 70, text
         for place in ("upper", "lower", "shoes", "bag", "scarf", "headwear", "hair"):
             if place == "hair" and person.hair_style == "bald":
                 continue
-            told = getattr(person, "scarf_colour" if place == "scarf" else "hair_style" if place == "hair" else place)
-            if told != "none":
+            attribute = {"scarf": "scarf_colour", "hair": "hair_style"}.get(place, place)
+            if getattr(person, attribute) != "none":
                 assert (captions.describe(person, place) in text) == (place in places), (place, text)
         for place in places:
             assert len(tokenizer.encode(captions.part_caption(person, place, rng))) < 24
@@ -150,7 +163,7 @@ def test_anchor_phrases_are_the_region_phrases():
 
 
 @pytest.mark.parametrize("name, query", [("SyntheticPedestrians", 3 * 2), ("SyntheticPedestriansVal", 2 * 2)])
-def test_host_contract(tiny, name, query):
+def test_fastreid_reads_the_data_set(tiny, name, query):
     data = DATASET_REGISTRY.get(name)(root=str(tiny.parent))
     assert len(data.train) == 4 * 3 * 2 and len(data.query) == query
     train = CommDataset(data.train, relabel=True)
@@ -198,7 +211,7 @@ def test_attributes_and_masks_of_every_picture(tiny):
 
 def test_an_interrupted_drawing_is_not_trusted(tmp_path, tiny):
     script = (
-        "import sagareid; from sagareid.data import synthetic as s;"
+        "from sagareid.synthetic import drawn as s;"
         f"s.draw_dataset({str(tmp_path)!r}, s.Spec(train_ids=400, cameras=6), workers=1)"
     )
     process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.DEVNULL)
@@ -214,7 +227,7 @@ def test_an_interrupted_drawing_is_not_trusted(tmp_path, tiny):
     assert digest(folder) == digest(tiny) and not partial.parent.exists()
 
 
-def test_what_is_there_is_used_as_it_is(tiny, tmp_path):
+def test_an_existing_data_set_is_used_as_it_is(tiny, tmp_path):
     before = digest(tiny)
     assert drawn.draw_dataset(tiny.parent) == tiny and digest(tiny) == before
     (tmp_path / drawn.FOLDER).mkdir()
@@ -241,5 +254,5 @@ def test_command_line(tmp_path, repo):
     assert subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip().endswith(drawn.FOLDER)
     picture = next((tmp_path / drawn.FOLDER / "query").iterdir())
     assert Image.open(picture).size == (24, 48)
-    wrong = subprocess.run(command + ["--queries", "9", "--force"], capture_output=True, text=True)
+    wrong = subprocess.run([*command, "--queries", "9", "--force"], capture_output=True, text=True)
     assert wrong.returncode == 1 and "found 9 per person" in wrong.stderr

@@ -13,8 +13,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from sagareid.synthetic import captions, pedestrians, pretrain
+from sagareid.synthetic import captions, pretrain
 from sagareid.synthetic import drawn as synthetic
+from sagareid.synthetic.person import FAMILY_SIZE, generator, get_person
+from sagareid.synthetic.shot import VIEWS
 
 ASSETS = Path(pretrain.__file__).resolve().parent.parent / "assets" / "clip"
 CONFIG = ASSETS / "ViT-XS-8-pedestrians.json"
@@ -143,8 +145,8 @@ def test_unknown_words_are_named(vocabulary):
 def test_pretraining_people_are_in_no_data_set():
     theirs = {i.population for i in synthetic.items(synthetic.Spec())} | {"distractor"}
     assert not theirs & {"pretrain", "pretrain unseen", "pretrain siblings", "pretrain probe"}
-    known = {pedestrians.person(0, p, i) for p in theirs for i in range(300)}
-    assert not known & {pedestrians.person(0, "pretrain", i * pedestrians.FAMILY_SIZE) for i in range(1000)}
+    known = {get_person(0, p, i) for p in theirs for i in range(300)}
+    assert not known & {get_person(0, "pretrain", i * FAMILY_SIZE) for i in range(1000)}
 
 
 def test_whole_run_writes_weights_and_figures(tiny_config, tmp_path):
@@ -177,12 +179,12 @@ def test_shipped_weights_know_every_word_of_captions_and_anchors():
     tokenizer = open_clip.SimpleTokenizer()
     texts = [r.phrase for r in captions.REGION_PHRASES] + ["person."]
     for index in range(300):
-        person, rng = pedestrians.person(3, "words", index), pedestrians.generator(3, "words", index)
+        person, rng = get_person(3, "words", index), generator(3, "words", index)
         shows = {"upper", "lower", "shoes", "skin"}
         shows |= {place for place in ("headwear", "bag") if getattr(person, place) != "none"}
         shows |= {"scarf"} if person.scarf_colour != "none" else set()
         shows |= {"hair"} if person.hair_style != "bald" else set()
-        texts.append(captions.caption(person, pedestrians.VIEWS[index % 3], shows, rng))
+        texts.append(captions.caption(person, VIEWS[index % 3], shows, rng))
     assert not {i for text in texts for i in tokenizer.encode(text)} - ids
 
 

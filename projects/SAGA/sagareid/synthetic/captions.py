@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .pedestrians import Person
+from .person import Person
 
 _SEEN_FROM = {
     "front": ("seen from the front", "facing the camera", "walking towards the camera"),
@@ -25,7 +25,7 @@ _SEEN_FROM = {
 
 
 class Region(NamedTuple):
-    """A phrase, the `pedestrians.PARTS` that show what it names, and for which people it is true."""
+    """A phrase, the `figure.PARTS` that show what it names, and for which people it is true."""
 
     phrase: str
     parts: tuple[str, ...]
@@ -69,7 +69,7 @@ def _a(words: str) -> str:
 
 
 def describe(p: Person, place: str) -> str:
-    """What the person has at an attribute place (`pedestrians.PLACES`), "a red and white striped jacket"."""
+    """What the person has at an attribute place (`figure.PLACES`), "a red and white striped jacket"."""
     if place == "hair":
         return {
             "curly": f"curly {p.hair_colour} hair",

@@ -4,7 +4,7 @@
         bounding_box_train/ query/ bounding_box_test/      0002_c1s1_000451_03.jpg: person 2, camera 1
         validation_query/ validation_gallery/              people apart from training and test
         distractors/                                       RGBA cut-outs of people apart from all others, for pasting
-        masks/<split>/<stem>.png                           label masks, values as in `pedestrians`
+        masks/<split>/<stem>.png                           label masks, values as in `scene`
         attributes.json                                    `people` and, per image, view, occlusion and places
         manifest.json                                      written last: what is here, and a digest of it
 
@@ -36,7 +36,9 @@ from fastreid.data.datasets.bases import ImageDataset
 
 from ..files import check_output
 from ..processes import in_processes
-from . import pedestrians
+from .person import FAMILY_SIZE, GENERATOR_VERSION, generator, get_person
+from .scene import DEFAULT_SIZE, cutout, draw
+from .shot import get_camera, random_shot
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +52,7 @@ _WORTH_PROCESSES = 1500
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """What is drawn. Together with `pedestrians.GENERATOR_VERSION` it decides every byte.
+    """What is drawn. Together with `person.GENERATOR_VERSION` it decides every byte.
 
     Counts of people are of identities; an identity has `train_shots` pictures per camera in training, and in test and
     validation one per camera in the gallery and `queries` more, from different cameras, as queries.
@@ -65,8 +67,8 @@ class Spec:
     queries: int = 2
     gallery_distractors: int = 200
     cutouts: int = 100
-    height: int = pedestrians.DEFAULT_SIZE[0]
-    width: int = pedestrians.DEFAULT_SIZE[1]
+    height: int = DEFAULT_SIZE[0]
+    width: int = DEFAULT_SIZE[1]
     occluded: float = 0.2
 
     def __post_init__(self) -> None:
@@ -96,7 +98,7 @@ class Spec:
 
 
 class Item(NamedTuple):
-    """One picture to draw: where it goes, who is on it (`pedestrians.person`'s population and index), camera from 0."""
+    """One picture to draw: where it goes, who is on it (`get_person`'s population and index), camera from 0."""
 
     split: str
     name: str
@@ -107,16 +109,16 @@ class Item(NamedTuple):
 
 
 def items(spec: Spec) -> Iterator[Item]:
-    """All pictures of a data set, in a fixed order. Populations stand for disjoint people (see `pedestrians`)."""
+    """All pictures of a data set, in a fixed order. Populations stand for disjoint people (see `person`)."""
 
-    def of(split: str, pid: int, population: str, index: int, camera: int, shot: int) -> Item:
+    def item(split: str, pid: int, population: str, index: int, camera: int, shot: int) -> Item:
         name = f"{pid:04d}_c{camera + 1}s1_{index * 100 + shot:06d}_{shot % 100:02d}.jpg"
         return Item(split, name, population, index, camera, shot)
 
     for index in range(spec.train_ids):
         for camera in range(spec.cameras):
             for shot in range(spec.train_shots):
-                yield of("bounding_box_train", 1 + index, "train", index, camera, camera * spec.train_shots + shot)
+                yield item("bounding_box_train", 1 + index, "train", index, camera, camera * spec.train_shots + shot)
     first = 1 + spec.train_ids
     for population, count, gallery, query in (
         ("test", spec.test_ids, "bounding_box_test", "query"),
@@ -124,15 +126,15 @@ def items(spec: Spec) -> Iterator[Item]:
     ):
         for index in range(count):
             for camera in range(spec.cameras):
-                yield of(gallery, first + index, population, index, camera, camera)
+                yield item(gallery, first + index, population, index, camera, camera)
             # Consecutive people are siblings: their queries come from different cameras in turn.
             for q in range(spec.queries):
                 camera = (index + q * max(1, spec.cameras // spec.queries)) % spec.cameras
-                yield of(query, first + index, population, index, camera, spec.cameras + camera)
+                yield item(query, first + index, population, index, camera, spec.cameras + camera)
         first += count
     for index in range(spec.gallery_distractors):
         # Pid 0: in the gallery and nobody's match, as in Market-1501.
-        yield of("bounding_box_test", 0, "gallery distractor", index, index % spec.cameras, 0)
+        yield item("bounding_box_test", 0, "gallery distractor", index, index % spec.cameras, 0)
 
 
 def _write(path: Path, image: Image.Image, **options) -> str:
@@ -148,10 +150,10 @@ def _draw_items(job: tuple[Spec, str, list[Item]]) -> list[tuple[str, dict, list
     spec, folder, some = job
     drawn = []
     for item in some:
-        rng = pedestrians.generator(spec.seed, item.population, "shot", item.index, item.shot)
-        person = pedestrians.person(spec.seed, item.population, item.index)
-        shot = pedestrians.random_shot(rng, pedestrians.camera(item.camera), spec.occluded)
-        drawing = pedestrians.draw(person, shot, (spec.height, spec.width))
+        rng = generator(spec.seed, item.population, "shot", item.index, item.shot)
+        person = get_person(spec.seed, item.population, item.index)
+        shot = random_shot(rng, get_camera(item.camera), spec.occluded)
+        drawing = draw(person, shot, (spec.height, spec.width))
         path, mask = f"{item.split}/{item.name}", f"masks/{item.split}/{Path(item.name).stem}.png"
         files = [
             (path, _write(Path(folder, path), Image.fromarray(drawing.image), quality=JPEG_QUALITY)),
@@ -174,10 +176,10 @@ def _draw_items(job: tuple[Spec, str, list[Item]]) -> list[tuple[str, dict, list
 def _draw_cutouts(spec: Spec, folder: Path) -> list[tuple[str, str]]:
     files = []
     for index in range(spec.cutouts):
-        rng = pedestrians.generator(spec.seed, "distractor", "shot", index)
-        shot = pedestrians.random_shot(rng, pedestrians.camera(0), occluded=0.0)
-        rgba = pedestrians.cutout(
-            pedestrians.person(spec.seed, "distractor", index * pedestrians.FAMILY_SIZE),
+        rng = generator(spec.seed, "distractor", "shot", index)
+        shot = random_shot(rng, get_camera(0), occluded=0.0)
+        rgba = cutout(
+            get_person(spec.seed, "distractor", index * FAMILY_SIZE),
             shot,
             (spec.height, spec.width),
         )
@@ -205,16 +207,14 @@ def _draw_into(folder: Path, spec: Spec, workers: int) -> None:
 
         in_processes(_draw_items, jobs, workers, collect)
 
-    people = {
-        f"{i.population}/{i.index}": pedestrians.person(spec.seed, i.population, i.index).attributes() for i in todo
-    }
+    people = {f"{i.population}/{i.index}": get_person(spec.seed, i.population, i.index).attributes() for i in todo}
     attributes = json.dumps({"people": people, "images": dict(sorted(images.items()))}, separators=(",", ":"))
     (folder / "attributes.json").write_text(attributes)
     files.append(("attributes.json", hashlib.sha256(attributes.encode()).hexdigest()))
     listing = "".join(f"{digest}  {path}\n" for path, digest in sorted(files))
     counts = {split: sum(item.split == split for item in todo) for split in SPLITS}
     manifest = {
-        "generator_version": pedestrians.GENERATOR_VERSION,
+        "generator_version": GENERATOR_VERSION,
         "spec": dataclasses.asdict(spec),
         "images": counts,
         "distractors": spec.cutouts,
@@ -224,10 +224,13 @@ def _draw_into(folder: Path, spec: Spec, workers: int) -> None:
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
 
 
-def draw_dataset(root: str | os.PathLike, spec: Spec = Spec(), workers: int | None = None, force: bool = False) -> Path:
+def draw_dataset(
+    root: str | os.PathLike, spec: Spec | None = None, workers: int | None = None, force: bool = False
+) -> Path:
     """Draw `<root>/synthetic_pedestrians`, unless it is there.
 
     Args:
+        spec: what to draw; None takes the default.
         workers: processes; None takes one per core where that pays.
         force: draw even where a data set is, and replace it.
 
@@ -238,6 +241,7 @@ def draw_dataset(root: str | os.PathLike, spec: Spec = Spec(), workers: int | No
         FileExistsError: the folder exists but holds no manifest, so it is not ours to replace.
         OSError: the root cannot be written.
     """
+    spec = spec or Spec()
     root = Path(root).expanduser().absolute()
     folder, partial = root / FOLDER, root / f".{FOLDER}.partial"
     if (folder / "manifest.json").is_file() and not force:

@@ -37,8 +37,11 @@ from tqdm import tqdm
 from ..files import save_torch, write_atomically, write_json
 from ..hardware import bfloat16_instructions
 from ..processes import in_processes
-from . import captions, pedestrians
-from .pedestrians import FAMILY_SIZE, PARTS, PLACES
+from . import captions
+from .figure import PARTS, PLACES
+from .person import FAMILY_SIZE, generator, get_person
+from .scene import draw
+from .shot import random_camera, random_shot
 
 logger = logging.getLogger(__name__)
 
@@ -102,11 +105,11 @@ def _draw_chunk(job: tuple[int, str, int, int, int, tuple[int, int], int]) -> li
     seed, population, start, stop, stride, size, patch = job
     drawn = []
     for index in range(start, stop):
-        person = pedestrians.person(seed, population, index * stride)
-        rng = pedestrians.generator(seed, population, "shot", index)
-        seen_by = pedestrians.random_camera(pedestrians.generator(seed, population, "camera", index % _CAMERAS))
-        shot = pedestrians.random_shot(rng, seen_by, occluded=0.15)
-        drawing = pedestrians.draw(person, shot, size)
+        person = get_person(seed, population, index * stride)
+        rng = generator(seed, population, "shot", index)
+        seen_by = random_camera(generator(seed, population, "camera", index % _CAMERAS))
+        shot = random_shot(rng, seen_by, occluded=0.15)
+        drawing = draw(person, shot, size)
         shown = np.where(drawing.mask == 2, drawing.parts, 0)
         grid = shown.reshape(size[0] // patch, patch, size[1] // patch, patch).swapaxes(1, 2).reshape(-1, patch * patch)
         shows = np.zeros(len(grid), dtype=np.int16)
@@ -352,9 +355,9 @@ _WEIGHTS = {"clip": 1.0, "pooled": 0.5, "part": 0.5, "region": 0.1}
 def _batch(data: Pictures, step: int, cfg: PretrainConfig, grid: tuple[int, int]):
     """The pictures, patches kept and places compared of a step; a function of seed and step alone."""
     per_epoch = len(data.images) // cfg.batch
-    order = pedestrians.generator(cfg.seed, "order", step // per_epoch).permutation(len(data.images))
+    order = generator(cfg.seed, "order", step // per_epoch).permutation(len(data.images))
     rows = order[step % per_epoch * cfg.batch :][: cfg.batch]
-    rng = pedestrians.generator(cfg.seed, "step", step)
+    rng = generator(cfg.seed, "step", step)
     flip = rng.random(len(rows)) < 0.5
     images = data.images[rows].copy()
     images[flip] = images[flip, :, ::-1]
@@ -568,8 +571,8 @@ def probe(
     Pictures in which the attribute's place does not show are left out, so every column has the same rows.
 
     Returns:
-        `attributes` maps a name to accuracies in percent from `cls`, `patch_mean` (all patches) and `place` (the patches
-        where the attribute shows; None for the build and height), and the most frequent value's share `majority`.
+        `attributes` maps a name to accuracies in percent from `cls`, `patch_mean` (all patches) and `place` (the
+        patches where the attribute shows; None for build and height), and the most frequent value's share `majority`.
         `places` maps a name to `average_precision` in percent of telling from one patch token whether the patch shows
         the place, and the share of such patches, which is chance.
     """
