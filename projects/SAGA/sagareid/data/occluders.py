@@ -4,7 +4,8 @@ Everything random follows from a seed, the condition and a key (the picture's pa
 level: a picture's occluder is the same object at every level and only covers more of the person, so curves over levels
 are paired. The level is the share of the person's *visible* pixels that the occluder covers.
 
-(H, W) picture. A silhouette comes from a label mask (`synthetic.scene`: 2 visible, 3 hidden) or, without one, is the box.
+(H, W) picture. A silhouette comes from a label mask (2 visible, 3 hidden; see `synthetic.scene`) or, without one, is
+the box.
 """
 
 from __future__ import annotations
