@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 from torchvision import transforms
 
-from sagareid.data import loading
+from sagareid.data import images, loaders
 
 # (split, file) -> pixels; people 1-4 train, 5-6 are tested; cameras 1 and 2
 TRAIN = [f"bounding_box_train/000{p}_c{c}_f{i}.jpg" for p in range(1, 5) for c in (1, 2) for i in range(2)]
@@ -204,9 +204,9 @@ def test_small_and_uneven_data_works(run, folder, change, options):
 
 def test_a_file_that_goes_away_during_a_run_is_named(folder):
     path = folder / TRAIN[0]
-    dataset = loading.ReIDDataset([(str(path), "a_1", "a_0")], None, relabel=True, cameras=())
+    dataset = loaders.ReIDDataset([(str(path), "a_1", "a_0")], None, relabel=True, cameras=())
     path.unlink()
-    with pytest.raises(loading.UnreadableImage, match=f"cannot read {path} .*FileNotFoundError"):
+    with pytest.raises(images.UnreadableImage, match=f"cannot read {path} .*FileNotFoundError"):
         dataset[0]
 
 
@@ -214,9 +214,9 @@ def test_workers_end_with_the_error(folder):
     """At once, not when the garbage collector comes: workers that are left hold each other's pipes."""
     (folder / TRAIN[3]).write_bytes(b"")
     items = [(str(folder / name), f"a_{i}", "a_0") for i, name in enumerate(TRAIN)]
-    dataset = loading.ReIDDataset(items, transforms.ToTensor(), relabel=True, cameras=())
-    loader = loading.DeviceLoader(dataset, batch_size=2, num_workers=2, device="cpu")
-    with pytest.raises(loading.UnreadableImage) as error:
+    dataset = loaders.ReIDDataset(items, transforms.ToTensor(), relabel=True, cameras=())
+    loader = loaders.DeviceLoader(dataset, batch_size=2, num_workers=2, device="cpu")
+    with pytest.raises(images.UnreadableImage) as error:
         list(loader)
     assert str(error.value).startswith("cannot read ") and "\n" not in str(error.value)
     assert not multiprocessing.active_children()

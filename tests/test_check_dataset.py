@@ -12,8 +12,8 @@ from PIL import Image
 
 from sagareid.config import get_cfg
 from sagareid.data import check_dataset
-from sagareid.data.datasets import build_occluded_duke as occluded_duke
 from sagareid.data.datasets import builtin
+from sagareid.data.datasets.duke import MODES, build_occluded_duke
 
 from fastreid.data.datasets import DATASET_REGISTRY
 
@@ -257,7 +257,7 @@ def original(tmp_path):
     return [tmp_path / "DukeMTMC-reID", tmp_path / "lists", "--root", tmp_path / "out"]
 
 
-@pytest.mark.parametrize("mode", occluded_duke.MODES)
+@pytest.mark.parametrize("mode", MODES)
 def test_occluded_duke_is_built(tool, original, tmp_path, mode):
     code, out, _ = tool("build_occluded_duke.py", *original, "--any-size", f"--{mode}")
     built = tmp_path / "out" / "Occluded_Duke"
@@ -306,7 +306,7 @@ def test_an_interrupted_build_leaves_nothing(original, tmp_path, monkeypatch):
     def interrupted(source, target):
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(occluded_duke.MODES, "copy", interrupted)
+    monkeypatch.setitem(MODES, "copy", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        occluded_duke.build_occluded_duke(original[0], original[1], tmp_path / "out", expected=None)
+        build_occluded_duke(original[0], original[1], tmp_path / "out", expected=None)
     assert {path.name for path in (tmp_path / "out").iterdir()} <= {".Occluded_Duke.lock"}

@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 from sagareid.config import check_config, custom_datasets, get_cfg
-from sagareid.data.datasets.occluded import WrongNames
-from sagareid.data.loading import build_dataset, build_test_loader, load_training_data, training_set
+from sagareid.data.datasets.build import build_dataset, load_training_data
+from sagareid.data.datasets.layout import WrongNames
+from sagareid.data.loaders import build_test_loader, training_set
 
 
 def make(root, *names):

@@ -10,7 +10,7 @@ from PIL import Image
 from sagareid import compat
 from sagareid.config import get_cfg
 from sagareid.data.datasets.mmmp import SETTINGS
-from sagareid.data.loading import ReIDDataset
+from sagareid.data.loaders import ReIDDataset
 
 from fastreid.data.datasets import DATASET_REGISTRY
 

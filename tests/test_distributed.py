@@ -17,7 +17,7 @@ import distributed_probe
 import pytest
 import torch
 
-from sagareid.data import loading
+from sagareid.data import loaders
 from sagareid.engine import launch
 from sagareid.engine.main import main
 from sagareid.files import load_state
@@ -167,10 +167,10 @@ def metrics_of_evaluation(folder) -> dict:
 
 def test_shares_of_batches_make_up_the_data_set(monkeypatch):
     for images, size, processes in ((100, 16, 4), (100, 200, 4), (33, 16, 2), (5, 1, 3)):
-        monkeypatch.setattr(loading.comm, "get_world_size", lambda: processes)
+        monkeypatch.setattr(loaders.comm, "get_world_size", lambda: processes)
         shares = []
         for rank in range(processes):
-            monkeypatch.setattr(loading.comm, "get_rank", lambda: rank)
+            monkeypatch.setattr(loaders.comm, "get_rank", lambda: rank)
             shares.append(loading._share_of_batches(images, size))
         batches = [b for share in shares for b in share]
         assert [i for b in batches for i in b] == list(range(images))

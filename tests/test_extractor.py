@@ -15,8 +15,8 @@ from PIL import Image
 
 import sagareid
 from sagareid import Extractor, compat
-from sagareid.data import loading
-from sagareid.data.loading import UnreadableImage
+from sagareid.data import loaders
+from sagareid.data.images import UnreadableImage
 from sagareid.deploy.load import load_model
 from sagareid.evaluation.evaluator import SAGAEvaluator, result_row
 from sagareid.evaluation.postprocess import l2
@@ -49,7 +49,7 @@ def evaluator_features(run, root, monkeypatch, *opts):
     cfg, model = load_model(run, device="cpu")
     cfg.defrost()
     cfg.merge_from_list(["DATALOADER.NUM_WORKERS", 0, *opts])
-    loader, num_query = loading.build_test_loader(cfg, "SyntheticPedestrians")
+    loader, num_query = loaders.build_test_loader(cfg, "SyntheticPedestrians")
     raw, paths = [], []
     with torch.no_grad(), compat.quiet_host():
         for batch in loader:

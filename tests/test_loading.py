@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from sagareid import get_cfg
-from sagareid.data import loading, transforms
+from sagareid.data import loaders, seeding, transforms
 from sagareid.engine import feature_cache
 from sagareid.engine.trainer import SAGATrainer, StepTrainer
 from sagareid.modeling.meta_arch import SAGABaseline
@@ -47,42 +47,42 @@ def equal(a: list[dict], b: list[dict]) -> bool:
 
 class TestSeededLoader:
     def test_depends_on_the_seed_alone(self, cfg):
-        first = take(loading.build_train_loader(cfg), 4)
+        first = take(loaders.build_train_loader(cfg), 4)
         np.random.seed(5), torch.manual_seed(5)
-        assert equal(first, take(loading.build_train_loader(cfg), 4))
+        assert equal(first, take(loaders.build_train_loader(cfg), 4))
         cfg.DATALOADER.NUM_WORKERS = 2
-        assert equal(first, take(loading.build_train_loader(cfg), 4))
+        assert equal(first, take(loaders.build_train_loader(cfg), 4))
         cfg.SEED = 1
-        assert not equal(first, take(loading.build_train_loader(cfg), 4))
+        assert not equal(first, take(loaders.build_train_loader(cfg), 4))
 
     def test_starts_anywhere(self, cfg):
-        assert equal(take(loading.build_train_loader(cfg), 5)[3:], take(loading.build_train_loader(cfg), 2, start=3))
+        assert equal(take(loaders.build_train_loader(cfg), 5)[3:], take(loaders.build_train_loader(cfg), 2, start=3))
 
     def test_draws_nothing_from_the_run(self, cfg):
-        loader = loading.build_train_loader(cfg)
+        loader = loaders.build_train_loader(cfg)
         before = torch.get_rng_state(), np.random.get_state()[1].copy()
         take(loader, 2)
         assert torch.equal(before[0], torch.get_rng_state()) and (before[1] == np.random.get_state()[1]).all()
 
     def test_identities_come_in_groups(self, cfg):
-        for batch in take(loading.build_train_loader(cfg), 4):
+        for batch in take(loaders.build_train_loader(cfg), 4):
             assert batch["targets"].bincount().tolist().count(4) == 4
 
 
 def test_cameras_agree_between_training_and_testing(cfg):
     """FastReID's own ids do not: the rank of the name in training, the number in testing."""
-    train = loading.training_set(cfg)
+    train = loaders.training_set(cfg)
     cfg.MODEL.CLIP.CAMERAS = train.cameras
     by_number = {int(name.rpartition("_")[2]): i for i, name in enumerate(train.cameras)}
-    test_loader, _ = loading.build_test_loader(cfg, "SyntheticPedestrians")
+    test_loader, _ = loaders.build_test_loader(cfg, "SyntheticPedestrians")
     batch = next(iter(test_loader))
     assert batch["cameras"].tolist() == [by_number[c] for c in batch["camids"].tolist()]
-    assert loading.natural_order(["a_10", "a_2", "a_1"]) == ["a_1", "a_2", "a_10"]
+    assert loaders.natural_order(["a_10", "a_2", "a_1"]) == ["a_1", "a_2", "a_10"]
 
 
 def test_an_unseen_camera_is_unknown(cfg):
-    cfg.MODEL.CLIP.CAMERAS = loading.training_set(cfg).cameras[:2]
-    loader, _ = loading.build_test_loader(cfg, "SyntheticPedestrians")
+    cfg.MODEL.CLIP.CAMERAS = loaders.training_set(cfg).cameras[:2]
+    loader, _ = loaders.build_test_loader(cfg, "SyntheticPedestrians")
     assert set(torch.cat([b["cameras"] for b in loader]).tolist()) == {-1, 0, 1}
 
 
@@ -141,7 +141,7 @@ class TestTransforms:
 
 class TestFeatureCache:
     def build(self, cfg, dataset=None, model=None):
-        dataset = dataset or loading.training_set(cfg, transforms.build_transforms(cfg, is_train=cfg.CACHE.AUGMENT))
+        dataset = dataset or loaders.training_set(cfg, transforms.build_transforms(cfg, is_train=cfg.CACHE.AUGMENT))
         torch.manual_seed(0)
         model = model or SAGATrainer.build_model(cfg)
         return feature_cache.build_feature_cache(cfg, model, dataset), dataset, model
@@ -152,7 +152,7 @@ class TestFeatureCache:
         cache, dataset, model = self.build(cfg)
         cached = feature_cache.CachedFeatures(dataset)
         cached.attach(cache)
-        keys = [loading.SampleKey(i, s) for i, s in [(3, 0), (100, 1), (7, 2)]]
+        keys = [seeding.SampleKey(i, s) for i, s in [(3, 0), (100, 1), (7, 2)]]
         batch = cached.__getitems__(keys)
         samples = [dataset[k.index] for k in keys]
         model.eval()

@@ -18,7 +18,8 @@ from PIL import Image
 from torch import nn
 
 from sagareid.config import get_cfg
-from sagareid.data import loading, occluders
+from sagareid.data import loaders, occluders
+from sagareid.data.datasets import build
 from sagareid.data.transforms import build_transforms
 from sagareid.engine import features
 from sagareid.evaluation.evaluator import rank_in_blocks
@@ -111,7 +112,7 @@ def occluded_images(cfg, condition: str, workers: int = 0, name: str = "Syntheti
     occluder = occlusion.Occluder(occlusion.Occlusion(condition, 0.4), test, people)
     view = occlusion.View(build_transforms(cfg, is_train=False))
     data = occlusion.OccludedSet(test.items[: test.num_query], [view], occluder, test.stem)
-    return torch.cat([b["images/0"] for b in loading.make_test_loader(cfg, data, workers)])
+    return torch.cat([b["images/0"] for b in loaders.make_test_loader(cfg, data, workers)])
 
 
 @pytest.mark.parametrize("condition", occluders.CONDITIONS)
@@ -151,7 +152,7 @@ def test_who_is_in_both_splits_is_left_out(cfg, monkeypatch):
         [("/r/a.jpg", "own_2", "own_0"), ("/r/b.jpg", "own_3", "own_0")],
     )
     data = SimpleNamespace(query=items[0], gallery=items[1], train=items[2], dataset_name="own", show_test=lambda: None)
-    monkeypatch.setattr(loading, "build_dataset", lambda *a, **k: data)
+    monkeypatch.setattr(build, "build_dataset", lambda *a, **k: data)
     monkeypatch.setattr(occlusion, "build_dataset", lambda *a, **k: data)
     people, source = occlusion.distractor_people(cfg, occlusion.ImageSet.read(cfg, "own"))
     assert source == "train" and people.paths == ["/r/b.jpg"] and people.mask_path is None

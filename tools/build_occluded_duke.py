@@ -9,8 +9,7 @@ images of 1,110. <root>/Occluded_Duke appears whole or not at all, and is never 
 """
 
 from sagareid.cli import errors_in_one_line, tool_parser
-from sagareid.data.datasets import build_occluded_duke as occluded_duke
-from sagareid.data.datasets import occluded
+from sagareid.data.datasets import duke, occluded
 
 
 def main() -> None:
@@ -31,7 +30,7 @@ def main() -> None:
     args = parser.parse_args()
     expected = None if args.any_size else occluded.OccludedDuke.statistics
     with errors_in_one_line(args, after_interrupt="nothing was left behind"):
-        print(occluded_duke.build_occluded_duke(args.source, args.lists, args.root, args.mode, expected))
+        print(duke.build_occluded_duke(args.source, args.lists, args.root, args.mode, expected))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from torch import nn
 from tqdm import tqdm
 
 from .. import compat
-from ..data import loading
+from ..data import loaders
 from ..deploy.export import TOLERANCE, Exported, Traced, load_exported
 from ..deploy.feature_model import FeatureModel
 from ..evaluation import SAGAEvaluator
@@ -53,7 +53,7 @@ def compare_ranking(
     for name in ("NFC", "AQE", "RERANK", "ROC"):
         plain.TEST[name].ENABLED = False
     plain.freeze()
-    loader, num_query = loading.build_test_loader(plain, dataset)
+    loader, num_query = loaders.build_test_loader(plain, dataset)
     layout = {"feature": module.width}
     evaluators = {name: SAGAEvaluator(plain, num_query, layout=layout) for name in ("pytorch", exported.variant)}
     with torch.inference_mode(), compat.quiet_host():

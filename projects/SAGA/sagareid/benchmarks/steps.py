@@ -36,7 +36,7 @@ from fastreid.config import CfgNode
 from fastreid.utils.events import EventStorage
 
 from .. import compat
-from ..data import loading
+from ..data import loaders
 from ..engine import stages
 from ..engine.trainer import SAGATrainer
 from ..hardware import machine
@@ -577,8 +577,8 @@ def _loading(s: _Setting) -> dict[str, Any]:
     model = s.model("anchors").eval()
     with tempfile.TemporaryDirectory() as root, _dataset_root(root), compat.quiet_host():
         synthetic.draw_dataset(root, spec, workers=1)
-        test, _ = loading.build_test_loader(cfg, "SyntheticPedestrians")
-        train = loading.build_train_loader(cfg)
+        test, _ = loaders.build_test_loader(cfg, "SyntheticPedestrians")
+        train = loaders.build_train_loader(cfg)
         batches = list(test)
         count = sum(len(b["images"]) for b in batches)
 

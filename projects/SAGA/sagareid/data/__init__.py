@@ -1,3 +1,3 @@
 """Data sets (importing this registers them with FastReID), loaders, transforms, occluders."""
 
-from .datasets import custom, mmmp, occluded  # noqa: F401
+from . import datasets  # noqa: F401

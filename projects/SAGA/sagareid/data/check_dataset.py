@@ -22,10 +22,10 @@ from fastreid.data.datasets.bases import ImageDataset
 
 from ..config import custom_datasets
 from ..files import write_atomically
+from .datasets.build import build_dataset, queries_without_match
 from .datasets.builtin import STATISTICS
 from .datasets.custom import SPLITS, OwnDataset
-from .datasets.occluded import Statistics, WrongNames, natural_key
-from .loading import build_dataset, queries_without_match
+from .datasets.layout import Statistics, WrongNames, natural_key
 
 __all__ = ["KINDS", "Problem", "Report", "check_dataset", "contact_sheet", "contact_sheets", "published_statistics"]
 

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from fastreid.data.data_utils import read_image
 
-from ..data.loading import UnreadableImage
+from ..data.images import UnreadableImage
 from ..data.transforms import build_transforms
 from .feature_model import FeatureModel
 from .load import load_model

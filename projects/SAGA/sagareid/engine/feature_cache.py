@@ -26,7 +26,8 @@ from tqdm import tqdm
 
 from fastreid.utils import comm
 
-from ..data.loading import DeviceLoader, ReIDDataset, SampleKey, SeededSamples, sample_seed
+from ..data.loaders import DeviceLoader, ReIDDataset
+from ..data.seeding import SampleKey, SeededSamples, sample_seed
 from ..files import write_json
 from .precision import autocast_dtype
 

@@ -17,7 +17,7 @@ from fastreid.engine.train_loop import HookBase
 from fastreid.utils import comm
 from fastreid.utils.env import seed_all_rng
 
-from ..data.loading import sample_seed
+from ..data.seeding import sample_seed
 from ..deploy import load
 
 __all__ = [

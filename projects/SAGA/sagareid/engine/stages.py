@@ -24,7 +24,7 @@ from fastreid.utils import logger as host_logger
 from fastreid.utils.env import seed_all_rng
 
 from ..config import check_config, flatten, get_cfg
-from ..data.loading import load_test_data, load_training_data
+from ..data.datasets.build import load_test_data, load_training_data
 from ..deploy.load import load_model
 from ..files import check_output, write_json
 from ..hardware import pick_device

@@ -23,7 +23,7 @@ from fastreid.utils.events import get_event_storage
 
 from .. import compat
 from ..config import check_config, reads_cameras
-from ..data import loading
+from ..data import loaders
 from ..data.transforms import build_transforms
 from ..evaluation.evaluator import SAGAEvaluator
 from ..files import load_state, write_text
@@ -98,7 +98,7 @@ class SAGATrainer(DefaultTrainer):
         plain = cfg.clone()
         plain.defrost()
         if reads_cameras(cfg) and not cfg.MODEL.CLIP.CAMERAS:
-            plain.MODEL.CLIP.CAMERAS = loading.training_set(cfg).cameras
+            plain.MODEL.CLIP.CAMERAS = loaders.training_set(cfg).cameras
         plain.SOLVER.AMP.ENABLED = False  # FastReID's own mixed precision is CUDA and float16 only
         with compat.quiet_host(), compat.without_ddp():
             super().__init__(plain)
@@ -130,13 +130,13 @@ class SAGATrainer(DefaultTrainer):
     @classmethod
     def build_train_loader(cls, cfg):
         if not cfg.CACHE.ENABLED:
-            return loading.build_train_loader(cfg)
+            return loaders.build_train_loader(cfg)
         transform = build_transforms(cfg, is_train=cfg.CACHE.AUGMENT)
-        return loading.build_train_loader(cfg, CachedFeatures(loading.training_set(cfg, transform)))
+        return loaders.build_train_loader(cfg, CachedFeatures(loaders.training_set(cfg, transform)))
 
     @classmethod
     def build_test_loader(cls, cfg, dataset_name):
-        return loading.build_test_loader(cfg, dataset_name)
+        return loaders.build_test_loader(cfg, dataset_name)
 
     @classmethod
     def build_model(cls, cfg):

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from .. import compat
-from ..data.loading import ReIDDataset, make_test_loader
+from ..data.loaders import ReIDDataset, make_test_loader
 from ..data.transforms import build_transforms
 from ..engine.features import extract, tower_output
 from ..evaluation.evaluator import SAGAEvaluator, rank_in_blocks, result_row

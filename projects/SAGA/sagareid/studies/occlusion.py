@@ -18,7 +18,8 @@ from fastreid.data.data_utils import read_image
 
 from .. import compat
 from ..data import occluders
-from ..data.loading import ReIDDataset, build_dataset, load_test_data
+from ..data.datasets.build import build_dataset, load_test_data
+from ..data.loaders import ReIDDataset
 
 __all__ = ["DistractorPeople", "ImageSet", "OccludedSet", "Occluder", "Occlusion", "View", "distractor_people"]
 

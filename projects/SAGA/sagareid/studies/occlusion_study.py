@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from ..data import occluders
-from ..data.loading import make_test_loader
+from ..data.loaders import make_test_loader
 from ..data.transforms import build_transforms
 from ..deploy.load import load_model
 from ..engine.features import Extraction, Labels, extract, share_towers

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from .occluded import Statistics, list_images, parse_names
+from .layout import Statistics, list_images, parse_names
 
 __all__ = ["STATISTICS", "check_names"]
 

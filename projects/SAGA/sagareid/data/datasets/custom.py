@@ -20,7 +20,7 @@ from typing import NamedTuple
 from fastreid.data.datasets import DATASET_REGISTRY
 from fastreid.data.datasets.bases import ImageDataset
 
-from .occluded import IMAGE_SUFFIXES, as_training, natural_key, WrongNames
+from .layout import IMAGE_SUFFIXES, as_training, natural_key, WrongNames
 
 __all__ = ["CSVDataset", "FolderDataset", "Photo"]
 

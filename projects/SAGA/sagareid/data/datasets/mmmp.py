@@ -14,7 +14,7 @@ from pathlib import Path
 from fastreid.data.datasets import DATASET_REGISTRY
 from fastreid.data.datasets.bases import ImageDataset
 
-from .occluded import REMEDY, Item, as_training, list_images
+from .layout import REMEDY, Item, as_training, list_images
 
 __all__ = ["MMMP", "SETTINGS"]
 

@@ -1,9 +1,10 @@
-"""Occluded-Duke from DukeMTMC-reID: its authors publish lists of file names, not images."""
+"""Occluded-Duke and P-Duke, and how Occluded-Duke is made of DukeMTMC-reID: its authors publish lists of names, not images."""
 
 from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,9 +12,91 @@ from pathlib import Path
 import filelock
 from tqdm import tqdm
 
-from .occluded import OccludedDuke, Statistics, find_splits, list_images, parse_names
+from fastreid.data.datasets import DATASET_REGISTRY
+from fastreid.data.datasets.bases import ImageDataset
 
-__all__ = ["MODES", "build_occluded_duke"]
+from .layout import Item, Statistics, TrainItem, as_training, find_splits, list_images, parse_names, read_pair
+
+__all__ = ["MODES", "OccludedDuke", "PDukeMTMC", "build_occluded_duke"]
+
+
+@DATASET_REGISTRY.register()
+class OccludedDuke(ImageDataset):
+    """Occluded-DukeMTMC: every query is occluded, the gallery holds whole and occluded people.
+
+    Source: Miao et al., Pose-Guided Feature Alignment for Occluded Person Re-Identification, ICCV 2019; made from
+    DukeMTMC-reID by published lists of file names (github.com/lightas/Occluded-DukeMTMC-Dataset).
+    Terms: those of DukeMTMC, which its authors withdrew in 2019; non-commercial research.
+    Statistics: 15,618 training images of 702 people, 2,210 queries of 519, 17,661 gallery images of 1,110; 8 cameras.
+    Folders: ``<root>/Occluded_Duke/{bounding_box_train,query,bounding_box_test}/0005_c2_f0046985.jpg``, as
+    ``tools/build_occluded_duke.py`` makes them.
+
+    Raises:
+        RuntimeError: a folder is missing or empty, or a file is wrongly named.
+    """
+
+    statistics: Statistics = {"train": (15_618, 702, 8), "query": (2_210, 519, 8), "gallery": (17_661, 1_110, 8)}
+    dataset_name = "occluded_duke"
+    folders = (
+        "Occluded_Duke",
+        "Occluded-Duke",
+        "Occluded-DukeMTMC",
+        "Occluded-DukeMTMC-reID",
+        "OccludedDuke",
+        "occluded_duke",
+        "dukemtmcreid/Occluded_Duke",
+        "dukemtmcreid/Occluded-DukeMTMC",
+    )
+    pattern = re.compile(r"(\d+)_c(\d)(?!\d).*")
+
+    def __init__(self, root: str = "datasets", **kwargs):
+        splits = (("bounding_box_train",), ("query",), ("bounding_box_test",))
+        train, query, gallery = find_splits("OccludedDuke", root, self.folders, splits)
+        super().__init__(
+            lambda: as_training(self.dataset_name, self._read(train)),
+            lambda: self._read(query),
+            lambda: self._read(gallery),
+            **kwargs,
+        )
+
+    def _read(self, folder: Path) -> list[Item]:
+        paths = list_images("OccludedDuke", folder)
+        items = parse_names("OccludedDuke", paths, self.pattern, "0005_c2_f0046985.jpg", range(1, 9))
+        return [(str(path), pid, camera - 1) for path, pid, camera in items]
+
+
+@DATASET_REGISTRY.register()
+class PDukeMTMC(ImageDataset):
+    """P-DukeMTMC-reID: DukeMTMC-reID's people that are seen both occluded and whole.
+
+    Source: Zhuo et al., Occluded Person Re-identification, ICME 2018 (as OccludedREID). Terms: those of DukeMTMC, which
+    its authors withdrew in 2019; non-commercial research.
+    Statistics: 12,927 training images of 665 people, 2,163 queries and 9,053 gallery images of 634.
+    Folders: ``<root>/P-DukeMTMC-reid/{train,test}/{occluded_body_images,whole_body_images}/<person>/*.jpg``.
+
+    As in the published evaluations, occluded images are camera 0 and whole ones camera 1: queries are the occluded
+    images of ``test``, and no gallery image is left out for its camera.
+
+    Raises:
+        RuntimeError: a folder is missing or empty, or a file is wrongly placed.
+    """
+
+    statistics: Statistics = {"train": (12_927, 665, 2), "query": (2_163, 634, 1), "gallery": (9_053, 634, 1)}
+    dataset_name = "p_dukemtmc"
+    folders = ("P-DukeMTMC-reid", "P-DukeMTMC-reID", "P-DukeMTMC", "PDukeMTMC", "p_dukemtmc")
+
+    def __init__(self, root: str = "datasets", **kwargs):
+        splits = [(f"{part}/{kind}_body_images",) for part in ("train", "test") for kind in ("occluded", "whole")]
+        *train, query, gallery = find_splits("PDukeMTMC", root, self.folders, splits)
+        test = read_pair("PDukeMTMC", query, gallery)
+        super().__init__(lambda: self._training(*train), *test, **kwargs)
+
+    def _training(self, occluded: Path, whole: Path) -> list[TrainItem]:
+        occluded, whole = read_pair("PDukeMTMC", occluded, whole)
+        return as_training(self.dataset_name, occluded + whole)
+
+
+# ---- building Occluded-Duke ------------------------------------------------------------------------------------------
 
 # split -> (list, folder)
 _PARTS = {

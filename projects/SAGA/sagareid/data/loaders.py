@@ -7,54 +7,30 @@ process draws the same batch of SOLVER.IMS_PER_BATCH images and keeps its share 
 
 from __future__ import annotations
 
-import difflib
-import random
-import zlib
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
-import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from fastreid.data.common import CommDataset
-from fastreid.data.datasets import DATASET_REGISTRY
-from fastreid.data.datasets.bases import ImageDataset
 from fastreid.utils import comm
 
 from .. import compat
-from ..config import custom_datasets, reads_cameras
-from .datasets import builtin
-from .datasets.occluded import refuse_training
+from .datasets.build import load_test_data, load_training_data
+from .images import UnreadableImage
+from .seeding import SeededBatches, SeededSamples, seeded
 from .transforms import build_transforms
 
 __all__ = [
     "DeviceLoader",
     "ReIDDataset",
-    "SampleKey",
     "TrainLoader",
-    "UnreadableImage",
-    "build_dataset",
     "build_test_loader",
     "build_train_loader",
-    "load_test_data",
-    "load_training_data",
     "make_test_loader",
-    "queries_without_match",
-    "sample_seed",
-    "seeded",
     "training_set",
 ]
-
-
-class UnreadableImage(RuntimeError):
-    """An image of the data set cannot be read; the message names it."""
-
-    def without_traceback(self) -> UnreadableImage:
-        """The error itself, where a DataLoader's worker process has put a printed traceback around it."""
-        return UnreadableImage(str(self).rstrip().rpartition(f"{type(self).__name__}: ")[2])
 
 
 class ReIDDataset(CommDataset):
@@ -109,83 +85,6 @@ def natural_order(names: Sequence[Any]) -> list[str]:
 # ---- seeds ------------------------------------------------------------------------------------------------------------
 
 
-class SampleKey(NamedTuple):
-    """Which image, and the seed of everything random that happens to it."""
-
-    index: int
-    seed: int
-
-
-def sample_seed(*parts: int) -> int:
-    """A 32-bit seed from integers, well mixed: neighbouring batches share nothing."""
-    return zlib.crc32(np.asarray(parts, dtype=np.int64).tobytes())
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Seed torch (CPU), numpy and Python inside the scope; put their states back after it."""
-    states = torch.get_rng_state(), np.random.get_state(), random.getstate()
-    torch.manual_seed(seed), np.random.seed(seed), random.seed(seed)
-    try:
-        yield
-    finally:
-        torch.set_rng_state(states[0]), np.random.set_state(states[1]), random.setstate(states[2])
-
-
-class SeededSamples(Dataset):
-    """A data set read by `SampleKey`; everything else is the data set's own."""
-
-    def __init__(self, dataset: Dataset):
-        self._dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self._dataset)
-
-    def __getattr__(self, name: str):
-        if name.startswith("__") or name == "_dataset":  # copies and pickles ask before it exists
-            raise AttributeError(name)
-        return getattr(self._dataset, name)
-
-    def __getitem__(self, key: SampleKey):
-        with seeded(key.seed):
-            return self._dataset[key.index]
-
-
-class SeededBatches:
-    """FastReID's infinite batches from batch `start` on, each index with its seed.
-
-    FastReID's samplers draw from numpy's global state; here they have one of their own, so what else draws from it does
-    not change the order of the images.
-
-    The batches are those of the whole job. A process keeps its share: consecutive images, so whole identities.
-    """
-
-    def __init__(self, batches, seed: int):
-        self._batches, self._seed = batches, seed
-        self.start = 0
-
-    def __iter__(self) -> Iterator[list[SampleKey]]:
-        own = np.random.RandomState(self._seed % 2**32).get_state()
-        batches, number = iter(self._batches), 0
-        rank, processes = comm.get_rank(), comm.get_world_size()
-        while True:
-            outside = np.random.get_state()
-            np.random.set_state(own)
-            try:
-                indices = next(batches)
-            except StopIteration:
-                return
-            finally:
-                own = np.random.get_state()
-                np.random.set_state(outside)
-            if number >= self.start:
-                # the 0 keeps these seeds apart from those of cached views
-                keys = [SampleKey(i, sample_seed(self._seed, number, 0, slot)) for slot, i in enumerate(indices)]
-                share = len(keys) // processes
-                yield keys[rank * share : (rank + 1) * share]
-            number += 1
-
-
 class DeviceLoader(DataLoader):
     """A DataLoader whose batches arrive on the model's device, as FastReID's do; its own meta-architectures rely on it."""
 
@@ -222,75 +121,6 @@ class TrainLoader(DeviceLoader):
 
 
 # ---- builders ---------------------------------------------------------------------------------------------------------
-
-
-def build_dataset(cfg, name: str, **options) -> ImageDataset:
-    """The data set of a name in DATASETS.NAMES or TESTS, registered or of DATASETS.CUSTOM.
-
-    Args:
-        options: further arguments of its class.
-
-    Raises:
-        OSError, RuntimeError, ValueError: the name is not known, or the data is not there or not as the class expects it.
-    """
-    known = {n: (cls, {}) for n, cls in DATASET_REGISTRY._obj_map.items()} | custom_datasets(cfg)
-    if name not in known:
-        close = difflib.get_close_matches(name, known, n=3)
-        raise ValueError(
-            f"{name} is neither a registered data set nor in DATASETS.CUSTOM"
-            + (f"; did you mean {' or '.join(close)}?" if close else "")
-        )
-    cls, own = known[name]
-    with compat.current_dataset_root() as root:
-        builtin.check_names(cls.__name__, root)
-        try:
-            return cls(root=root, **own, **options)
-        except AssertionError as error:  # some of the host's own
-            raise RuntimeError(f"{name}: {error or 'wrong file names'} (FASTREID_DATASETS is {root})") from error
-
-
-def queries_without_match(query: Sequence[tuple], gallery: Sequence[tuple]) -> list[tuple]:
-    """Queries, as (path, pid, camid), whose person no gallery image shows in another camera: evaluation leaves them out."""
-    cameras = defaultdict(set)
-    for _, pid, camid in gallery:
-        cameras[pid].add(camid)
-    return [item for item in query if not cameras[item[1]] - {item[2]}]
-
-
-def load_training_data(cfg, name: str) -> ImageDataset:
-    """A data set of DATASETS.NAMES, with training images.
-
-    Raises:
-        RuntimeError: it has none. ValueError: the model embeds cameras and they are not known. Others as `build_dataset`.
-    """
-    data = build_dataset(cfg, name, combineall=cfg.DATASETS.COMBINEALL)
-    if not data.train:
-        refuse_training(name)
-    if reads_cameras(cfg) and not getattr(data, "cameras_known", True):
-        raise ValueError(
-            f"{name}: the model embeds cameras, and no cameras are known here. Name them in the data set, or set "
-            "MODEL.CLIP.SIE_CAMERA False and MODEL.SAGA.DOMAIN_ANCHORS content"
-        )
-    return data
-
-
-def load_test_data(cfg, name: str) -> ImageDataset:
-    """A data set of DATASETS.TESTS or VALIDATION that can be evaluated.
-
-    Raises:
-        ValueError: no query, no gallery, or no query with a match in another camera. Others as `build_dataset`.
-    """
-    # the host reads the split of its mode at once, and the others when they are asked for
-    data = build_dataset(cfg, name, mode="query")
-    for split in ("query", "gallery"):
-        if not getattr(data, split):
-            raise ValueError(f"{name}: its {split} split is empty, so there is nothing to evaluate")
-    if len(queries_without_match(data.query, data.gallery)) == len(data.query):
-        raise ValueError(
-            f"{name}: no query has an image of the same person in another camera of the gallery, so there is nothing to "
-            "evaluate. With one camera only, leave the cameras out of a CSVDataset or FolderDataset"
-        )
-    return data
 
 
 def training_set(cfg, transform=None) -> ReIDDataset:

@@ -1,0 +1,87 @@
+"""Data sets by name, registered or of DATASETS.CUSTOM, checked for what they are to be used for."""
+
+from __future__ import annotations
+
+import difflib
+from collections import defaultdict
+from collections.abc import Sequence
+
+from fastreid.data.datasets import DATASET_REGISTRY
+from fastreid.data.datasets.bases import ImageDataset
+
+from ... import compat
+from ...config import custom_datasets, reads_cameras
+from . import builtin
+from .layout import refuse_training
+
+
+__all__ = ["build_dataset", "load_test_data", "load_training_data", "queries_without_match"]
+
+
+def build_dataset(cfg, name: str, **options) -> ImageDataset:
+    """The data set of a name in DATASETS.NAMES or TESTS, registered or of DATASETS.CUSTOM.
+
+    Args:
+        options: further arguments of its class.
+
+    Raises:
+        OSError, RuntimeError, ValueError: the name is not known, or the data is not there or not as the class expects it.
+    """
+    known = {n: (cls, {}) for n, cls in DATASET_REGISTRY._obj_map.items()} | custom_datasets(cfg)
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=3)
+        raise ValueError(
+            f"{name} is neither a registered data set nor in DATASETS.CUSTOM"
+            + (f"; did you mean {' or '.join(close)}?" if close else "")
+        )
+    cls, own = known[name]
+    with compat.current_dataset_root() as root:
+        builtin.check_names(cls.__name__, root)
+        try:
+            return cls(root=root, **own, **options)
+        except AssertionError as error:  # some of the host's own
+            raise RuntimeError(f"{name}: {error or 'wrong file names'} (FASTREID_DATASETS is {root})") from error
+
+
+def queries_without_match(query: Sequence[tuple], gallery: Sequence[tuple]) -> list[tuple]:
+    """Queries, as (path, pid, camid), whose person no gallery image shows in another camera: evaluation leaves them out."""
+    cameras = defaultdict(set)
+    for _, pid, camid in gallery:
+        cameras[pid].add(camid)
+    return [item for item in query if not cameras[item[1]] - {item[2]}]
+
+
+def load_training_data(cfg, name: str) -> ImageDataset:
+    """A data set of DATASETS.NAMES, with training images.
+
+    Raises:
+        RuntimeError: it has none. ValueError: the model embeds cameras and they are not known. Others as `build_dataset`.
+    """
+    data = build_dataset(cfg, name, combineall=cfg.DATASETS.COMBINEALL)
+    if not data.train:
+        refuse_training(name)
+    if reads_cameras(cfg) and not getattr(data, "cameras_known", True):
+        raise ValueError(
+            f"{name}: the model embeds cameras, and no cameras are known here. Name them in the data set, or set "
+            "MODEL.CLIP.SIE_CAMERA False and MODEL.SAGA.DOMAIN_ANCHORS content"
+        )
+    return data
+
+
+def load_test_data(cfg, name: str) -> ImageDataset:
+    """A data set of DATASETS.TESTS or VALIDATION that can be evaluated.
+
+    Raises:
+        ValueError: no query, no gallery, or no query with a match in another camera. Others as `build_dataset`.
+    """
+    # the host reads the split of its mode at once, and the others when they are asked for
+    data = build_dataset(cfg, name, mode="query")
+    for split in ("query", "gallery"):
+        if not getattr(data, split):
+            raise ValueError(f"{name}: its {split} split is empty, so there is nothing to evaluate")
+    if len(queries_without_match(data.query, data.gallery)) == len(data.query):
+        raise ValueError(
+            f"{name}: no query has an image of the same person in another camera of the gallery, so there is nothing to "
+            "evaluate. With one camera only, leave the cameras out of a CSVDataset or FolderDataset"
+        )
+    return data

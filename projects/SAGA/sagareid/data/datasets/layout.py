@@ -1,0 +1,198 @@
+"""What the data sets share: folders, listing, people and cameras from names, and the form of FastReID's items.
+
+An item is (path, pid, camid). In query and gallery pid and camid are ints, camid from 0; in training they are
+"<name>_0005" and "<name>_1", the host's form with the person's digits padded, so that its string order of labels is
+numeric order. A camera's name is the data set's and its camid, which is how `loaders` finds it again in testing.
+A name is read from the file's base name alone: a folder such as ``run_1_c2/`` above it says nothing.
+Every image file of a split is used; a file whose name cannot be read is an error, not a gap.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from fastreid.data.datasets.bases import ImageDataset
+
+__all__ = [
+    "EvaluationOnly",
+    "PairedByName",
+    "Statistics",
+    "WrongNames",
+    "as_training",
+    "find_splits",
+    "list_images",
+    "natural_key",
+    "parse_names",
+    "read_pair",
+    "refuse_training",
+]
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
+REMEDY = "Set FASTREID_DATASETS, or run configs/SAGA/quickstart.yml, which needs no download."
+
+# Published images, people and cameras of each split, as a class's attribute `statistics`; None where they are not stated.
+# People and cameras are counted as the class gives them: distractors are one person more.
+Statistics = dict[str, tuple[int, int | None, int | None]]
+
+Item = tuple[str, int, int]
+TrainItem = tuple[str, str, str]
+
+
+# ---- folders and names ---------------------------------------------------------------------------------------------
+def find_splits(
+    dataset: str, root: str | os.PathLike, folders: Sequence[str], splits: Sequence[Sequence[str]]
+) -> list[Path]:
+    """The folder of each split, under the first of ``folders`` in ``root`` that is there (or ``root``, so named).
+
+    Args:
+        splits: per split the names its folder goes by, the usual one first.
+
+    Raises:
+        RuntimeError: says which split's folder is missing, where, and what to do.
+    """
+    root = Path(root).expanduser()
+    candidates = [root / folder for folder in folders]
+    candidates += [root] if root.resolve().name in {Path(folder).name for folder in folders} else []
+    base = next((path for path in candidates if path.is_dir()), candidates[0])
+    found = [next((base / name for name in names if (base / name).is_dir()), None) for names in splits]
+    if None in found:
+        missing = [names[0] for names, path in zip(splits, found) if path is None]
+        named = "query" if "query" in missing else missing[0]  # what every data set has tells most
+        expected = ", ".join(f"{names[0]}/" for names in splits)
+        raise RuntimeError(f"{dataset}: no '{named}' folder under {base}. Expected {expected}. {REMEDY}")
+    return found
+
+
+def list_images(dataset: str, folder: Path) -> list[Path]:
+    """Image files directly in ``folder``, sorted by name.
+
+    Raises:
+        RuntimeError: there is none.
+    """
+    paths = sorted(Path(e.path) for e in os.scandir(folder) if e.name.lower().endswith(IMAGE_SUFFIXES) and e.is_file())
+    if not paths:
+        raise RuntimeError(f"{dataset}: no images in {folder}. Expected files such as *.jpg; was it fully unpacked?")
+    return paths
+
+
+def parse_names(
+    dataset: str, paths: Iterable[Path], pattern: re.Pattern, example: str, cameras: range
+) -> list[tuple[Path, int, int]]:
+    """(path, pid, camera as named) of each file, by ``pattern`` with these two groups on its base name.
+
+    Raises:
+        RuntimeError: names the first files that do not fit, and how many there are.
+    """
+    items, wrong = [], []
+    for path in paths:
+        match = pattern.fullmatch(path.name)
+        if match is None or int(match[2]) not in cameras:
+            wrong.append(path)
+        else:
+            items.append((path, int(match[1]), int(match[2])))
+    if wrong:
+        raise WrongNames(dataset, wrong, f"names like {example} with cameras {cameras[0]} to {cameras[-1]}")
+    return items
+
+
+class WrongNames(RuntimeError):
+    """Files whose names say neither person nor camera: `paths`, all of them, and in `args` what was expected."""
+
+    def __init__(self, dataset: str, wrong: Sequence[Path], expected: str):
+        super().__init__(dataset, wrong, expected)
+        self.dataset, self.paths, self.expected = dataset, list(wrong), expected
+
+    def __str__(self) -> str:
+        shown = ", ".join(path.name for path in self.paths[:3]) + (", ..." if len(self.paths) > 3 else "")
+        return (
+            f"{self.dataset}: {len(self.paths)} file(s) in {self.paths[0].parent} are wrongly named: {shown}. "
+            f"Expected {self.expected}. Remove or rename them"
+        )
+
+
+def as_training(name: str, items: Iterable[Item]) -> list[TrainItem]:
+    """Items with the host's string labels; people padded, so that they sort as numbers do."""
+    return [(path, f"{name}_{pid:04d}", f"{name}_{camid}") for path, pid, camid in items]
+
+
+def refuse_training(dataset: str) -> NoReturn:
+    raise RuntimeError(
+        f"{dataset} has no training images. Expected it in DATASETS.TESTS; train on another set, "
+        "e.g. DATASETS.NAMES ('Market1501',)"
+    )
+
+
+class EvaluationOnly(ImageDataset):
+    """A data set without training images, for DATASETS.TESTS."""
+
+    def __init__(self, query: list[Item], gallery: list[Item], **kwargs):
+        super().__init__([], query, gallery, **kwargs)
+
+    def show_train(self):
+        """Called by the host when the set is named in DATASETS.NAMES."""
+        if not self.train:  # with DATASETS.COMBINEALL there are some
+            refuse_training(type(self).__name__)
+        super().show_train()
+
+
+
+# ---- people paired by name: a hidden view as query, a whole one as gallery -----------------------------------------
+def read_pair(dataset: str, query: Path, gallery: Path) -> tuple[list[Item], list[Item]]:
+    """Query (camera 0) and gallery (camera 1) of two folders whose people correspond by name.
+
+    A person's name is that of the sub-folder with the images, or in a flat folder the number that opens a file name
+    (``001_002.jpg``, ``001.jpg``). Both folders share one numbering: the sorted names of both together.
+
+    Raises:
+        RuntimeError: a folder is empty, mixes images and sub-folders, or holds a file without a number.
+    """
+    named = [_by_person(dataset, folder) for folder in (query, gallery)]
+    people = sorted({name for items in named for _, name in items}, key=natural_key)
+    number = {name: pid for pid, name in enumerate(people)}
+    first, second = ([(str(path), number[name], camid) for path, name in items] for camid, items in enumerate(named))
+    return first, second
+
+
+def natural_key(name: str) -> tuple:
+    """Sorts names by the numbers in them: 2 before 10, c2 before c10; 01 and 1 stay apart."""
+    parts = re.findall(r"\d+|\D+", name)
+    return tuple((0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts), name
+
+
+def _by_person(dataset: str, folder: Path) -> list[tuple[Path, str]]:
+    people = sorted(path for path in folder.iterdir() if path.is_dir())
+    if people:
+        loose = [path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES]
+        if loose:
+            raise WrongNames(dataset, sorted(loose), "images in one sub-folder per person")
+        return [(path, person.name) for person in people for path in list_images(dataset, person)]
+    items, wrong = [], []
+    for path in list_images(dataset, folder):
+        match = re.fullmatch(r"(\d+)(?:_.*)?", path.stem)
+        if match is None:
+            wrong.append(path)
+        else:
+            items.append((path, str(int(match[1]))))
+    if wrong:
+        raise WrongNames(dataset, wrong, "names that begin with the person's number, like 001_002.jpg")
+    return items
+
+
+class PairedByName(EvaluationOnly):
+    """A query folder and a gallery folder whose people correspond by name, as `read_pair` reads them.
+
+    Attributes:
+        folders: accepted names of the data set's folder.
+        splits: accepted names of the query folder, then of the gallery folder.
+    """
+
+    folders: tuple[str, ...]
+    splits: tuple[tuple[str, ...], tuple[str, ...]]
+
+    def __init__(self, root: str = "datasets", **kwargs):
+        name = type(self).__name__
+        super().__init__(*read_pair(name, *find_splits(name, root, self.folders, self.splits)), **kwargs)
