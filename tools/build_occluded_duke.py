@@ -9,7 +9,7 @@ images of 1,110. <root>/Occluded_Duke appears whole or not at all, and is never 
 """
 
 from sagareid.cli import errors_in_one_line, tool_parser
-from sagareid.data.datasets import duke, occluded
+from sagareid.data.datasets import duke
 
 
 def main() -> None:
@@ -28,7 +28,7 @@ def main() -> None:
         mode.add_argument(f"--{name}", dest="mode", action="store_const", const=name, default="copy", help=text)
     parser.add_argument("--any-size", action="store_true", help="take lists with other counts")
     args = parser.parse_args()
-    expected = None if args.any_size else occluded.OccludedDuke.statistics
+    expected = None if args.any_size else duke.OccludedDuke.statistics
     with errors_in_one_line(args, after_interrupt="nothing was left behind"):
         print(duke.build_occluded_duke(args.source, args.lists, args.root, args.mode, expected))
 
