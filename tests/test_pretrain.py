@@ -15,7 +15,10 @@ from safetensors.torch import load_file
 
 from sagareid.synthetic import captions, pretrain
 from sagareid.synthetic import drawn as synthetic
+from sagareid.synthetic.captioned import Vocabulary, all_texts, assemble, draw_people, pixels
 from sagareid.synthetic.person import FAMILY_SIZE, generator, get_person
+from sagareid.synthetic.pretrain_model import PretrainingModel, create_clip, expand_token_table
+from sagareid.synthetic.probe import linear_probe, metrics_table, retrieval
 from sagareid.synthetic.shot import VIEWS
 
 ASSETS = Path(pretrain.__file__).resolve().parent.parent / "assets" / "clip"
@@ -38,25 +41,25 @@ def tiny_config(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def drawn():
-    return pretrain.draw_people(0, "pretrain", 96, (48, 24), 8, workers=1)
+    return draw_people(0, "pretrain", 96, (48, 24), 8, workers=1)
 
 
 @pytest.fixture(scope="module")
 def vocabulary(drawn):
-    return pretrain.Vocabulary(pretrain.all_texts(drawn))
+    return Vocabulary(all_texts(drawn))
 
 
 @pytest.fixture(scope="module")
 def data(drawn, vocabulary):
-    return pretrain.assemble(drawn, vocabulary)
+    return assemble(drawn, vocabulary)
 
 
 CFG = pretrain.PretrainConfig(people=96, steps=6, batch=24, workers=1)
 
 
-def fresh(config, vocabulary) -> pretrain.Pretraining:
+def fresh(config, vocabulary) -> PretrainingModel:
     torch.manual_seed(0)
-    return pretrain.Pretraining(config, vocabulary, CFG)
+    return PretrainingModel(config, vocabulary, CFG.initial_logit_scale)
 
 
 def test_steps_change_every_weight(tiny_config, data, vocabulary, tmp_path):
@@ -74,7 +77,7 @@ def test_resumed_is_the_same_as_uninterrupted(tiny_config, data, vocabulary, tmp
     pretrain.train(whole, data, CFG, tmp_path / "whole")
     pretrain.train(fresh(tiny_config, vocabulary), data, CFG, tmp_path / "cut", stop_after=3)
     torch.manual_seed(99)  # a new process starts from other numbers
-    resumed = pretrain.Pretraining(tiny_config, vocabulary, CFG)
+    resumed = PretrainingModel(tiny_config, vocabulary, CFG.initial_logit_scale)
     pretrain.train(resumed, data, CFG, tmp_path / "cut", resume=True)
     for (name, a), b in zip(whole.state_dict().items(), resumed.state_dict().values()):
         assert torch.equal(a, b), name
@@ -91,13 +94,13 @@ def test_cut_context_gives_open_clips_text_features(tiny_config, data, vocabular
     """The compact table, cut to the longest caption, against open_clip's own 77 tokens of the full table."""
     model = fresh(tiny_config, vocabulary).eval()
     texts = ["a photo of a person", captions.REGION_PHRASES[0].phrase]
-    reference = pretrain.create_clip(tiny_config).eval()
+    reference = create_clip(tiny_config).eval()
     state = {k: v for k, v in model.clip.state_dict().items() if k != "token_embedding.weight"}
     state["token_embedding.trained_ids"], state["token_embedding.trained_rows"] = (
         vocabulary.ids,
         model.clip.token_embedding.weight,
     )
-    reference.load_state_dict(pretrain.expand_token_table(state))
+    reference.load_state_dict(expand_token_table(state))
     with torch.no_grad():
         expected = reference.encode_text(open_clip.tokenize(texts), normalize=True)
         torch.testing.assert_close(model.text(vocabulary.encode(texts)), expected)
@@ -133,8 +136,8 @@ def test_linear_probe_reads_what_is_linear_and_only_that():
     torch.manual_seed(0)
     x = torch.randn(400, 8)
     labels = ["red" if v > 0 else "blue" for v in x[:, 3]]
-    assert pretrain.linear_probe(x[:300], labels[:300], x[300:], labels[300:]) > 90
-    assert pretrain.linear_probe(x[:300, :3], labels[:300], x[300:, :3], labels[300:]) < 70
+    assert linear_probe(x[:300], labels[:300], x[300:], labels[300:]) > 90
+    assert linear_probe(x[:300, :3], labels[:300], x[300:, :3], labels[300:]) < 70
 
 
 def test_unknown_words_are_named(vocabulary):
@@ -143,21 +146,19 @@ def test_unknown_words_are_named(vocabulary):
 
 
 def test_pretraining_people_are_in_no_data_set():
-    theirs = {i.population for i in synthetic.items(synthetic.Spec())} | {"distractor"}
-    assert not theirs & {"pretrain", "pretrain unseen", "pretrain siblings", "pretrain probe"}
-    known = {get_person(0, p, i) for p in theirs for i in range(300)}
+    populations = {i.population for i in synthetic.items(synthetic.Spec())} | {"distractor"}
+    assert not populations & {"pretrain", "pretrain unseen", "pretrain siblings", "pretrain probe"}
+    known = {get_person(0, p, i) for p in populations for i in range(300)}
     assert not known & {get_person(0, "pretrain", i * FAMILY_SIZE) for i in range(1000)}
 
 
-def test_whole_run_writes_weights_and_figures(tiny_config, tmp_path):
+def test_whole_run_writes_weights_and_metrics(tiny_config, tmp_path):
     cfg = pretrain.PretrainConfig(people=320, steps=2, batch=16, eval_people=20, probe_people=60, workers=1)
-    figures = pretrain.pretrain(tiny_config, tmp_path, cfg, command="test")
-    assert json.loads((tmp_path / "ViT-tiny-of-tests.figures.json").read_text())["retrieval"] == figures["retrieval"]
-    model = pretrain.create_clip(tiny_config)
-    model.load_state_dict(
-        pretrain.expand_token_table(load_file(tmp_path / "ViT-tiny-of-tests.safetensors")), strict=True
-    )
-    table = pretrain.figures_table(figures)
+    metrics = pretrain.pretrain(tiny_config, tmp_path, cfg, command="test")
+    assert json.loads((tmp_path / "ViT-tiny-of-tests.metrics.json").read_text())["retrieval"] == metrics["retrieval"]
+    model = create_clip(tiny_config)
+    model.load_state_dict(expand_token_table(load_file(tmp_path / "ViT-tiny-of-tests.safetensors")), strict=True)
+    table = metrics_table(metrics)
     assert "upper_pattern" in table and "untrained" in table
 
 
@@ -165,8 +166,8 @@ def test_shipped_weights_fit_open_clips_model():
     state = load_file(WEIGHTS)
     assert WEIGHTS.stat().st_size < 5e6
     assert {v.dtype for k, v in state.items() if k != "token_embedding.trained_ids"} == {torch.float16}
-    model = pretrain.create_clip(CONFIG)
-    model.load_state_dict(pretrain.expand_token_table(state), strict=True)
+    model = create_clip(CONFIG)
+    model.load_state_dict(expand_token_table(state), strict=True)
     assert all(v.isfinite().all() for v in model.state_dict().values())
     with safe_open(WEIGHTS, "pt") as file:
         metadata = file.metadata()
@@ -188,14 +189,14 @@ def test_shipped_weights_know_every_word_of_captions_and_anchors():
     assert not {i for text in texts for i in tokenizer.encode(text)} - ids
 
 
-def test_shipped_weights_retrieve_captions_as_their_figures_say():
-    figures = json.loads(CONFIG.with_suffix(".figures.json").read_text())
-    assert figures["retrieval"]["people"] == 1000 and figures["retrieval"]["R@1"] >= 25
-    model = pretrain.create_clip(CONFIG).eval()
-    model.load_state_dict(pretrain.expand_token_table(load_file(WEIGHTS)))
-    drawn = pretrain.draw_people(0, "pretrain unseen", 200, (96, 48), 8, workers=1)
+def test_shipped_weights_retrieve_captions_as_their_metrics_say():
+    metrics = json.loads(CONFIG.with_suffix(".metrics.json").read_text())
+    assert metrics["retrieval"]["people"] == 1000 and metrics["retrieval"]["R@1"] >= 25
+    model = create_clip(CONFIG).eval()
+    model.load_state_dict(expand_token_table(load_file(WEIGHTS)))
+    drawn = draw_people(0, "pretrain unseen", 200, (96, 48), 8, workers=1)
     with torch.no_grad():
-        image = model.encode_image(pretrain.pixels(np.stack([d[0] for d in drawn])), normalize=True)
-        text = model.encode_text(open_clip.tokenize([d[1] for d in drawn]), normalize=True)
-    # Fewer people to confuse a picture with, so no lower than the figure of 1,000.
-    assert pretrain.retrieval(image, text)["R@1"] >= figures["retrieval"]["R@1"]
+        image = model.encode_image(pixels(np.stack([person.image for person in drawn])), normalize=True)
+        text = model.encode_text(open_clip.tokenize([person.caption for person in drawn]), normalize=True)
+    # Fewer people to confuse a picture with, so no lower than the recall among 1,000.
+    assert retrieval(image, text)["R@1"] >= metrics["retrieval"]["R@1"]

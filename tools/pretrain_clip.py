@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Pretrain the embedded CLIP on drawn, captioned pedestrians, measure it, and write its weights and figures.
+"""Pretrain the embedded CLIP on drawn, captioned pedestrians, measure it, and write its weights and metrics.
 
 `python tools/pretrain_clip.py --output output/pretrain_clip` remakes the files of projects/SAGA/sagareid/assets/clip;
 add `--install` to put them there. An interrupted run goes on with `--resume`.
@@ -25,7 +25,7 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, default=Path("output/pretrain_clip"), help="(default: %(default)s)")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --output")
-    parser.add_argument("--install", action="store_true", help="copy weights and figures beside the configuration")
+    parser.add_argument("--install", action="store_true", help="copy weights and metrics beside the configuration")
     # Sums depend on their order, hence weights on the number of threads: those that ship were made with one.
     parser.add_argument("--threads", type=int, default=1, help="torch threads (default: %(default)s)")
     add_dataclass_arguments(parser, pretrain.PretrainConfig)
@@ -44,7 +44,7 @@ def main() -> None:
         command = " ".join(["python tools/pretrain_clip.py", *made_by])
         pretrain.pretrain(args.model, args.output, cfg, args.resume, command=command)
         if args.install:
-            for suffix in (".safetensors", ".figures.json"):
+            for suffix in (".safetensors", ".metrics.json"):
                 shutil.copyfile(args.output / f"{args.model.stem}{suffix}", args.model.with_suffix(suffix))
 
 

@@ -68,7 +68,7 @@ def _model_config(name: str) -> dict:
             open_clip.add_model_config(file)
     config = open_clip.get_model_config(name)
     if config is None:
-        ours = sorted(f.stem for f in (ASSETS / "clip").glob("*.json") if not f.name.endswith(".figures.json"))
+        ours = sorted(f.stem for f in (ASSETS / "clip").glob("*.json") if not f.name.endswith(".metrics.json"))
         raise ValueError(
             f"MODEL.CLIP.NAME is {name!r}, which open_clip does not know. Ours: {', '.join(ours)}. "
             f"open_clip's ViTs: {', '.join(m for m in open_clip.list_models() if m.startswith('ViT'))}"
