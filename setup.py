@@ -53,8 +53,10 @@ setup(
     # Not here: fastreid. Its 1.4.0 metadata demands torch 1.13 and torchvision 0.14.1, which do not exist for these
     # Pythons, so no installer could resolve it. It is installed beside us: `pip install --no-deps fastreid==1.4.0`.
     install_requires=[
-        "torch>=2.4,<2.14",
-        "torchvision>=0.19,<0.29",
+        # 2.10 is the first whose weights_only loading is safe: before 2.6 a file could run code through it (CVE-2025-32434),
+        # before 2.10 corrupt memory (CVE-2026-24747).
+        "torch>=2.10,<2.14",
+        "torchvision>=0.25,<0.29",
         "open_clip_torch>=3.3,<4",
         "numpy>=2",
         "Pillow>=10",

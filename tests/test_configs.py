@@ -10,7 +10,7 @@ import torch
 from sagareid.config import flatten
 from sagareid.engine import stages
 from sagareid.engine.trainer import SAGATrainer
-from sagareid.files import load_state
+from sagareid.weights import load_state
 
 from fastreid.utils.events import EventStorage
 

@@ -20,8 +20,8 @@ import torch
 from sagareid.data import loaders
 from sagareid.engine import launch
 from sagareid.engine.main import main
-from sagareid.files import load_state
 from sagareid.modeling.backbones.clip import CLIPBackbone
+from sagareid.weights import load_state
 
 STAGES = ("prompts", "backbone", "anchors_warmup", "anchors")
 # which stages run in so many processes, and are compared with one

@@ -240,7 +240,7 @@ def test_errors_of_opening(tiny_run, tmp_path):
     with pytest.raises(ValueError, match="device 'cuda:7' cannot be used"):
         Extractor.from_checkpoint(tiny_run, device="cuda:7")
     (tmp_path / "x.pth").write_text("nothing")
-    with pytest.raises(ValueError, match="cannot be read as a checkpoint"):
+    with pytest.raises(ValueError, match="x.pth is damaged or no weights file"):
         Extractor.from_checkpoint(tmp_path / "x.pth")
 
 

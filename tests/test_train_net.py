@@ -15,9 +15,9 @@ from test_compat import test_installed_host_matches_its_record as assert_host_is
 from sagareid.engine import hooks, stages
 from sagareid.engine.main import main
 from sagareid.engine.trainer import SAGATrainer, StepTrainer
-from sagareid.files import load_state
 from sagareid.modeling.build import hand_over
 from sagareid.synthetic import drawn as synthetic
+from sagareid.weights import load_state
 
 STAGES = ("prompts", "backbone", "anchors_warmup", "anchors")
 # the quick start's config, made small: epochs, batch, no worker process

@@ -13,7 +13,7 @@ from sagareid.engine import stages
 from sagareid.engine.hooks import Selection
 from sagareid.engine.main import argument_parser
 from sagareid.engine.trainer import SAGATrainer, StepTrainer
-from sagareid.files import load_state
+from sagareid.weights import load_state
 
 # a small run: a linear layer on the mean patch of an untrained tower, from cached features; 9 steps an epoch
 RUN = [

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 
 import torch
 
-__all__ = ["disk_is_full", "lost_worker", "message_of"]
+__all__ = ["disk_is_full", "first_line", "lost_worker", "message_of", "out_of_memory"]
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -16,14 +17,20 @@ _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 _SPEAKING = (ValueError, OSError, RuntimeError, ImportError)
 
 
+def first_line(text: object) -> str:
+    """The first line of an error or a text that says something, without a terminal's colour codes; may be empty."""
+    plain = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", str(text))
+    return next((line.strip() for line in plain.splitlines() if line.strip()), "")
+
+
 def message_of(error: BaseException) -> str:
     """What a user reads of an error."""
     text = str(error) or type(error).__name__
     if lost := lost_worker(error):
         return lost
-    if _out_of_memory(error):
+    if out_of_memory(error):
         return (
-            f"out of memory ({text.strip().splitlines()[0]}). Take smaller batches: SOLVER.IMS_PER_BATCH in training, "
+            f"out of memory ({first_line(text)}). Take smaller batches: SOLVER.IMS_PER_BATCH in training, "
             "TEST.IMS_PER_BATCH in evaluation, --batch-size of a tool; or a smaller model or less data at once"
         )
     if isinstance(error, KeyError):
@@ -48,7 +55,8 @@ def disk_is_full(error: BaseException) -> str:
     return os.strerror(errno.ENOSPC) if lost or os.strerror(errno.ENOSPC) in text else ""
 
 
-def _out_of_memory(error: BaseException) -> bool:
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, of the machine or of a GPU."""
     if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
         return True
     # plain ones: a RuntimeError of ours that tells of another process's end has been put into words already

@@ -15,7 +15,7 @@ import torch
 
 from .errors import disk_is_full
 
-__all__ = ["check_output", "file_hash", "load_state", "save_torch", "write_atomically", "write_json", "write_text"]
+__all__ = ["check_output", "file_hash", "save_torch", "write_atomically", "write_json", "write_text"]
 
 
 def check_output(path: str | Path, *, folder: bool = False) -> Path:
@@ -92,23 +92,3 @@ def file_hash(path: str | Path) -> str:
     """SHA-256 of a file's bytes, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def load_state(path: str | Path) -> dict[str, Any]:
-    """A checkpoint file as it was saved: {"model": ..., ...}. A bare state dict is taken as the model.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: damaged, or a pickle that needs code.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint at {path}; set MODEL.WEIGHTS to a .pth file of a run")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise ValueError(
-            f"{path} cannot be read as a checkpoint ({type(error).__name__}: {str(error).splitlines()[0]}). It is damaged, or "
-            "it needs Python code to load; published files go through tools/convert_checkpoint.py first"
-        ) from error
-    return checkpoint if "model" in checkpoint else {"model": checkpoint}

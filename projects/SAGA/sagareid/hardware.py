@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from .errors import first_line
+
 __all__ = ["bfloat16_instructions", "cpu_info", "machine", "pick_device"]
 
 
@@ -44,7 +46,7 @@ def pick_device(device: str) -> str:
             torch.empty(0, device=asked)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ValueError(
-            f"device {device!r} cannot be used: {str(error).splitlines()[0]}. Say MODEL.DEVICE cpu, or --device cpu to a tool "
+            f"device {device!r} cannot be used: {first_line(error)}. Say MODEL.DEVICE cpu, or --device cpu to a tool "
             "that has it; or install a CUDA build of PyTorch and its driver"
         ) from None
     return device

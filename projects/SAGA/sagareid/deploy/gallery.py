@@ -27,6 +27,7 @@ import pyarrow.parquet as pq
 from tabulate import tabulate
 from tqdm import tqdm
 
+from ..errors import first_line
 from ..files import write_atomically, write_json
 from .extract_folder import MANIFEST, list_images, open_extractor
 
@@ -197,7 +198,7 @@ class Index:
             vectors = faiss.read_index(str(folder / about.vectors))
             paths = pq.read_table(folder / about.paths)["path"]
         except (RuntimeError, OSError, pa.ArrowException) as error:
-            raise ValueError(f"{folder} is damaged ({str(error).splitlines()[0]}); build it again") from error
+            raise ValueError(f"{folder} is damaged ({first_line(error)}); build it again") from error
         if vectors.ntotal != about.count or len(paths) != about.count:
             raise ValueError(
                 f"{folder} holds {vectors.ntotal} vectors and {len(paths)} paths; expected {about.count}. Build it again"

@@ -11,9 +11,9 @@ from torch import nn
 from fastreid.config import CfgNode
 
 from ..config import get_cfg
-from ..files import load_state
 from ..hardware import pick_device
 from ..modeling.build import build_model, hand_over
+from ..weights import load_state
 
 __all__ = ["FINAL", "checkpoint_file", "load_model"]
 

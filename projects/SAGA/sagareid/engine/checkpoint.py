@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from fastreid.utils.checkpoint import Checkpointer
 
-from ..files import load_state, save_torch, write_text
+from ..files import save_torch, write_text
 from ..modeling.build import hand_over
+from ..weights import load_state
 
 __all__ = [
     "RunCheckpointer",

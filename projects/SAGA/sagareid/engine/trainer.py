@@ -26,8 +26,9 @@ from ..config import check_config, reads_cameras
 from ..data import loaders
 from ..data.transforms import build_transforms
 from ..evaluation.evaluator import SAGAEvaluator
-from ..files import load_state, write_text
+from ..files import write_text
 from ..modeling import build
+from ..weights import load_state
 from . import solver
 from .checkpoint import RunCheckpointer, restore_random_state
 from .feature_cache import CachedFeatures, build_feature_cache, cached_test_loader

@@ -33,6 +33,7 @@ from ..files import save_torch
 from ..modeling.anchors import TextAnchors
 from ..modeling.clip import towers
 from ..modeling.clip.text import CONTEXT_SLOTS, PROMPT_LENGTH, TextEncoder, template_token_ids
+from ..weights import read_file, state_dict_in
 
 __all__ = [
     "Conversion",
@@ -731,24 +732,15 @@ def read_checkpoint(path: str | Path, *, head: str | None = None) -> Conversion:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: a damaged file, a pickle that needs code (`towers.read_state_dict`), or a ConversionError.
+        ValueError: a damaged file, a pickle that needs code (`weights.read_file`), or a ConversionError.
     """
-    state = towers.read_state_dict(path)
+    found = read_file(path)
+    state = state_dict_in(found, path)
     if any(k.startswith("backbone.visual.") for k in state):
-        beside = torch.load(path, map_location="cpu", weights_only=True)
-        published = dict(beside.get("published") or {}) if "model" in beside else {}
+        published = dict(found.get("published") or {})
         own = "prompts" if published.get("layout") == "clip" else _our_head(state)
         return Conversion("ours", own, dict(state), published)
-    return from_published(state, head=head, carried=_carried(path, state))
-
-
-def _carried(path: str | Path, state: Mapping[str, Tensor]) -> Mapping | None:
-    if not any(k.startswith(("image_encoder.", "backbone.")) for k in state):
-        return None  # a CLIP file, which may be a TorchScript archive
-    try:
-        return getattr(torch.load(path, map_location="cpu", weights_only=True, mmap=True), "sagareid", None)
-    except Exception:  # safetensors, or a file without zip: nothing of ours rides there, and its tensors were read
-        return None
+    return from_published(state, head=head, carried=getattr(found, "sagareid", None))
 
 
 def convert_file(

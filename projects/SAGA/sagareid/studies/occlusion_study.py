@@ -27,8 +27,9 @@ from ..data.transforms import build_transforms
 from ..deploy.load import load_model
 from ..engine.features import Extraction, Labels, extract, share_towers
 from ..evaluation.evaluator import SAGAEvaluator, available_rows, rank_in_blocks, result_row
-from ..files import load_state, write_atomically
+from ..files import write_atomically
 from ..modeling.build import fingerprint, model_layout
+from ..weights import load_state
 from .occlusion import ImageSet, OccludedSet, Occluder, Occlusion, View, distractor_people
 from .statistics import Bootstrap
 

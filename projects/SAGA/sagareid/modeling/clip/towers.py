@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import logging
 import math
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +15,9 @@ from pathlib import Path
 import open_clip
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file as load_safetensors
 from torch import Tensor, nn
 
+from ...weights import is_torchscript, read_state_dict
 from ..fast.blocks import use_cheaper_forms
 from .text import END_OF_TEXT, PLACEHOLDER, TextEncoder, template_token_ids
 
@@ -36,7 +34,6 @@ __all__ = [
     "load_vision_tower",
     "patch_grid",
     "read_clip_weights",
-    "read_state_dict",
     "release_clip_weights",
     "resize_position_embedding",
     "template_embedding",
@@ -180,50 +177,6 @@ def build_text_encoder(name: str) -> TextEncoder:
 # ---- weights ---------------------------------------------------------------------------------------------------------
 
 
-def read_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """Tensors of a .safetensors file, a torch state dict or an OpenAI TorchScript archive, without running its code.
-
-    A "state_dict" or "model" level and a "module." prefix are taken off.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: a pickle that needs code, or a file of another kind.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no weights file at {path}")
-    try:
-        if path.suffix == ".safetensors":
-            state = load_safetensors(str(path))
-        elif _is_torchscript(path):
-            state = torch.jit.load(str(path), map_location="cpu").state_dict()
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, RuntimeError, EOFError, OSError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is damaged or no weights file: {str(error).splitlines()[0]}") from error
-    except Exception as error:  # UnpicklingError and what a hostile pickle can raise on its way
-        raise ValueError(
-            f"{path} was refused: it needs Python code to load ({str(error).splitlines()[0]}). Expected plain tensors: "
-            "save the state dict alone, or convert the file to .safetensors where you trust it."
-        ) from error
-    for level in ("state_dict", "model"):
-        if isinstance(state, Mapping) and isinstance(state.get(level), Mapping):
-            state = state[level]
-    if not isinstance(state, Mapping) or not any(isinstance(v, Tensor) for v in state.values()):
-        raise ValueError(f"{path} holds no tensors by name; expected a state dict")
-    state = {k: v for k, v in state.items() if isinstance(v, Tensor)}
-    if all(k.startswith("module.") for k in state):
-        state = {k[len("module.") :]: v for k, v in state.items()}
-    return state
-
-
-def _is_torchscript(path: Path) -> bool:
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("constants.pkl") for name in archive.namelist())
-
-
 def _weights_file(name: str, pretrained: str) -> Path:
     """Local path of a pretrained tag or file; a download for open_clip's own tags."""
     if pretrained and Path(pretrained).is_file():
@@ -256,7 +209,7 @@ def _read_clip_weights(name: str, pretrained: str) -> dict[str, Tensor]:
     missing = [k for k in ("visual.conv1.weight", "visual.positional_embedding") if k not in state]
     if missing:
         raise ValueError(f"{path} is no CLIP ViT file: it lacks {', '.join(missing)}")
-    openai = pretrained == "openai" or (path.suffix != ".safetensors" and _is_torchscript(path))
+    openai = pretrained == "openai" or (path.suffix != ".safetensors" and is_torchscript(path))
     if openai and not clip_dims(name).quick_gelu:
         raise ValueError(
             f"{path.name} holds OpenAI's weights, which were trained with QuickGELU, but {name} uses GELU. "

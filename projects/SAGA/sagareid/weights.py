@@ -1,0 +1,139 @@
+"""Weights from files, without running code that a file brings: of torch.save, safetensors, or a TorchScript archive.
+
+A checkpoint of a run is {"model": state dict, "config": YAML text, ...}. Files of other code hold the state dict alone, or
+under another level ("state_dict"), or with a prefix before every name ("module."): both are taken off here, once for all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+import re
+import warnings
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file as load_safetensors
+from torch import Tensor
+
+from .errors import first_line, out_of_memory
+
+__all__ = ["is_torchscript", "load_state", "read_file", "read_state_dict", "state_dict_in"]
+
+# Under which other code keeps its state dict, and what its wrappers put before every name.
+LEVELS = ("model", "state_dict", "model_state_dict", "model_state")
+PREFIXES = ("module.", "_orig_mod.")
+
+_MULTIARRAY = np._core.multiarray  # NumPy 1's pickles name it by its old place
+# What trainers put beside the weights, none of which can run anything: metrics as NumPy scalars, arrays, parsed arguments.
+_ALLOWED = [
+    argparse.Namespace,
+    np.dtype,
+    np.ndarray,
+    *(getattr(np.dtypes, name) for name in np.dtypes.__all__),
+    *(
+        (getattr(_MULTIARRAY, name), f"numpy.{core}.multiarray.{name}")
+        for name in ("scalar", "_reconstruct")
+        for core in ("core", "_core")
+    ),
+]
+
+
+def read_file(path: str | Path) -> Any:
+    """What a weights file holds, on the CPU. Of a TorchScript archive the state dict, without calling the module.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: empty, damaged, of another kind, or a pickle that needs code other than `_ALLOWED`.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; expected a file of weights in it")
+    if not path.is_file():
+        raise FileNotFoundError(f"no weights file at {path}")
+    if not path.stat().st_size:
+        raise ValueError(f"{path} is empty (0 bytes); copy or download it again")
+    try:
+        if path.suffix == ".safetensors":
+            return load_safetensors(path)
+        if is_torchscript(path):
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="`torch.jit.load` is deprecated")
+                return torch.jit.load(str(path), map_location="cpu").state_dict()
+        with torch.serialization.safe_globals(_ALLOWED):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if code := re.search(r"GLOBAL ([\w.]+)|Unsupported (?:class|function) ([\w.]+)", str(error)):
+            raise ValueError(
+                f"{path} was refused: it needs Python code to load ({code[1] or code[2]}). Expected plain tensors: save "
+                "the state dict alone, or convert the file to .safetensors where you trust it."
+            ) from error
+        raise _damaged(path, error) from error
+    except Exception as error:  # of any class: what other bytes happen to mean to a reader
+        if out_of_memory(error) or isinstance(error, PermissionError):
+            raise
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> ValueError:
+    reason = re.sub(r"(?s)^.*WeightsUnpickler error: |^Weights only load failed\. *", "", str(error)).split(". ")[0]
+    return ValueError(
+        f"{path} is damaged or no weights file: {first_line(reason) or type(error).__name__}. Expected a file of "
+        "torch.save, safetensors or TorchScript; copy or download it again"
+    )
+
+
+def is_torchscript(path: str | Path) -> bool:
+    """Whether a file is an archive of torch.jit.save, as OpenAI's are."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("constants.pkl") for name in archive.namelist())
+
+
+def state_dict_in(found: Any, path: str | Path) -> dict[str, Tensor]:
+    """The tensors by name in what a file holds: its levels and prefixes taken off, NumPy arrays made tensors.
+
+    Raises:
+        ValueError: there are none.
+    """
+    while isinstance(found, Mapping):
+        inner = next((found[level] for level in LEVELS if isinstance(found.get(level), Mapping)), None)
+        if inner is None:
+            break
+        found = inner
+    if isinstance(found, Mapping):
+        arrays = {k: torch.from_numpy(v) for k, v in found.items() if isinstance(v, np.ndarray)}
+        state = {str(k): v for k, v in (found | arrays).items() if isinstance(v, Tensor)}
+    else:
+        state = {}
+    if not state:
+        keys = ", ".join(map(str, list(found)[:6])) if isinstance(found, Mapping) else ""
+        held = f"the keys {keys}" if keys else "nothing" if isinstance(found, Mapping) else type(found).__name__
+        raise ValueError(f"{path} holds no tensors by name, but {held}; expected a state dict")
+    while prefix := next((p for p in PREFIXES if all(k.startswith(p) for k in state)), None):
+        state = {k.removeprefix(prefix): v for k, v in state.items()}
+    return state
+
+
+def read_state_dict(path: str | Path) -> dict[str, Tensor]:
+    """The tensors by name of a file. Errors as `read_file` and `state_dict_in`."""
+    return state_dict_in(read_file(path), path)
+
+
+def load_state(path: str | Path) -> dict[str, Any]:
+    """A checkpoint: {"model": state dict, and what else its file says}; of a file of other code the "model" alone.
+
+    Raises:
+        FileNotFoundError: no such file. ValueError: as `read_file` and `state_dict_in`.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"no checkpoint at {path}; expected a .pth file of a run")
+    found = read_file(path)
+    own = isinstance(found, Mapping) and isinstance(found.get("model"), Mapping)
+    return (dict(found) if own else {}) | {"model": state_dict_in(found, path)}
