@@ -58,12 +58,8 @@ def fuse(parts: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
         raise ValueError(
             f"fusion weights {dict(weights)} for {list(parts)}: expected none below 0 and one above; set TEST.FUSION"
         )
-    used = {name: part for name, part in parts.items() if weights[name] > 0}
-    first = next(iter(used.values()))
-    fused = first.new_empty(first.shape[0], sum(part.shape[1] for part in used.values()))
-    for name, part, out in zip(used, used.values(), fused.split([part.shape[1] for part in used.values()], dim=1)):
-        out.copy_(l2(part)).mul_(weights[name] ** 0.5)
-    return fused
+    # one cat, not writes into slices of a tensor: exported, those become a chain of ScatterND that OpenCV cannot run
+    return torch.cat([l2(part) * weights[name] ** 0.5 for name, part in parts.items() if weights[name] > 0], dim=1)
 
 
 def orthogonal(refined: Tensor, cls: Tensor, beta: float) -> Tensor:
