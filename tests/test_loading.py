@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import multiprocessing
@@ -15,10 +16,13 @@ import pytest
 import torch
 
 from sagareid import get_cfg
+from sagareid.config import flatten
 from sagareid.data import loaders, seeding, transforms
 from sagareid.engine import feature_cache
 from sagareid.engine.trainer import SAGATrainer, StepTrainer
 from sagareid.modeling.meta_arch import SAGABaseline
+
+from fastreid.config import CfgNode
 
 
 @pytest.fixture
@@ -27,9 +31,9 @@ def cfg(repo, tiny_root, tmp_path, monkeypatch):
     cfg = get_cfg()
     cfg.merge_from_file(str(repo / "configs/SAGA/quickstart.yml"))
     cfg.merge_from_list([
-        "SOLVER.IMS_PER_BATCH", 16, "DATALOADER.NUM_WORKERS", 0, "OUTPUT_DIR", str(tmp_path), "MODEL.HEADS.NUM_CLASSES", 12,
-        "SOLVER.AMP.ENABLED", False, "MODEL.BACKBONE.PRETRAIN", False, "MODEL.TRAINABLE", ["heads.*"], "CACHE.NUM_VIEWS", 2,
-        "CACHE.ENABLED", True, "CACHE.DTYPE", "float32",
+        "SOLVER.IMS_PER_BATCH", 16, "DATALOADER.NUM_WORKERS", 0, "OUTPUT_DIR", str(tmp_path), "SOLVER.AMP.ENABLED", False,
+        "MODEL.HEADS.NUM_CLASSES", 12, "MODEL.BACKBONE.PRETRAIN", False, "MODEL.TRAINABLE", ["heads.*"],
+        "CACHE.ENABLED", True, "CACHE.NUM_VIEWS", 2, "CACHE.DTYPE", "float32",
     ])  # fmt: skip
     return cfg
 
@@ -139,6 +143,15 @@ class TestTransforms:
             )
 
 
+def _another(value):
+    """A value of the same type that is not this one."""
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, (int, float)):
+        return value + 1
+    return f"{value}x" if isinstance(value, str) else [*value, 1]
+
+
 class TestFeatureCache:
     def build(self, cfg, dataset=None, model=None):
         dataset = dataset or loaders.training_set(cfg, transforms.build_transforms(cfg, is_train=cfg.CACHE.AUGMENT))
@@ -191,6 +204,49 @@ class TestFeatureCache:
             folder = self.build(cfg, dataset, model)[0].folder
             assert folder not in seen, f"a change of {name} must give another cache"
             seen.add(folder)
+
+    def test_every_key_of_the_tower_and_the_transforms_counts(self, cfg):
+        """Whatever key there is, of FastReID or ours, old or new; the exceptions are named and have no effect."""
+        dataset = loaders.training_set(cfg)
+        sections = {"MODEL": {"BACKBONE": cfg.MODEL.BACKBONE, "CLIP": cfg.MODEL.CLIP}, "INPUT": cfg.INPUT}
+        before = feature_cache.cache_settings(cfg, dataset)
+        found = {}
+        for key, value in flatten(sections).items():
+            changed = cfg.clone()
+            owner = functools.reduce(getattr, key.split(".")[:-1], changed)
+            owner[key.rpartition(".")[2]] = _another(value)
+            found[key] = feature_cache.cache_settings(changed, dataset) != before
+        assert {key for key, counts in found.items() if not counts} == set(feature_cache.NO_EFFECT)
+        assert len(found) > 30
+
+    def test_what_has_no_effect_has_none(self, cfg, tmp_path):
+        cfg.CACHE.NUM_VIEWS, cfg.CACHE.FIELDS = 1, ["patches"]
+        cache, dataset, model = self.build(cfg)
+        changes = {"PRETRAIN": True, "PRETRAIN_PATH": "", "GRAD_CHECKPOINT": True}
+        cfg.MODEL.BACKBONE.merge_from_other_cfg(CfgNode(changes))
+        cfg.MODEL.CLIP.TEXT_TOWER = False
+        other = SAGATrainer.build_model(cfg)
+        other.backbone.load_state_dict(model.backbone.state_dict())
+        cfg.CACHE.DIR = str(tmp_path / "other")
+        again = self.build(cfg, dataset, other)[0]
+        assert again.folder.name == cache.folder.name
+        assert torch.equal(again.fields["patches"], cache.fields["patches"])
+
+    def test_the_camera_embeddings_factor_gives_other_tokens(self, cfg):
+        """The case that went wrong: class tokens of another SIE_COE were taken from the cache."""
+        cfg.MODEL.CLIP.SIE_CAMERA, cfg.CACHE.NUM_VIEWS, cfg.CACHE.FIELDS = True, 1, ["cls"]
+        cfg.MODEL.CLIP.CAMERAS = loaders.training_set(cfg).cameras
+        first = self.build(cfg)[0]
+        cfg.MODEL.BACKBONE.SIE_COE = 30.0
+        second = self.build(cfg)[0]
+        assert first.folder != second.folder and not torch.equal(first.fields["cls"], second.fields["cls"])
+
+    def test_a_file_that_was_cut_off_is_named(self, cfg):
+        cache, dataset, model = self.build(cfg)
+        with open(cache.folder / "patches.bin", "r+b") as file:
+            file.truncate(1000)
+        with pytest.raises(ValueError, match=r"damaged: .*patches.bin has 1000 bytes, expected \d+. Delete the folder"):
+            self.build(cfg, dataset, model)
 
     def test_an_interrupted_build_goes_on_and_ends_the_same(self, cfg, tmp_path, monkeypatch):
         monkeypatch.setattr(feature_cache, "BLOCK", 16)

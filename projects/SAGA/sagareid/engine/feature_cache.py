@@ -1,11 +1,11 @@
 """Outputs of a frozen image tower, kept on disk for stages that train on top of it and are validated on the way.
 
 V views, n images, P*N patch tokens, D token width, E joint width. A cache is a folder named by the hash of everything
-that changes its content: tower weights, image list, transforms, token layers, number format, seed. It is written in
+that changes its content: tower weights, image list, `cache_settings`. It is written in
 blocks; a byte per block says that the block is whole, so an interrupted build goes on where it stopped.
 
-The processes of a machine share the work and the files, which they map into memory. Another machine builds a cache of its
-own, CACHE.DIR/machine<n>: maps of one file do not stay in step over a network.
+The processes of a machine share the work and the files, which they map into memory. Another machine builds a cache of
+its own, CACHE.DIR/machine<n>: maps of one file do not stay in step over a network.
 """
 
 from __future__ import annotations
@@ -26,16 +26,26 @@ from tqdm import tqdm
 
 from fastreid.utils import comm
 
+from ..config import flatten
 from ..data.loaders import DeviceLoader, ReIDDataset
 from ..data.seeding import SampleKey, SeededSamples, sample_seed
 from ..files import write_json
+from ..version import __version__
 from .precision import autocast_dtype
 
-__all__ = ["CachedFeatures", "FeatureCache", "build_feature_cache", "cached_test_loader"]
+__all__ = ["CachedFeatures", "FeatureCache", "build_feature_cache", "cache_settings", "cached_test_loader"]
 
 logger = logging.getLogger(__name__)
 
 BLOCK = 128  # images; also the extraction batch
+# Keys of these sections that cannot change a tower's output: where its weights came from (they are part of the cache's
+# name themselves), how gradients are made, and the other tower.
+NO_EFFECT = (
+    "MODEL.BACKBONE.PRETRAIN",
+    "MODEL.BACKBONE.PRETRAIN_PATH",
+    "MODEL.BACKBONE.GRAD_CHECKPOINT",
+    "MODEL.CLIP.TEXT_TOWER",
+)
 
 
 class FeatureCache:
@@ -145,17 +155,7 @@ def build_feature_cache(cfg, model: nn.Module, dataset: ReIDDataset) -> FeatureC
         )
     dtype = getattr(torch, cfg.CACHE.DTYPE)
     autocast = autocast_dtype(cfg)
-    settings = {
-        "transform": repr(dataset.transform) if not cfg.CACHE.AUGMENT else [repr(dataset.transform), dict(cfg.INPUT)],
-        "size": list(cfg.INPUT.SIZE_TRAIN),
-        "layers": list(model.backbone.token_layers),
-        "fields": sorted(cfg.CACHE.FIELDS),
-        "views": cfg.CACHE.NUM_VIEWS,
-        "augment": cfg.CACHE.AUGMENT,
-        "dtype": cfg.CACHE.DTYPE,
-        "autocast": str(autocast),
-        "seed": _seed(cfg),
-    }
+    settings = cache_settings(cfg, dataset)
     machine = comm.get_rank() // comm.get_local_size()
     place = Path(cfg.CACHE.DIR or Path(cfg.OUTPUT_DIR, "feature_cache"), f"machine{machine}" if machine else "")
     folder = place / _digest(model, dataset, settings)
@@ -163,6 +163,7 @@ def build_feature_cache(cfg, model: nn.Module, dataset: ReIDDataset) -> FeatureC
     views, images = cfg.CACHE.NUM_VIEWS, len(dataset)
     if comm.get_local_rank() == 0:
         folder.mkdir(parents=True, exist_ok=True)
+        _check_files(folder, shapes, dtype, views * images)
         _announce(folder, FeatureCache.nbytes(shapes, dtype, views, images))
         write_json(folder / "settings.json", settings)
         FeatureCache(folder, shapes, dtype, views, images)  # the files, before the other processes map them
@@ -176,6 +177,26 @@ def build_feature_cache(cfg, model: nn.Module, dataset: ReIDDataset) -> FeatureC
     if not cache.complete:
         raise RuntimeError(f"the feature cache in {folder} is not whole although every process has built its share")
     return cache
+
+
+def cache_settings(cfg, dataset: ReIDDataset) -> dict[str, Any]:
+    """What decides the content of a cache beside the tower's weights and the images.
+
+    Whole sections of the config: a key that a backbone or a transform reads tomorrow is among them.
+    """
+    sections = {"MODEL": {"BACKBONE": cfg.MODEL.BACKBONE, "CLIP": cfg.MODEL.CLIP}, "INPUT": cfg.INPUT}
+    return {
+        "version": __version__,
+        "model": cfg.MODEL.META_ARCHITECTURE,
+        "built from": {key: value for key, value in flatten(sections).items() if key not in NO_EFFECT},
+        "transform": repr(dataset.transform),
+        "fields": sorted(cfg.CACHE.FIELDS),
+        "views": cfg.CACHE.NUM_VIEWS,
+        "augment": cfg.CACHE.AUGMENT,
+        "dtype": cfg.CACHE.DTYPE,
+        "autocast": str(autocast_dtype(cfg)),
+        "seed": _seed(cfg),
+    }
 
 
 def cached_test_loader(cfg, model: nn.Module, loader: DataLoader) -> DataLoader:
@@ -203,6 +224,20 @@ def _field_shapes(cfg, model: nn.Module) -> dict[str, tuple[int, ...]]:
     return {f: tuple(getattr(features, f).shape[1:]) for f in cfg.CACHE.FIELDS}
 
 
+def _check_files(folder: Path, shapes: Mapping[str, Sequence[int]], dtype: torch.dtype, rows: int) -> None:
+    """See that the files of a cache that was begun have their sizes: a map would fill up a short one with zeros."""
+    if not (folder / "done.bin").exists():  # it is made last
+        return
+    for name, shape in shapes.items():
+        file, expected = folder / f"{name}.bin", rows * torch.Size(shape).numel() * dtype.itemsize
+        found = file.stat().st_size if file.exists() else 0
+        if found != expected:
+            raise ValueError(
+                f"the feature cache is damaged: {file} has {found} bytes, expected {expected}. Delete the folder "
+                f"{folder}; the same command builds it again"
+            )
+
+
 def _announce(folder: Path, need: int) -> None:
     present = sum(f.stat().st_size for f in folder.glob("*.bin"))
     free = shutil.disk_usage(folder).free
@@ -215,8 +250,8 @@ def _announce(folder: Path, need: int) -> None:
     )
     if need - present > free:
         raise OSError(
-            f"the feature cache needs {need / 1e9:.1f} GB and {folder} has {free / 1e9:.1f} GB free. Set CACHE.DIR to a larger "
-            "disk, lower CACHE.NUM_VIEWS, or train without it: CACHE.ENABLED False"
+            f"the feature cache needs {need / 1e9:.1f} GB and {folder} has {free / 1e9:.1f} GB free. Set CACHE.DIR to a "
+            "larger disk, lower CACHE.NUM_VIEWS, or train without it: CACHE.ENABLED False"
         )
 
 
