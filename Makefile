@@ -1,7 +1,7 @@
-# make env | test | quickstart | docs | clean.    PYTHON=/path/to/python3.12 picks the interpreter.
+# make env | test | quickstart | gpu | docs | clean.    PYTHON=/path/to/python3.12 picks the interpreter.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help env test quickstart docs clean
+.PHONY: help env test quickstart gpu docs clean
 
 VENV := .venv
 STAMP := $(VENV)/.installed
@@ -11,6 +11,7 @@ help:
 	@echo "make env         .venv/ with everything (Python 3.11 or 3.12; about 5.5 GB)"
 	@echo "make test        the tests, on the CPU"
 	@echo "make quickstart  train and evaluate all stages on drawn pedestrians"
+	@echo "make gpu         check and measure everything on a GPU, ten minutes; results in build/gpu_check"
 	@echo "make docs        build/docs/index.html: guides, every key, every command, the API"
 	@echo "make clean       remove build products; .venv/, outputs and data stay"
 
@@ -43,6 +44,9 @@ quickstart: env
 	$(VENV)/bin/python tools/train_net.py --config-file configs/SAGA/quickstart.yml --resume
 	$(VENV)/bin/python tools/visualize.py logs/SAGA/quickstart/anchors
 	$(VENV)/bin/python tools/report.py logs/SAGA/quickstart
+
+gpu: env
+	$(VENV)/bin/python tools/gpu_check.py -o build/gpu_check
 
 # -E: all pages anew, since they are made from sources that Sphinx does not watch
 docs: env

@@ -1,1 +1,1 @@
-"""How long our ways take beside the plain ones."""
+"""How long our ways take beside the plain ones, and a whole check of a GPU."""

@@ -16,20 +16,21 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-__all__ = ["count_flops", "in_turn", "matmul_peak", "peak_memory", "quartiles", "seconds"]
+__all__ = ["count_flops", "in_turn", "matmul_peak", "peak_memory", "quartiles", "seconds", "synchronize"]
 
 
-def _synchronize(device: str) -> None:
+def synchronize(device: str) -> None:
+    """Wait for the GPU."""
     if device.startswith("cuda"):
         torch.cuda.synchronize()
 
 
 def seconds(run: Callable[[], Any], device: str, repeats: int = 1) -> float:
-    _synchronize(device)
+    synchronize(device)
     start = time.perf_counter()
     for _ in range(repeats):
         run()
-    _synchronize(device)
+    synchronize(device)
     return (time.perf_counter() - start) / repeats
 
 

@@ -33,7 +33,8 @@ def sample_seed(*parts: int) -> int:
 def seeded(seed: int) -> Iterator[None]:
     """Seed torch (CPU), numpy and Python inside the scope; put their states back after it."""
     states = torch.get_rng_state(), np.random.get_state(), random.getstate()
-    torch.manual_seed(seed), np.random.seed(seed), random.seed(seed)
+    # not torch.manual_seed: it also asks for every GPU, and where CUDA has not begun keeps a stack trace of each call
+    torch.default_generator.manual_seed(seed), np.random.seed(seed), random.seed(seed)
     try:
         yield
     finally:

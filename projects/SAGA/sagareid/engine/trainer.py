@@ -76,7 +76,13 @@ class StepTrainer(SimpleTrainer):
         self.grad_scaler.update()
 
     def _write_metrics(self, loss_dict, data_time) -> None:
-        """FastReID's, which names the terms only where there are two or more."""
+        """FastReID's, which names the terms only where there are two or more.
+
+        It gets numbers: FastReID reads losses on a CUDA stream of its own that does not wait for the one that computes
+        them (engine/train_loop.py:271), so it may see what was in their memory before.
+        """
+        values = torch.stack([value.detach().float() for value in loss_dict.values()]).cpu()  # waits; one copy for all
+        loss_dict = dict(zip(loss_dict, values))
         super()._write_metrics(loss_dict, data_time)
         if len(loss_dict) == 1 and comm.is_main_process():
             storage = get_event_storage()

@@ -24,6 +24,7 @@ from fastreid.evaluation import ReidEvaluator
 from fastreid.utils import comm
 
 from . import postprocess
+from .device_ranking import rank_block
 
 __all__ = ["Ranking", "SAGAEvaluator", "available_rows", "rank_in_blocks", "result_row", "row_features"]
 
@@ -270,8 +271,8 @@ class SAGAEvaluator(ReidEvaluator):
             options = self.cfg.TEST.RERANK
             return postprocess.reranked_rows(query, gallery, options.K1, options.K2, options.LAMBDA)
         if cosine:
-            return lambda start, stop: (query[start:stop] @ gallery.t()).neg_().add_(1).cpu()
-        return lambda start, stop: postprocess.squared_distance(query[start:stop], gallery).cpu()
+            return lambda start, stop: (query[start:stop] @ gallery.t()).neg_().add_(1)
+        return lambda start, stop: postprocess.squared_distance(query[start:stop], gallery)
 
 
 def rank_in_blocks(
@@ -284,7 +285,9 @@ def rank_in_blocks(
     block: int | None = None,
     description: str = "",
 ) -> Ranking:
-    """Rank the gallery for every query through FastReID's `evaluate_rank`, a block of queries at a time.
+    """Rank the gallery for every query, a block of queries at a time.
+
+    Through FastReID's `evaluate_rank` where the distances are on the CPU, and by `rank_block` where they are on a GPU.
 
     A query's gallery images of the same person from the same camera do not count. Queries without any other match are
     skipped. CMC curves of the blocks are turned back into counts, so the figures equal those of one whole matrix.
@@ -299,8 +302,6 @@ def rank_in_blocks(
     Raises:
         ValueError: there is no query, no gallery image, or no query with a match.
     """
-    from fastreid.evaluation.rank import evaluate_rank  # here: the first import may compile it
-
     num_query, num_gallery = len(q_pids), len(g_pids)
     same_person = _count(q_pids, g_pids)
     same_camera = _count_pairs(q_pids, q_camids, g_pids, g_camids)
@@ -313,11 +314,8 @@ def rank_in_blocks(
         )
     shortest = num_gallery - int(same_camera[valid].max())
     padding = max(0, MAX_RANK - shortest)
-    if padding:
-        g_pids = np.concatenate([g_pids, np.full(padding, min(q_pids.min(), g_pids.min()) - 1)])
-        g_camids = np.concatenate([g_camids, np.full(padding, -1)])
     if block is None:
-        block = max(1, BLOCK_BYTES // (PAIR_BYTES * len(g_pids)))
+        block = max(1, BLOCK_BYTES // (PAIR_BYTES * (num_gallery + padding)))
 
     hits = np.zeros(MAX_RANK, np.int64)
     ap, inp, nearest = [], [], []
@@ -326,23 +324,46 @@ def rank_in_blocks(
             stop = min(start + block, num_query)
             use = valid[start:stop]
             if use.any():
-                rows = distances(start, stop).numpy()
+                rows = distances(start, stop)
                 if not use.all():
-                    rows = rows[use]
-                if padding:
-                    rows = np.pad(rows, ((0, 0), (0, padding)), constant_values=np.inf)
-                cmc, block_ap, block_inp = evaluate_rank(
-                    rows, q_pids[start:stop][use], g_pids, q_camids[start:stop][use], g_camids, MAX_RANK
-                )
-                hits += np.rint(np.asarray(cmc, np.float64) * len(block_ap)).astype(np.int64)
-                ap.append(np.asarray(block_ap))
-                inp.append(np.asarray(block_inp))
+                    rows = rows[torch.from_numpy(use).to(rows.device)]
                 ids = (q_pids[start:stop][use], g_pids, q_camids[start:stop][use], g_camids)
-                nearest.append(_nearest(rows, *ids, min(NEAREST, shortest)))
+                rank = _rank_on_device if rows.is_cuda else _rank_on_cpu
+                block_hits, block_ap, block_inp, block_nearest = rank(rows, ids, padding, min(NEAREST, shortest))
+                hits += block_hits
+                ap.append(block_ap)
+                inp.append(block_inp)
+                nearest.append(block_nearest)
             bar.update(stop - start)
     ap, inp, nearest = np.concatenate(ap), np.concatenate(inp), np.concatenate(nearest)
     cmc = hits.astype(np.float32) / np.float32(len(ap))
     return Ranking(cmc, ap, inp, num_query - len(ap), np.flatnonzero(valid), nearest)
+
+
+_Block = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # hits, AP, INP, nearest
+_Ids = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # pids of queries and gallery, camids of both
+
+
+def _rank_on_cpu(distances: Tensor, ids: _Ids, padding: int, count: int) -> _Block:
+    """One block through FastReID. padding: images of nobody to add to the gallery."""
+    from fastreid.evaluation.rank import evaluate_rank  # here: the first import may compile it
+
+    q_pids, g_pids, q_camids, g_camids = ids
+    rows = distances.numpy()
+    if padding:
+        rows = np.pad(rows, ((0, 0), (0, padding)), constant_values=np.inf)
+        g_pids = np.concatenate([g_pids, np.full(padding, min(q_pids.min(), g_pids.min()) - 1)])
+        g_camids = np.concatenate([g_camids, np.full(padding, -1)])
+    cmc, ap, inp = evaluate_rank(rows, q_pids, g_pids, q_camids, g_camids, MAX_RANK)
+    hits = np.rint(np.asarray(cmc, np.float64) * len(ap)).astype(np.int64)
+    return hits, np.asarray(ap), np.asarray(inp), _nearest(rows, q_pids, g_pids, q_camids, g_camids, count)
+
+
+def _rank_on_device(distances: Tensor, ids: _Ids, padding: int, count: int) -> _Block:
+    """One block where the distances are. padding: `rank_block` needs none."""
+    tensors = (torch.from_numpy(x).to(distances.device) for x in ids)
+    ranked = rank_block(distances, *tensors, max_rank=MAX_RANK, count=count)
+    return tuple(x.cpu().numpy() for x in ranked)
 
 
 def _nearest(rows: np.ndarray, q_pids, g_pids, q_camids, g_camids, count: int) -> np.ndarray:
@@ -380,7 +401,7 @@ def _roc(distances: Distances, q_pids, g_pids, q_camids, g_camids) -> dict[str, 
     scores, labels = [], []
     for start in range(0, len(q_pids), block):
         part = slice(start, start + block)
-        rows = distances(start, min(start + block, len(q_pids))).numpy()
+        rows = distances(start, min(start + block, len(q_pids))).cpu().numpy()
         block_scores, block_labels = evaluate_roc(rows, q_pids[part], g_pids, q_camids[part], g_camids)
         scores.append(block_scores)
         labels.append(block_labels)
