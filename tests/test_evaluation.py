@@ -12,7 +12,6 @@ import torch
 from sagareid.config import get_cfg
 from sagareid.evaluation import evaluator as evaluator_module
 from sagareid.evaluation import postprocess
-from sagareid.evaluation import evaluator as evaluator_module
 from sagareid.evaluation.evaluator import SAGAEvaluator, available_rows, rank_in_blocks
 
 from fastreid.evaluation import ReidEvaluator
