@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sagareid.config import get_cfg
-from sagareid.interchange import convert
+from sagareid.interchange import convert, derived
 from sagareid.modeling.build import hand_over
 from sagareid.modeling.clip import towers
 
@@ -192,7 +192,7 @@ def test_anchors_are_those_of_the_head():
 def test_text_features_are_those_of_the_whole_prompt(layout, end):
     """Computed on the rows up to the end of text; here on all 77."""
     state = tiny(LAYOUTS[layout])
-    encoder = convert._text_encoder(state, "text_encoder.")
+    encoder = derived.text_encoder(state, "text_encoder.")
     learner = {k.removeprefix("prompt_learner."): v for k, v in state.items() if k.startswith("prompt_learner.")}
     context = learner.get("cls_ctx")
     if context is None:

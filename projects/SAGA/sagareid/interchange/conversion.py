@@ -1,0 +1,32 @@
+"""What a conversion gives, and the error of one that cannot be done."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+
+class ConversionError(ValueError):
+    """A file that cannot be converted; the message is one line and says why."""
+
+
+@dataclass
+class Conversion:
+    """A checkpoint in our form.
+
+    Attributes:
+        layout: what the file was, one of `layouts.TITLES`.
+        head: "prompts", "cls" or "saga", the head whose weights `model` holds.
+        model: state dict of SAGABaseline.
+        published: what our model does not hold (see `convert`); empty for a checkpoint of ours.
+        notes: what a user should know, one sentence each.
+        made_for: ((H, W), stride) after `resize`.
+    """
+
+    layout: str
+    head: str
+    model: dict[str, Tensor]
+    published: dict = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    made_for: tuple[tuple[int, int], int] | None = None
