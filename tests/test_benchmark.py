@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from sagareid.benchmarks import steps
+from sagareid.benchmarks import plain, steps
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def test_the_table_names_command_machine_date_and_targets(smoke):
 
 def test_two_ways_that_differ_are_not_timed(run_tool, monkeypatch):
     """A plain way that pools by the mean: the error names the tensors, and nothing is reported."""
-    monkeypatch.setattr(steps, "plain_refined", lambda head, features, text: features.patches.mean(1))
+    monkeypatch.setattr(plain, "plain_refined", lambda head, features, text: features.patches.mean(1))
     code, out, error = run_tool("benchmark.py", "--smoke", "--cases", "anchors_cached")
     assert code == 1 and "the two ways" in error and "grad heads." in error and not out
 

@@ -1,16 +1,12 @@
 """How long steps and extraction take, against the same computation done the plain way, in one process and in turn.
 
-The plain way is the method as it is written down and published: 77 text rows, a text feature for every label of a batch,
-the text tower in every forward and a second time for the diversity term, `nn.MultiheadAttention` for the refinement, every
-row of every tower block, torch's attention and dropout, open_clip's QuickGELU. It is spelled out here, on structural copies of our
-modules that share their tensors, and before anything is timed its values and gradients must equal ours.
+Before anything is timed, the values and gradients of the plain way (`plain`) must equal ours.
 
 B images, N patches, D token width, W text width, E joint width, K text anchors, M domain anchors, C identities.
 """
 
 from __future__ import annotations
 
-import copy
 import gc
 import itertools
 import os
@@ -24,10 +20,8 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import torch
 import torch.nn.functional as F
-from open_clip.transformer import ResidualAttentionBlock
 from tabulate import tabulate
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -40,17 +34,20 @@ from ..data import loaders
 from ..engine import stages
 from ..engine.trainer import SAGATrainer
 from ..hardware import machine
-from ..modeling import losses as L
 from ..modeling.anchors import RefinementLayer
-from ..modeling.backbones.clip import CLIPBackbone
-from ..modeling.clip.text import PROMPT_LENGTH, TextEncoder
-from ..modeling.fast.blocks import QuickGELU
-from ..modeling.heads import head_outputs
 from ..modeling.prompt_head import PromptHead
 from ..modeling.saga_head import SAGAHead
-from ..structures import CLIPFeatures
 from ..synthetic import drawn as synthetic
 from .measure import count_flops, in_turn, matmul_peak, peak_memory, quartiles, seconds
+from .plain import (
+    PlainTextTower,
+    plain_anchor_losses,
+    plain_anchors,
+    plain_copy,
+    plain_features,
+    plain_prompt_losses,
+    plain_refined,
+)
 
 __all__ = [
     "CASES",
@@ -58,13 +55,11 @@ __all__ = [
     "SMOKE",
     "Case",
     "Size",
-    "plain_features",
     "run",
     "table",
     "tower_flops",
 ]
 
-TEXT_ROWS = 77
 # Largest difference of a value or gradient between the two ways, over the largest entry of that tensor.
 TOLERANCE = 2e-3
 
@@ -149,100 +144,6 @@ class Case:
     values_ours: Callable[[], dict[str, Tensor]]
 
 
-# ---- the plain way ----------------------------------------------------------------------------------------------------
-
-
-def with_shared_tensors(model: nn.Module) -> nn.Module:
-    """A copy of the module structure over the same parameters and buffers, with modes and attributes of its own."""
-    return copy.deepcopy(model, {id(t): t for t in (*model.parameters(), *model.buffers())})
-
-
-class PlainText(nn.Module):
-    """CLIP's text tower over all 77 rows: every block on every row, then the final norm, then the row that is read."""
-
-    def __init__(self, encoder: TextEncoder):
-        super().__init__()
-        self.encoder = encoder
-        positions, width = encoder.positional_embedding.shape
-        padding = 0.02 * torch.randn(positions - PROMPT_LENGTH, width)  # the published suffix: embeddings of token 0
-        self.register_buffer("padding", padding.to(encoder.positional_embedding.device))
-        mask = torch.full((positions, positions), -torch.inf, device=self.padding.device).triu_(1)
-        self.register_buffer("mask", mask)
-
-    def forward(self, prompts: Tensor) -> Tensor:
-        """(B, PROMPT_LENGTH, W) prompts to (B, E) text features."""
-        x = torch.cat([prompts, self.padding.expand(len(prompts), -1, -1)], dim=1)
-        x = x + self.encoder.positional_embedding
-        for block in self.encoder.transformer.resblocks:
-            x = block(x, attn_mask=self.mask)
-        return self.encoder.ln_final(x)[:, PROMPT_LENGTH - 1] @ self.encoder.text_projection
-
-
-def plain_features(backbone: CLIPBackbone, images: Tensor) -> CLIPFeatures:
-    """The image tower with every row of every block, final norm and projection of all of them; one token layer.
-
-    Args:
-        images: (B, 3, H, W), normalised.
-    """
-    visual = backbone.visual
-    x = visual.conv1(images).flatten(2).transpose(1, 2)
-    x = torch.cat([visual.class_embedding.expand(len(x), 1, -1), x], dim=1)
-    x = visual.ln_pre(x + visual.positional_embedding)
-    for number, block in enumerate(visual.transformer.resblocks, start=1):
-        x = block(x)
-        if number == backbone.token_layers[0]:
-            tokens = x
-    x = visual.ln_post(x)
-    proj = x @ visual.proj
-    return CLIPFeatures(tokens[:, 1:], backbone.grid, cls=x[:, 0], proj=proj[:, 0], layer_cls=tokens[:, :1])
-
-
-def plain_refined(head: SAGAHead, features: CLIPFeatures, text: Tensor) -> Tensor:
-    """Refinement and pooling of one token layer with `nn.MultiheadAttention`: (B, D) pooled feature.
-
-    Args:
-        text: (K, D) text anchors; with the domain anchors they are copied for every image.
-    """
-    x = features.patches
-    anchors = text.expand(len(x), -1, -1)
-    if head.domain_anchors is not None:
-        domain = head.domain_anchors(x, camids=features.camids, proj=features.proj, text_anchors=text)
-        anchors = torch.cat([anchors, domain], dim=1)
-    for layer in head.refine[0].layers:
-        query, keys = layer.norm_q(x), layer.norm_kv(anchors)
-        attended, weights = layer.attn(query, keys, keys, need_weights=True, average_attn_weights=True)
-        x = x + attended
-        x = x + layer.ff(layer.norm_ff(x))
-    weights = weights.amax(2)
-    weights = weights / weights.sum(1, keepdim=True).clamp(min=1e-6)
-    return head.proj((weights[..., None] * x).sum(1))
-
-
-def _plain_anchors(head: SAGAHead, text: PlainText) -> Tensor:
-    return head.text_anchors.proj(text(head.text_anchors.prompts()))
-
-
-def _plain_anchor_losses(
-    model: nn.Module, text: PlainText, features: CLIPFeatures, targets: Tensor
-) -> dict[str, Tensor]:
-    head = model.heads
-    feature = plain_refined(head, features, _plain_anchors(head, text))
-    normed = head.bottleneck(feature)
-    logits = torch.stack([classifier(head.classifier_dropout(normed)) for classifier in head.classifiers])
-    terms = {}
-    if "AnchorDiversityLoss" in head.loss_weights:
-        again = _plain_anchors(head, text)
-        terms["loss_anchor_div"] = head.loss_weights["AnchorDiversityLoss"]["scale"] * L.anchor_diversity_loss(again)
-    return model.losses(head_outputs(logits, feature, terms), targets)
-
-
-def _plain_prompt_losses(model: nn.Module, text: PlainText, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    head, image, targets = model.heads, batch["proj"].float(), batch["targets"]
-    encoded = text(head.prompts(targets))
-    contrast = L.supervised_contrastive_loss
-    return {"loss_supcon": head.scale * (contrast(image, encoded, targets) + contrast(encoded, image, targets))}
-
-
 # ---- models and batches -----------------------------------------------------------------------------------------------
 
 
@@ -266,16 +167,7 @@ class _Setting:
     def pair(self, stage: str) -> tuple[nn.Module, nn.Module]:
         """Our model of a stage, and a copy of its structure for the plain way."""
         model = self.model(stage)
-        plain = with_shared_tensors(model)
-        for layer in list(plain.modules()):
-            if isinstance(layer, ResidualAttentionBlock):  # undoes modeling.blocks.use_cheaper_forms
-                layer.attn.__class__ = nn.MultiheadAttention
-                if isinstance(layer.mlp.gelu, QuickGELU):
-                    layer.mlp.gelu = open_clip.transformer.QuickGELU()
-            if isinstance(layer, RefinementLayer):
-                layer.attn.dropout = layer.dropout
-                layer.ff[1], layer.ff[2], layer.ff[4] = nn.GELU(), nn.Dropout(layer.ff[1].p), nn.Dropout(layer.ff[4].p)
-        return model, plain
+        return model, plain_copy(model)
 
     def images(self, count: int) -> Tensor:
         """(count, 3, H, W) random, 0..255."""
@@ -364,9 +256,9 @@ def _prompts(s: _Setting) -> Case:
     model, plain = pair = s.pair("prompts")
     assert isinstance(model.heads, PromptHead)
     batch = _cached(model, s.images(s.size.batch), ("cls", "proj")) | {"targets": s.random_batch(s.size.batch)}
-    text = PlainText(plain.heads.text_encoder)
+    text = PlainTextTower(plain.heads.text_encoder)
     words = "77 text rows, every block on all of them, one prompt for every image of the batch"
-    ours, by_hand = lambda: model(batch), lambda: _plain_prompt_losses(plain, text, batch)
+    ours, by_hand = lambda: model(batch), lambda: plain_prompt_losses(plain, text, batch)
     return _training_case("prompts", words, s.size.batch, s.cfgs["prompts"], pair, ours, by_hand)
 
 
@@ -377,7 +269,7 @@ def _backbone(s: _Setting) -> Case:
     _, prompts = s.pair("prompts")
     share = max(1, round(count / s.size.images))  # C identities over the C * images / count steps of an epoch
     labels = torch.arange(share, device=s.device) % s.size.identities
-    text = PlainText(prompts.heads.text_encoder)
+    text = PlainTextTower(prompts.heads.text_encoder)
     with torch.no_grad():
         model.heads.text_features.normal_()
 
@@ -405,10 +297,10 @@ def _anchors_cached(s: _Setting) -> Case:
     assert isinstance(model.heads, SAGAHead)
     batch = _cached(model, s.images(s.size.batch), s.cfgs["anchors"].CACHE.FIELDS)
     batch |= {"targets": s.identity_batch(s.size.batch)}
-    text = PlainText(plain.heads.text_encoder)
+    text = PlainTextTower(plain.heads.text_encoder)
 
     def by_hand() -> dict[str, Tensor]:
-        return _plain_anchor_losses(plain, text, plain.extract(batch).float(), batch["targets"])
+        return plain_anchor_losses(plain, text, plain.extract(batch).float(), batch["targets"])
 
     return _training_case(
         "anchors_cached", ANCHOR_WORDS, s.size.batch, s.cfgs["anchors"], pair, lambda: model(batch), by_hand
@@ -418,12 +310,12 @@ def _anchors_cached(s: _Setting) -> Case:
 def _anchors_live(s: _Setting) -> Case:
     model, plain = pair = s.pair("anchors")
     batch = {"images": s.images(s.size.batch), "targets": s.identity_batch(s.size.batch)}
-    text = PlainText(plain.heads.text_encoder)
+    text = PlainTextTower(plain.heads.text_encoder)
 
     def by_hand() -> dict[str, Tensor]:
         with torch.no_grad():
             features = plain_features(plain.backbone, plain.preprocess_image(batch))
-        return _plain_anchor_losses(plain, text, features, batch["targets"])
+        return plain_anchor_losses(plain, text, features, batch["targets"])
 
     words = f"the frozen tower under no_grad, every row of its last block; {ANCHOR_WORDS}"
     return _training_case("anchors_live", words, s.size.batch, s.cfgs["anchors"], pair, lambda: model(batch), by_hand)
@@ -434,7 +326,7 @@ def _extraction(s: _Setting) -> Case:
     model.eval(), plain.train()
     plain.heads.eval()
     batch = {"images": s.images(s.size.extraction_batch)}
-    text = PlainText(plain.heads.text_encoder.train())
+    text = PlainTextTower(plain.heads.text_encoder.train())
 
     @torch.no_grad()
     def ours() -> Tensor:
@@ -443,7 +335,7 @@ def _extraction(s: _Setting) -> Case:
     @torch.no_grad()
     def by_hand() -> Tensor:
         features = plain_features(plain.backbone, plain.preprocess_image(batch))
-        refined = plain_refined(plain.heads, features, _plain_anchors(plain.heads, text))
+        refined = plain_refined(plain.heads, features, plain_anchors(plain.heads, text))
         return torch.cat([refined, features.cls, features.proj], dim=1)
 
     return Case(
