@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from sagareid import compat
 from sagareid.engine import stages
 from sagareid.engine.main import argument_parser
 from sagareid.engine.trainer import SAGATrainer, StepTrainer
@@ -82,7 +83,7 @@ def train_each_stage(config: str, opts: list, folder: str, reference: str, names
         if run.name in names:
             stages.run_all(stages.plan(config, start, run.name), argument_parser().parse_args([]))
         weights = str(Path(reference, run.name, "model_final.pth"))
-    stages.close_logs()
+    compat.close_logs()
 
 
 # ---- losses of one batch on several processes ---------------------------------------------------------------------------

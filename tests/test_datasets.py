@@ -7,10 +7,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from sagareid import compat
 from sagareid.config import get_cfg
 from sagareid.data.datasets.mmmp import SETTINGS
-from sagareid.data.loaders import ReIDDataset
+from sagareid.data.loaders import ReIDDataset, build_test_loader, build_train_loader
 
 from fastreid.data.datasets import DATASET_REGISTRY
 
@@ -76,17 +75,17 @@ def test_root_may_be_the_data_set_itself(tmp_path):
         build("OccludedDuke", make(tmp_path / "other", *DUKE))
 
 
-def test_through_the_hosts_loaders(tmp_path, monkeypatch):
+def test_through_the_loaders(tmp_path, monkeypatch):
     make(tmp_path / "Occluded_Duke", *DUKE)
     monkeypatch.setenv("FASTREID_DATASETS", str(tmp_path))
     cfg = get_cfg()
     cfg.DATASETS.NAMES, cfg.DATASETS.TESTS = ("OccludedDuke",), ("OccludedDuke",)
     cfg.MODEL.DEVICE, cfg.DATALOADER.NUM_WORKERS = "cpu", 0
     cfg.DATALOADER.SAMPLER_TRAIN, cfg.SOLVER.IMS_PER_BATCH = "TrainingSampler", 3
-    loader, num_query = compat.build_test_loader(cfg, "OccludedDuke")
+    loader, num_query = build_test_loader(cfg, "OccludedDuke")
     batch = next(iter(loader))
     assert num_query == 1 and batch["targets"].tolist() == [5, 5, 6] and batch["camids"].tolist() == [1, 4, 1]
-    train = next(iter(compat.build_train_loader(cfg)))
+    train = next(iter(build_train_loader(cfg)))
     assert train["images"].shape == (3, 3, 256, 128) and sorted(train["targets"].tolist()) == [0, 1, 2]
 
 

@@ -171,7 +171,7 @@ def test_shares_of_batches_make_up_the_data_set(monkeypatch):
         shares = []
         for rank in range(processes):
             monkeypatch.setattr(loaders.comm, "get_rank", lambda: rank)
-            shares.append(loading._share_of_batches(images, size))
+            shares.append(loaders._share_of_batches(images, size))
         batches = [b for share in shares for b in share]
         assert [i for b in batches for i in b] == list(range(images))
         assert all(len(b) == size for b in batches[:-1]) and max(map(len, shares)) - min(map(len, shares)) <= 1

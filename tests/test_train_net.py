@@ -12,6 +12,7 @@ import pytest
 import torch
 from test_compat import test_installed_host_matches_its_record as assert_host_is_untouched
 
+from sagareid import compat
 from sagareid.engine import hooks, stages
 from sagareid.engine.main import main
 from sagareid.engine.trainer import SAGATrainer, StepTrainer
@@ -86,7 +87,7 @@ def test_a_stage_changes_what_it_declares_and_nothing_else(stage, trained, tiny_
     trainer = SAGATrainer(run.cfg)
     trainer.resume_or_load(resume=False)
     before = {k: v.clone() for k, v in trainer.model.state_dict().items()}
-    stages.close_logs()
+    compat.close_logs()
     changed = {k for k in same(before, weights(trained, stage)) if not k.endswith(DERIVED)}
     declared = {k for k in before if k.startswith(DECLARED[stage]) and not k.endswith(DERIVED)}
     assert changed == declared
@@ -165,7 +166,7 @@ def test_interrupted_anywhere_and_resumed_is_the_same_run(stage, step, trained, 
     begin = SAGATrainer.run_step
 
     def remember(self):
-        self._trainer.model_folder = self.cfg.OUTPUT_DIR.rpartition("/")[2].split()
+        self.step_trainer.model_folder = self.cfg.OUTPUT_DIR.rpartition("/")[2].split()
         begin(self)
 
     monkeypatch.setattr(SAGATrainer, "run_step", remember)

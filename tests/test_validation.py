@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from sagareid import get_cfg
+from sagareid import compat, get_cfg
 from sagareid.config import check_config
 from sagareid.engine import stages
 from sagareid.engine.hooks import Selection
@@ -124,7 +124,7 @@ def test_cached_validation_gives_the_figures_of_images(tiny_root, monkeypatch, t
     cfg.DATASETS.TESTS = cfg.DATASETS.VALIDATION
     assert SAGATrainer.test(cfg, trainer.model) == pytest.approx(cached, abs=0.2)
     assert (tmp_path / "feature_cache").is_dir()
-    stages.close_logs()
+    compat.close_logs()
 
 
 def test_several_sets_count_alike():

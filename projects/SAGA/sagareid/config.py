@@ -12,7 +12,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from fastreid.config import CfgNode as CN
-from fastreid.config import get_cfg as _host_cfg
+from fastreid.config import get_cfg as fastreid_cfg
+
+from .compat import registered
 
 __all__ = ["add_saga_config", "check_config", "custom_datasets", "flatten", "get_cfg", "reads_cameras"]
 
@@ -204,7 +206,7 @@ def custom_datasets(cfg: CN) -> dict[str, tuple[type, dict]]:
     """
     from fastreid.data.datasets import DATASET_REGISTRY
 
-    registered = DATASET_REGISTRY._obj_map
+    classes = registered(DATASET_REGISTRY)
     found: dict[str, tuple[type, dict]] = {}
     for entry in cfg.DATASETS.CUSTOM:
         if not isinstance(entry, dict) or not {"NAME", "TYPE"} <= set(entry):
@@ -212,15 +214,15 @@ def custom_datasets(cfg: CN) -> dict[str, tuple[type, dict]]:
                 f"DATASETS.CUSTOM: {entry!r} must have NAME and TYPE, such as {{NAME: shop, TYPE: CSVDataset, PATH: crops.csv}}"
             )
         name, kind = str(entry["NAME"]), str(entry["TYPE"])
-        if name in found or name in registered:
+        if name in found or name in classes:
             raise ValueError(f"DATASETS.CUSTOM: the name {name!r} is taken; choose another")
-        if kind not in registered:
-            close = difflib.get_close_matches(kind, registered, n=1)
+        if kind not in classes:
+            close = difflib.get_close_matches(kind, classes, n=1)
             hint = f"; did you mean {close[0]}?" if close else ""
             raise ValueError(
                 f"DATASETS.CUSTOM: {name} has TYPE {kind!r}, expected a registered data set such as CSVDataset or FolderDataset{hint}"
             )
-        cls = registered[kind]
+        cls = classes[kind]
         known = {p.name.upper(): p for p in _own_parameters(cls)}
         given = set(entry) - {"NAME", "TYPE"}
         valid = ", ".join(k for k in known if k != "NAME") or "none"
@@ -268,20 +270,20 @@ def check_config(cfg: CN) -> None:
             problems.append(message)
 
     model, saga, loss = cfg.MODEL, cfg.MODEL.SAGA, tuple(cfg.MODEL.LOSSES.NAME)
-    one_of("MODEL.META_ARCHITECTURE", model.META_ARCHITECTURE, META_ARCH_REGISTRY._obj_map)
-    one_of("MODEL.BACKBONE.NAME", model.BACKBONE.NAME, BACKBONE_REGISTRY._obj_map)
-    one_of("MODEL.HEADS.NAME", model.HEADS.NAME, REID_HEADS_REGISTRY._obj_map)
+    one_of("MODEL.META_ARCHITECTURE", model.META_ARCHITECTURE, registered(META_ARCH_REGISTRY))
+    one_of("MODEL.BACKBONE.NAME", model.BACKBONE.NAME, registered(BACKBONE_REGISTRY))
+    one_of("MODEL.HEADS.NAME", model.HEADS.NAME, registered(REID_HEADS_REGISTRY))
     try:
         custom = custom_datasets(cfg)
     except ValueError as error:
         problems.append(str(error))
     else:
         # a class with arguments of its own to give is used through DATASETS.CUSTOM
-        registered = DATASET_REGISTRY._obj_map
-        plain = {n for n, c in registered.items() if all(p.default is not p.empty for p in _own_parameters(c))}
+        classes = registered(DATASET_REGISTRY)
+        plain = {n for n, c in classes.items() if all(p.default is not p.empty for p in _own_parameters(c))}
         for key in ("NAMES", "TESTS", "VALIDATION"):
             for name in cfg.DATASETS[key]:
-                if name in registered and name not in plain:
+                if name in classes and name not in plain:
                     problems.append(f"DATASETS.{key}: {name} is set up by an entry of DATASETS.CUSTOM; name that entry")
                 else:
                     one_of(f"DATASETS.{key}", name, plain | set(custom))
@@ -393,7 +395,7 @@ def check_config(cfg: CN) -> None:
 
 def get_cfg() -> CN:
     """FastReID's default config with the plug-in's keys added."""
-    cfg = _host_cfg()
+    cfg = fastreid_cfg()
     add_saga_config(cfg)
     return cfg
 

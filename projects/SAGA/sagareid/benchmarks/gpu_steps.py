@@ -326,7 +326,7 @@ BACKBONES = {
 
 def own_heads() -> list[str]:
     """Names of the registered heads of this package."""
-    return sorted(n for n, h in REID_HEADS_REGISTRY._obj_map.items() if h.__module__.startswith("sagareid."))
+    return sorted(n for n, h in compat.registered(REID_HEADS_REGISTRY).items() if h.__module__.startswith("sagareid."))
 
 
 def model_config(head: str, *opts: Any) -> Any:

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset
 
+from fastreid.data.build import fast_batch_collator
 from fastreid.data.common import CommDataset
 from fastreid.utils import comm
 
@@ -104,10 +105,7 @@ class DeviceLoader(DataLoader):
         except UnreadableImage as error:
             unreadable = error.without_traceback()
         finally:
-            # Now, not when the garbage collector finds them: workers that are forked in the meantime inherit their pipes, and
-            # PyTorch then waits 5 seconds for each.
-            if self.num_workers:
-                batches._shutdown_workers()
+            compat.end_workers(batches)
         if unreadable is not None:
             raise unreadable
 
@@ -145,14 +143,14 @@ def build_train_loader(cfg, dataset: Dataset | None = None) -> TrainLoader:
     _check_batch(cfg, dataset)
     # FastReID's samplers draw their seed when they are made, and give one process what all share
     with seeded(cfg.SEED), compat.as_one_process():
-        host = compat.build_train_loader(cfg, train_set=dataset)
+        sampler = compat.train_sampler(cfg, dataset)
     batched = hasattr(type(dataset), "__getitems__")
     return TrainLoader(
         dataset,
-        batch_sampler=SeededBatches(host.batch_sampler, cfg.SEED),
-        num_workers=host.num_workers,
-        collate_fn=_as_it_is if batched else host.collate_fn,
-        pin_memory=host.pin_memory,
+        batch_sampler=SeededBatches(BatchSampler(sampler, cfg.SOLVER.IMS_PER_BATCH, drop_last=True), cfg.SEED),
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        collate_fn=_as_it_is if batched else fast_batch_collator,
+        pin_memory=_pin_memory(cfg),
         device=cfg.MODEL.DEVICE,
         generator=torch.Generator(),  # starting workers draws nothing from the run's random state, so resuming may too
     )
@@ -168,6 +166,10 @@ def _check_batch(cfg, dataset) -> None:
             f"{instances} needs {needed} identities, the training set has {dataset.num_classes}; lower IMS_PER_BATCH to "
             f"{dataset.num_classes * instances} or less"
         )
+
+
+def _pin_memory(cfg) -> bool:
+    return cfg.MODEL.DEVICE.startswith("cuda") and torch.cuda.is_available()
 
 
 def _as_it_is(batch):
@@ -187,13 +189,16 @@ def _share_of_batches(images: int, size: int) -> list[range]:
 
 def make_test_loader(cfg, test_set: Dataset, num_workers: int | None = None) -> DeviceLoader:
     """FastReID's collator over a test set, on the model's device. num_workers: None for the config's."""
-    host, _ = compat.build_test_loader(cfg, test_set=test_set, num_query=0, num_workers=num_workers)
+    if num_workers is None:
+        num_workers = cfg.DATALOADER.NUM_WORKERS_TEST
+        if num_workers < 0:
+            num_workers = cfg.DATALOADER.NUM_WORKERS
     return DeviceLoader(
         test_set,
         batch_sampler=_share_of_batches(len(test_set), cfg.TEST.IMS_PER_BATCH),
-        num_workers=host.num_workers,
-        collate_fn=host.collate_fn,
-        pin_memory=host.pin_memory,
+        num_workers=num_workers,
+        collate_fn=fast_batch_collator,
+        pin_memory=_pin_memory(cfg),
         device=cfg.MODEL.DEVICE,
     )
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Union, overload
@@ -23,6 +22,7 @@ from tqdm import tqdm
 
 from fastreid.data.data_utils import read_image
 
+from .. import compat
 from ..data.images import UnreadableImage
 from ..data.transforms import build_transforms
 from .feature_model import FeatureModel
@@ -32,8 +32,7 @@ __all__ = ["Batch", "Extractor", "ImageLike"]
 
 ImageLike = Union[str, os.PathLike, Image.Image, np.ndarray, Tensor]
 
-# FastReID's ToTensor raises it. Once and for all: a scope that hides it (compat.quiet_host) is not safe among threads.
-warnings.filterwarnings("ignore", message="TypedStorage is deprecated")
+compat.hide_storage_warning()
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

@@ -8,12 +8,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from statistics import fmean
 
+import torch
 import torch.distributed as dist
 from torch import nn
 from tqdm import tqdm
 
-from fastreid.engine import hooks
 from fastreid.engine.train_loop import HookBase
+from fastreid.evaluation.testing import flatten_results_dict
 from fastreid.utils import comm
 from fastreid.utils.env import seed_all_rng
 
@@ -60,21 +61,31 @@ class OwnRandomness(HookBase):
         seed_all_rng(sample_seed(self._seed, self.trainer.epoch, comm.get_rank()))
 
 
-class EvaluationHook(hooks.EvalHook):
+class EvaluationHook(HookBase):
     """Evaluates every `period` epochs and after the last one, before the writers run.
 
     FastReID's hook evaluates an off-period last epoch after the writers have closed, so metrics.json misses the result.
     """
 
+    def __init__(self, period: int, test: Callable[[], Mapping]):
+        """test: metrics on the main process, anything on the others."""
+        self.period, self.test = period, test
+
     def after_epoch(self) -> None:
         done = self.trainer.epoch + 1
-        if done % self._period == 0 or done == self.trainer.max_epoch:
+        if done % self.period == 0 or done == self.trainer.max_epoch:
             # the writers drop what comes under an iteration that they have written already
             self.trainer.storage.iter = self.trainer.iter
-            self._do_eval()
+            self.evaluate()
 
-    def after_train(self) -> None:
-        pass
+    def evaluate(self) -> None:
+        self.write(self.test())
+
+    def write(self, metrics: Mapping) -> None:
+        """To the event storage; then wait for every process, whose shares of an evaluation differ in length."""
+        self.trainer.storage.put_scalars(**flatten_results_dict(metrics or {}), smoothing_hint=False)
+        torch.cuda.empty_cache()
+        comm.synchronize()
 
 
 def by_set(metrics: Mapping) -> dict[str, Mapping]:
@@ -124,21 +135,20 @@ class ValidationHook(EvaluationHook):
 
     def __init__(self, period: int, validate: Callable[[], Mapping], test: Callable[[], Mapping]):
         """validate, test: metrics on the main process, anything on the others."""
-        super().__init__(period, lambda: {"validation": self._validated} if comm.is_main_process() else {})
-        self._validate, self._test = validate, test
+        super().__init__(period, test)
+        self.validate = validate
 
-    def _do_eval(self) -> None:
+    def evaluate(self) -> None:
         trainer = self.trainer
-        self._validated = comm.all_gather(self._validate())[0]
-        super()._do_eval()
-        if trainer.selection.update(trainer.epoch, self._validated):
+        metrics = comm.all_gather(self.validate())[0]
+        self.write({"validation": metrics} if comm.is_main_process() else {})
+        if trainer.selection.update(trainer.epoch, metrics):
             state = {"epoch": trainer.epoch, "best": trainer.selection.metric, "selection": asdict(trainer.selection)}
             trainer.checkpointer.save(self.BEST, tag=False, **state)
         if trainer.over:
             comm.synchronize()
             trainer.load_weights(self.BEST)
-            self._func = self._test
-            super()._do_eval()
+            super().evaluate()
 
 
 class CheckpointHook(HookBase):

@@ -26,6 +26,7 @@ import torch.distributed as dist
 
 from fastreid.utils import comm
 
+from .. import compat
 from ..errors import message_of
 
 __all__ = [
@@ -186,13 +187,12 @@ def process_group(place: Place, device: str, timeout: float) -> Iterator[None]:
         ranks = range(first, first + place.local_size)
         group = dist.new_group(list(ranks), timeout=limit)
         if place.rank in ranks:
-            comm._LOCAL_PROCESS_GROUP = group  # set here by FastReID's launcher too; its get_local_rank reads it
+            compat.set_machine_group(group)
     comm.synchronize()
     yield
     # not after an error: the others may be gone
     dist.destroy_process_group()
-    comm._LOCAL_PROCESS_GROUP = None
-    comm._get_global_gloo_group.cache_clear()
+    compat.forget_groups()
 
 
 def _work_as(place: Place, device: str, timeout: float, work: Callable[..., None], arguments: tuple) -> None:

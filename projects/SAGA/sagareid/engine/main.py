@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 from collections.abc import Sequence
 
@@ -19,15 +20,24 @@ __all__ = ["argument_parser", "launch_runs", "main"]
 
 def argument_parser():
     """FastReID's parser, with --stage, --import, --dist-timeout and --traceback."""
-    parser = default_argument_parser()
-    parser.set_defaults(dist_url=AUTO)
-    for action in parser._actions:
-        if action.dest == "num_gpus":
-            action.help = "processes on this machine, each with a GPU of its own; on the CPU with MODEL.DEVICE cpu"
-        if action.dest == "dist_url":
-            action.help = (
-                "where several machines meet: tcp://HOST:PORT of machine 0 (default: a free port of this machine)"
-            )
+    parser = argparse.ArgumentParser(
+        description="Train and evaluate the stages of a configuration.",
+        parents=[default_argument_parser()],
+        conflict_handler="resolve",  # options with the name of FastReID's replace it
+    )
+    parser.add_argument(
+        "--num-gpus",
+        type=int,
+        default=1,
+        metavar="N",
+        help="processes on this machine, each with a GPU of its own; on the CPU with MODEL.DEVICE cpu",
+    )
+    parser.add_argument(
+        "--dist-url",
+        default=AUTO,
+        metavar="URL",
+        help="where several machines meet: tcp://HOST:PORT of machine 0 (default: a free port of this machine)",
+    )
     parser.add_argument(
         "--dist-timeout",
         type=float,
@@ -69,7 +79,7 @@ def _work(args) -> None:
         with compat.quiet_host():
             _run(args)
     finally:
-        stages.close_logs()
+        compat.close_logs()
 
 
 def _run(args) -> None:

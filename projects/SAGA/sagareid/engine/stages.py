@@ -20,9 +20,10 @@ from tabulate import tabulate
 from fastreid.config.config import BASE_KEY
 from fastreid.engine import default_setup
 from fastreid.utils import comm
-from fastreid.utils import logger as host_logger
 from fastreid.utils.env import seed_all_rng
+from fastreid.utils.logger import setup_logger
 
+from .. import compat
 from ..config import check_config, flatten, get_cfg
 from ..data.datasets.build import load_test_data, load_training_data
 from ..deploy.load import load_model
@@ -31,7 +32,7 @@ from ..hardware import pick_device
 from .hooks import CheckpointHook, by_set
 from .trainer import SAGATrainer
 
-__all__ = ["Run", "check_machine", "close_logs", "differences", "evaluate", "plan", "read_config", "run_all"]
+__all__ = ["Run", "check_machine", "differences", "evaluate", "plan", "read_config", "run_all"]
 
 logger = logging.getLogger(__name__)
 
@@ -226,7 +227,7 @@ def _indivisible(cfg, processes: int) -> list[str]:
 
 def _setup(run: Run, args) -> None:
     """FastReID's set-up with one log per run and a known seed."""
-    close_logs()
+    compat.close_logs()
     cfg = run.cfg
     if cfg.SEED < 0:
         cfg.defrost()
@@ -239,24 +240,10 @@ def _setup(run: Run, args) -> None:
         raise FileNotFoundError(
             f"{run.folder.absolute()} was made by rank 0 and is not here: OUTPUT_DIR must be on a disk that all machines share"
         )
-    host_logger.setup_logger(str(run.folder), distributed_rank=comm.get_rank(), name="sagareid")
+    setup_logger(str(run.folder), distributed_rank=comm.get_rank(), name="sagareid")
     default_setup(cfg, args)
     seed_all_rng(cfg.SEED)  # the same for every process: they build the same model; see hooks.OwnRandomness
     logger.info("seed %d", cfg.SEED)
-
-
-def close_logs() -> None:
-    """Undo FastReID's logging set-up: it adds handlers for every folder, and never takes one away or closes a file."""
-    for name in ("fastreid", "sagareid"):
-        log = logging.getLogger(name)
-        for handler in list(log.handlers):
-            log.removeHandler(handler)
-            stream = getattr(handler, "stream", None)
-            if "log.txt" in str(getattr(stream, "name", "")):
-                stream.close()
-        log.propagate = True
-    host_logger.setup_logger.cache_clear()
-    host_logger._cached_log_stream.cache_clear()
 
 
 def differences(run: Run) -> list[str]:

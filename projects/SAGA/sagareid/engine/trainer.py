@@ -14,14 +14,12 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fastreid.engine import hooks
-from fastreid.engine.defaults import DefaultTrainer
-from fastreid.engine.train_loop import SimpleTrainer
 from fastreid.evaluation import inference_on_dataset
 from fastreid.evaluation.testing import print_csv_format
 from fastreid.utils import comm
-from fastreid.utils.events import get_event_storage
 
 from .. import compat
+from ..compat.trainer import OpenStepTrainer, OpenTrainer
 from ..config import check_config, reads_cameras
 from ..data import loaders
 from ..data.transforms import build_transforms
@@ -48,7 +46,7 @@ __all__ = ["SAGATrainer", "StepTrainer"]
 logger = logging.getLogger(__name__)
 
 
-class StepTrainer(SimpleTrainer):
+class StepTrainer(OpenStepTrainer):
     """One step, in float32 or under autocast: bfloat16 on CPU or GPU; float16 on a GPU with a gradient scaler."""
 
     def __init__(self, model, data_loader, optimizer, param_wrapper, autocast: torch.dtype | None):
@@ -60,12 +58,12 @@ class StepTrainer(SimpleTrainer):
 
     def run_step(self) -> None:
         start = time.perf_counter()
-        data = next(self._data_loader_iter)
+        data = self.next_batch()
         data_time = time.perf_counter() - start
         with torch.autocast(self.device_type, dtype=self.autocast, enabled=self.autocast is not None):
             loss_dict = self.model(data)
         loss = sum(loss_dict.values())
-        self._write_metrics(loss_dict, data_time)  # stops a run whose loss is not finite before it reaches the weights
+        self.write_metrics(loss_dict, data_time)  # stops a run whose loss is not finite before it reaches the weights
         self.optimizer.zero_grad()
         if self.grad_scaler is None:
             loss.backward()
@@ -75,27 +73,13 @@ class StepTrainer(SimpleTrainer):
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
 
-    def _write_metrics(self, loss_dict, data_time) -> None:
-        """FastReID's, which names the terms only where there are two or more.
-
-        It gets numbers: FastReID reads losses on a CUDA stream of its own that does not wait for the one that computes
-        them (engine/train_loop.py:271), so it may see what was in their memory before.
-        """
-        values = torch.stack([value.detach().float() for value in loss_dict.values()]).cpu()  # waits; one copy for all
-        loss_dict = dict(zip(loss_dict, values))
-        super()._write_metrics(loss_dict, data_time)
-        if len(loss_dict) == 1 and comm.is_main_process():
-            storage = get_event_storage()
-            [(name, value)] = loss_dict.items()
-            storage.put_scalar(name, value.item() if comm.get_world_size() == 1 else storage.latest()["total_loss"][0])
-
 
 class _Stop(BaseException):
     """Ends FastReID's loop before its last epoch; no Exception, which the loop would log as a failure."""
 
 
-class SAGATrainer(DefaultTrainer):
-    """`DefaultTrainer` by its documented overrides: it trains any FastReID config, ours and the host's."""
+class SAGATrainer(OpenTrainer):
+    """FastReID's `DefaultTrainer` by its documented overrides: it trains any FastReID config, ours and FastReID's own."""
 
     def __init__(self, cfg):
         check_config(cfg)
@@ -107,7 +91,7 @@ class SAGATrainer(DefaultTrainer):
         if reads_cameras(cfg) and not cfg.MODEL.CLIP.CAMERAS:
             plain.MODEL.CLIP.CAMERAS = loaders.training_set(cfg).cameras
         plain.SOLVER.AMP.ENABLED = False  # FastReID's own mixed precision is CUDA and float16 only
-        with compat.quiet_host(), compat.without_ddp():
+        with compat.quiet_host():
             super().__init__(plain)
         self.cfg.defrost()
         self.cfg.SOLVER.AMP.ENABLED = autocast
@@ -119,7 +103,8 @@ class SAGATrainer(DefaultTrainer):
             "steps compute in %s",
             "float32" if dtype is None else f"{dtype} where autocast has it".removeprefix("torch."),
         )
-        self._trainer = StepTrainer(self.model, self.data_loader, self.optimizer, self._trainer.param_wrapper, dtype)
+        param_wrapper = self.step_trainer.param_wrapper
+        self.step_trainer = StepTrainer(self.model, self.data_loader, self.optimizer, param_wrapper, dtype)
         extra = {"grad_scaler": self.grad_scaler} if self.grad_scaler else {}
         self.checkpointer = RunCheckpointer(
             self.model,
@@ -172,7 +157,7 @@ class SAGATrainer(DefaultTrainer):
     @classmethod
     def build_evaluator(cls, cfg, dataset_name, output_dir=None, layout=None):
         loader, num_query = cls.build_test_loader(cfg, dataset_name)
-        return loader, SAGAEvaluator(cfg, num_query, output_dir, layout=layout)
+        return loader, SAGAEvaluator(cfg, num_query, layout=layout)
 
     @classmethod
     def test(cls, cfg, model) -> OrderedDict:
@@ -202,8 +187,8 @@ class SAGATrainer(DefaultTrainer):
         cfg = self.cfg
 
         def evaluate():
-            self._last_eval_results = self.test(self.cfg, self.model)
-            return self._last_eval_results
+            self.last_metrics = self.test(self.cfg, self.model)
+            return self.last_metrics
 
         ret = [hooks.IterationTimer(), hooks.LRScheduler(self.optimizer, self.scheduler)]
         if not comm.is_main_process():
@@ -235,8 +220,8 @@ class SAGATrainer(DefaultTrainer):
         """
         if comm.get_world_size() == 1:
             return
-        gpu = self._trainer.device_type == "cuda"
-        self._trainer.model = DistributedDataParallel(
+        gpu = self.step_trainer.device_type == "cuda"
+        self.step_trainer.model = DistributedDataParallel(
             self.model,
             device_ids=[comm.get_local_rank()] if gpu else None,
             broadcast_buffers=False,
@@ -257,7 +242,7 @@ class SAGATrainer(DefaultTrainer):
         self.start_epoch = checkpoint["epoch"] + 1
         self.data_loader.start_at(self.start_epoch * self.iters_per_epoch)
         self._random_state = checkpoint["rng"]
-        for hook in self._hooks:
+        for hook in self.hooks:
             if isinstance(hook, CheckpointHook):
                 hook.best = checkpoint["best"]
         if self.selection:
@@ -303,14 +288,14 @@ class SAGATrainer(DefaultTrainer):
         if self._random_state is not None:  # last, so that nothing built since draws from it
             restore_random_state(self._random_state)
         if self.over:
-            self._last_eval_results = self.test(self.cfg, self.model)
-            return self._last_eval_results
+            self.last_metrics = self.test(self.cfg, self.model)
+            return self.last_metrics
         try:
             return super().train()
         except _Stop:
-            return self._last_eval_results
+            return self.last_metrics
         finally:
-            self._trainer._data_loader_iter.close()  # ends the worker processes
+            self.step_trainer.close_loader()
 
 
 def _evaluate(cfg, model: nn.Module, sets: Mapping[str, tuple]) -> OrderedDict:

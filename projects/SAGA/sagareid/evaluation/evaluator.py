@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fastreid.config import CfgNode
-from fastreid.evaluation import ReidEvaluator
+from fastreid.evaluation import DatasetEvaluator
 from fastreid.utils import comm
 
 from . import postprocess
@@ -131,8 +131,8 @@ def row_features(
     return part(name)
 
 
-class SAGAEvaluator(ReidEvaluator):
-    """FastReID's evaluator, reporting several features of one extraction side by side.
+class SAGAEvaluator(DatasetEvaluator):
+    """What FastReID's `ReidEvaluator` reports, of several features of one extraction side by side.
 
     Args:
         cfg: reads MODEL.DEVICE and TEST.{METRIC,FEATURE,REPORT,FUSION,NFC,AQE,RERANK,ROC}.
@@ -152,16 +152,19 @@ class SAGAEvaluator(ReidEvaluator):
         self,
         cfg: CfgNode,
         num_query: int,
-        output_dir: str | None = None,
         *,
         layout: Mapping[str, int] | None = None,
     ):
-        super().__init__(cfg, num_query, output_dir)
+        self.cfg, self.num_query = cfg, num_query
+        self._batches: list[tuple[Tensor, Tensor, Tensor]] = []
         self._layout = dict(layout) if layout else None
         if self._layout:
             self._rows(self._layout)  # a wrong name is said before the images are read
 
-    def process(self, inputs, outputs):
+    def reset(self) -> None:
+        self._batches = []
+
+    def process(self, inputs, outputs) -> None:
         """Keep a batch: ``outputs`` (B, F) raw features."""
         width = outputs.shape[1]
         if self._layout is None:
@@ -171,20 +174,20 @@ class SAGAEvaluator(ReidEvaluator):
                 f"the model gives features of width {width}, its layout {self._layout} sums to "
                 f"{sum(self._layout.values())}; the layout must name what the head concatenates"
             )
-        super().process(inputs, outputs)
+        self._batches.append((outputs.to("cpu", torch.float32), inputs["targets"].cpu(), inputs["camids"].cpu()))
 
     def evaluate(self):
-        predictions, self._predictions = self._predictions, []
+        batches, self._batches = self._batches, []
         if comm.get_world_size() > 1:
             comm.synchronize()
-            gathered = comm.gather(predictions, dst=0)
+            gathered = comm.gather(batches, dst=0)
             if not comm.is_main_process():
                 return {}
-            predictions = list(itertools.chain(*gathered))
-        if not predictions:
+            batches = list(itertools.chain(*gathered))
+        if not batches:
             raise ValueError("no image was evaluated; the test set is empty")
-        features, pids, camids = (torch.cat([p[key] for p in predictions]) for key in ("feats", "pids", "camids"))
-        del predictions  # they hold the features a second time
+        features, pids, camids = (torch.cat(parts) for parts in zip(*batches))
+        del batches  # they hold the features a second time
         layout = self._layout or {"feature": features.shape[1]}
         return self._evaluate(features, pids.numpy(), camids.numpy(), layout)
 
@@ -204,7 +207,7 @@ class SAGAEvaluator(ReidEvaluator):
                 f"{bad} of {len(features)} features are not finite, so they cannot be ranked. The model has diverged "
                 "(lower SOLVER.BASE_LR) or overflows in float16 (set SOLVER.AMP.DTYPE bfloat16)"
             )
-        q = self._num_query
+        q = self.num_query
         transductive = [name for name in ("NFC", "AQE", "RERANK") if self.cfg.TEST[name].ENABLED]
         results, table = OrderedDict(), []
         for name in self._rows(layout):
@@ -235,8 +238,7 @@ class SAGAEvaluator(ReidEvaluator):
             len(pids) - q,
             tabulate(table, headers=head, tablefmt="pipe", floatfmt=".2f"),
         )
-        self._results = results
-        return OrderedDict(results)
+        return results
 
     def distances(self, name: str, features: Tensor, layout: Mapping[str, int]) -> Distances:
         """Of the queries to the gallery in a row, for `rank_in_blocks`. features: (n, F) of the model, queries first."""
@@ -256,7 +258,7 @@ class SAGAEvaluator(ReidEvaluator):
         nfc = self.cfg.TEST.NFC
         if not nfc.ENABLED:
             return x
-        q = self._num_query
+        q = self.num_query
         return torch.cat([postprocess.nfc(x[:q], nfc.K1, nfc.K2), postprocess.nfc(x[q:], nfc.K1, nfc.K2)])
 
     def _distances(self, x: Tensor, *, own: bool = False) -> Distances:
@@ -266,7 +268,7 @@ class SAGAEvaluator(ReidEvaluator):
         cosine = self.cfg.TEST.METRIC == "cosine"
         if cosine:
             x = F.normalize(x, dim=1, eps=1e-12, out=x if own else None)
-        query, gallery = x[: self._num_query], x[self._num_query :]
+        query, gallery = x[: self.num_query], x[self.num_query :]
         if self.cfg.TEST.RERANK.ENABLED:
             options = self.cfg.TEST.RERANK
             return postprocess.reranked_rows(query, gallery, options.K1, options.K2, options.LAMBDA)

@@ -53,8 +53,7 @@ class ImageSet:
         """
         data = load_test_data(cfg, name)
         data.show_test()
-        with compat.current_dataset_root() as root:
-            root = os.path.abspath(root)
+        root = os.path.abspath(compat.dataset_root())
         stem = getattr(data, "dataset_name", name)
         return cls(name, data.query + data.gallery, len(data.query), root, getattr(data, "mask_path", None), stem)
 

@@ -27,7 +27,7 @@ def build_dataset(cfg, name: str, **options) -> ImageDataset:
     Raises:
         OSError, RuntimeError, ValueError: the name is not known, or the data is not there or not as the class expects it.
     """
-    known = {n: (cls, {}) for n, cls in DATASET_REGISTRY._obj_map.items()} | custom_datasets(cfg)
+    known = {n: (cls, {}) for n, cls in compat.registered(DATASET_REGISTRY).items()} | custom_datasets(cfg)
     if name not in known:
         close = difflib.get_close_matches(name, known, n=3)
         raise ValueError(
@@ -35,12 +35,12 @@ def build_dataset(cfg, name: str, **options) -> ImageDataset:
             + (f"; did you mean {' or '.join(close)}?" if close else "")
         )
     cls, own = known[name]
-    with compat.current_dataset_root() as root:
-        builtin.check_names(cls.__name__, root)
-        try:
-            return cls(root=root, **own, **options)
-        except AssertionError as error:  # some of the host's own
-            raise RuntimeError(f"{name}: {error or 'wrong file names'} (FASTREID_DATASETS is {root})") from error
+    root = compat.dataset_root()
+    builtin.check_names(cls.__name__, root)
+    try:
+        return cls(root=root, **own, **options)
+    except AssertionError as error:  # some of FastReID's own
+        raise RuntimeError(f"{name}: {error or 'wrong file names'} (FASTREID_DATASETS is {root})") from error
 
 
 def queries_without_match(query: Sequence[tuple], gallery: Sequence[tuple]) -> list[tuple]:

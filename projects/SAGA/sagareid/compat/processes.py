@@ -1,0 +1,76 @@
+"""FastReID's view of the processes of a job, and its log files in each."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+__all__ = ["as_one_process", "close_logs", "forget_groups", "set_machine_group"]
+
+
+@contextmanager
+def as_one_process() -> Iterator[None]:
+    """Let FastReID's code inside the scope see one process, whatever the job has.
+
+    Why: data/samplers/*.py draw other batches for each number of processes (a share of the identities at a time), so a
+    run can neither be compared with one of another number of processes nor resumed by it.
+    Goes when: FastReID's samplers draw the batch of all processes first.
+    """
+    from fastreid.utils import comm
+
+    before = comm.get_world_size, comm.get_rank
+    comm.get_world_size, comm.get_rank = lambda: 1, lambda: 0
+    try:
+        yield
+    finally:
+        comm.get_world_size, comm.get_rank = before
+
+
+def set_machine_group(group: ProcessGroup) -> None:
+    """Tell FastReID which processes share this machine; its get_local_rank and get_local_size read it.
+
+    Why: utils/comm.py:13 holds it in a variable that FastReID's own launcher sets (engine/launch.py:101), and that
+    launcher runs on GPUs alone.
+    Goes when: FastReID's launcher runs on CPUs, or its groups can be set.
+    """
+    from fastreid.utils import comm
+
+    comm._LOCAL_PROCESS_GROUP = group
+
+
+def forget_groups() -> None:
+    """Let FastReID forget the groups of a job that has ended, so that this process can be part of another.
+
+    Why: utils/comm.py:13 and :81 keep them for the life of the process.
+    Goes when: with `set_machine_group`.
+    """
+    from fastreid.utils import comm
+
+    comm._LOCAL_PROCESS_GROUP = None
+    comm._get_global_gloo_group.cache_clear()
+
+
+def close_logs() -> None:
+    """Undo FastReID's logging set-up, for a process that runs one stage after another.
+
+    Why: utils/logger.py:34-97 adds handlers for every folder, never takes one away or closes a file, and remembers by
+    two caches what it has set up.
+    Goes when: FastReID's `setup_logger` replaces the handlers that it has made before.
+    """
+    from fastreid.utils import logger as fastreid_logger
+
+    for name in ("fastreid", "sagareid"):
+        log = logging.getLogger(name)
+        for handler in list(log.handlers):
+            log.removeHandler(handler)
+            stream = getattr(handler, "stream", None)
+            if "log.txt" in str(getattr(stream, "name", "")):
+                stream.close()
+        log.propagate = True
+    fastreid_logger.setup_logger.cache_clear()
+    fastreid_logger._cached_log_stream.cache_clear()
