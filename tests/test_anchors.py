@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 
@@ -12,6 +13,9 @@ from torch import Tensor, nn
 
 from sagareid.config import get_cfg
 from sagareid.modeling import anchors as A
+from sagareid.modeling import fast
+from sagareid.modeling.pooling import AnchorPool, anchor_features
+from sagareid.modeling.refinement import RefinementLayer
 from sagareid.structures import CLIPFeatures
 
 from fastreid.modeling.heads import build_heads
@@ -64,7 +68,7 @@ def features(layers: int = 1, camids=None, seed: int = 1) -> CLIPFeatures:
     )
 
 
-# ---- phrases ---------------------------------------------------------------------------------------------------------
+# ---- phrases -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -108,7 +112,7 @@ def test_more_than_sixteen_phrase_slots_are_sixteen():
     assert text_anchors(phrase_slots=40).context_phrase.shape == (K, 16, D)
 
 
-# ---- text anchors stored and live ------------------------------------------------------------------------------------
+# ---- text anchors stored and live ----------------------------------------------------------------------------------
 
 
 def live(saga: nn.Module) -> Tensor:
@@ -218,7 +222,7 @@ def test_gradient_passes_the_frozen_tower_to_the_learned_context():
     assert not any(n.startswith("text_encoder.") for n in trained) and "bottleneck.bias" not in trained
 
 
-# ---- domain anchors --------------------------------------------------------------------------------------------------
+# ---- domain anchors ------------------------------------------------------------------------------------------------
 
 
 def test_content_domain_anchors():
@@ -257,66 +261,38 @@ def test_clip_domain_anchors_attend_with_the_raw_anchors_as_value():
     torch.testing.assert_close(out, module.norm_out(q + attended), rtol=1e-4, atol=1e-5)
 
 
-# ---- refinement and pooling ------------------------------------------------------------------------------------------
+# ---- refinement and pooling ----------------------------------------------------------------------------------------
 
 
-def layer(dropout: float = 0.0, num_heads: int = 8) -> A.RefinementLayer:
+def layer(dropout: float = 0.0, num_heads: int = 8) -> RefinementLayer:
     torch.manual_seed(3)
-    module = A.RefinementLayer(embed_dim=D, num_heads=num_heads, dropout=dropout)
+    module = RefinementLayer(embed_dim=D, num_heads=num_heads, dropout=dropout)
     for norm in (module.norm_q, module.norm_kv, module.norm_ff):
         nn.init.normal_(norm.weight, 1.0, 0.3)
     nn.init.normal_(module.attn.in_proj_bias, std=0.1)
     return module
 
 
-@pytest.mark.parametrize(("count", "order"), [(K + M, "_attend_by_anchor"), (20, "_attend_by_patch")])
-def test_refinement_equals_torchs_attention_in_value_and_gradient(count, order, monkeypatch):
-    taken = []
-    original = getattr(A.RefinementLayer, order)
-    monkeypatch.setattr(A.RefinementLayer, order, lambda *args: taken.append(order) or original(*args))
-    module, x, a = layer().eval(), features().patches, torch.randn(B, count, D)
-    x.requires_grad_(), a.requires_grad_()
-
-    def plain(x: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
-        keys = module.norm_kv(a)
-        attended, weights = module.attn(module.norm_q(x), keys, keys, need_weights=True, average_attn_weights=True)
-        x = x + attended
-        return x + module.ff(module.norm_ff(x)), weights
-
-    ours, theirs = module(x, a), plain(x, a)
-    for mine, other in zip(ours, theirs):
-        torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-5)
-    weights = list(module.parameters())
-    grads = [torch.autograd.grad(o[0].pow(2).sum() + o[1].pow(2).sum(), [x, a, *weights]) for o in (ours, theirs)]
-    for mine, other in zip(*grads):
-        torch.testing.assert_close(mine, other, rtol=1e-3, atol=1e-3)
-    assert taken, "the other order of multiplication ran"
-
-
-@pytest.mark.parametrize("num_heads", (1, 8, 32), ids="{} heads".format)
-def test_anchors_shared_by_all_images_equal_their_copies(num_heads):
-    module, x, a = layer(num_heads=num_heads).eval(), features().patches, torch.randn(K, D)
-    own = torch.randn(B, M, D)
-    copies = a.expand(B, -1, -1)
-    for shared, repeated in zip(module(x, a), module(x, copies)):
-        torch.testing.assert_close(shared, repeated, rtol=1e-5, atol=1e-5)
-    for shared, repeated in zip(module(x, a, own), module(x, torch.cat([copies, own], dim=1))):
-        torch.testing.assert_close(shared, repeated, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("pool", (A.AnchorPool(), A.MeanPool()), ids=("anchor", "mean"))
-def test_pooling_before_the_last_product_equals_pooling_after_it(pool):
-    refine = A.SemanticRefinement(embed_dim=D, num_heads=8, num_layers=2, dropout=0.3).eval()
-    for module in refine.layers:
-        nn.init.normal_(module.ff[3].bias)
-    x, a, own = features().patches, torch.randn(K, D), torch.randn(B, M, D)
-    tokens, attention = refine(x, a, own)
-    expected, _ = pool(tokens, attention)
-    pooled, same = refine.pooled(x, a, own, pool.weights)
-    torch.testing.assert_close(pooled, expected, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(same, attention)
-    with pytest.raises(RuntimeError, match="for evaluation"):
-        refine.train().pooled(x, a, own, pool.weights)
+@pytest.mark.parametrize("plainly", [False, True])
+@pytest.mark.parametrize("count", [K, 20])
+def test_refinement_is_its_equation(count, plainly):
+    """Written out head by head, in the faster forms and in the plain one."""
+    module, x, text, domain = layer().eval(), features().patches, torch.randn(count, D), torch.randn(B, M, D)
+    anchors, heads = torch.cat([text.expand(B, -1, -1), domain], dim=1), module.attn.num_heads
+    (w_q, w_k, w_v), (b_q, b_k, b_v) = module.attn.in_proj_weight.chunk(3), module.attn.in_proj_bias.chunk(3)
+    query, keys = module.norm_q(x) @ w_q.t() + b_q, module.norm_kv(anchors) @ w_k.t() + b_k
+    values = module.norm_kv(anchors) @ w_v.t() + b_v
+    read, weights = [], 0
+    for q, k, v in zip(*(t.chunk(heads, dim=2) for t in (query, keys, values))):
+        attention = (q @ k.transpose(1, 2) / math.sqrt(D / heads)).softmax(2)
+        read.append(attention @ v)
+        weights = weights + attention / heads
+    expected = x + torch.cat(read, dim=2) @ module.attn.out_proj.weight.t() + module.attn.out_proj.bias
+    expected = expected + module.ff[3](F.gelu(module.ff[0](module.norm_ff(expected))))
+    with fast.disabled() if plainly else contextlib.nullcontext():
+        refined, attention = module(x, text, domain)
+    torch.testing.assert_close(refined, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(attention, weights, rtol=1e-4, atol=1e-6)
 
 
 def test_evaluation_makes_no_refined_patches_unless_asked():
@@ -350,7 +326,7 @@ def test_refinement_starts_from_an_image_block():
 
 def test_pooling_weights_are_the_largest_claim_and_sum_to_one():
     x, scores = features().patches, torch.rand(B, N, K)
-    pooled, weights = A.AnchorPool()(x, scores)
+    pooled, weights = AnchorPool()(x, scores)
     for b in range(B):
         claims = [max(scores[b, n].tolist()) for n in range(N)]
         for n in range(N):
@@ -361,19 +337,19 @@ def test_pooling_weights_are_the_largest_claim_and_sum_to_one():
 
 def test_pooling_of_no_attention_at_all_is_finite():
     """Attention dropout can leave an image with nothing."""
-    pooled, weights = A.AnchorPool()(features().patches, torch.zeros(B, N, K))
+    pooled, weights = AnchorPool()(features().patches, torch.zeros(B, N, K))
     assert not pooled.any() and not weights.any()
 
 
 def test_anchor_features_are_sums_without_renormalisation():
     x, scores = features().patches, torch.rand(B, N, K)
-    parts, mass = A.anchor_features(x, scores)
+    parts, mass = anchor_features(x, scores)
     for k in range(K):
         torch.testing.assert_close(parts[:, k], (scores[:, :, k, None] * x).sum(1), rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(mass[:, k], scores[:, :, k].sum(1))
 
 
-# ---- the head --------------------------------------------------------------------------------------------------------
+# ---- the head ------------------------------------------------------------------------------------------------------
 
 VARIANTS = {
     "default": {},

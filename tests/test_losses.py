@@ -19,7 +19,7 @@ def made(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-# ---- oracles: one element at a time, Python floats -------------------------------------------------------------------
+# ---- oracles: one element at a time, Python floats -----------------------------------------------------------------
 
 
 def dot(a: Tensor, b: Tensor) -> float:
@@ -185,7 +185,7 @@ def test_float32_under_autocast(name):
     assert float(from_float) == pytest.approx(oracle(x), rel=2e-5)
 
 
-# ---- what a batch can look like --------------------------------------------------------------------------------------
+# ---- what a batch can look like ------------------------------------------------------------------------------------
 
 
 def test_triplet_of_one_identity_has_no_negatives():

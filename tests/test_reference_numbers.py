@@ -116,7 +116,7 @@ def x8(model) -> SimpleNamespace:
     return SimpleNamespace(features=features, terms=terms, pooled=pooled)
 
 
-# ---- image tower -----------------------------------------------------------------------------------------------------
+# ---- image tower ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", entries("vit."))
@@ -148,7 +148,7 @@ def test_image_stage_feature(image_stage):
         R.assert_matches("s2.eval_feat", stage2.eval()({"images": R.images(4, 123)}))
 
 
-# ---- text ------------------------------------------------------------------------------------------------------------
+# ---- text ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -196,7 +196,7 @@ def test_converted_text_features(image_stage, prompts):
     R.assert_matches("text.features_1a", prompts.head.text_features)
 
 
-# ---- anchors, refinement, head ---------------------------------------------------------------------------------------
+# ---- anchors, refinement, head -------------------------------------------------------------------------------------
 
 
 def test_phrase_start():
@@ -238,7 +238,7 @@ def test_evaluation_feature(model):
         R.assert_matches("s3.encode_eval", model({"images": R.images(4, 123)}))
 
 
-# ---- losses ----------------------------------------------------------------------------------------------------------
+# ---- losses --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", entries("s3loss."))

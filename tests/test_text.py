@@ -34,7 +34,7 @@ def test_template_is_what_the_tokenizer_makes():
     assert ids[:PROMPT_LENGTH] == template_token_ids() and not any(ids[PROMPT_LENGTH:])
 
 
-# ---- twenty rows -----------------------------------------------------------------------------------------------------
+# ---- twenty rows ---------------------------------------------------------------------------------------------------
 
 
 def test_twenty_rows_equal_seventy_seven_in_value_and_gradient(encoder):
@@ -80,7 +80,7 @@ def test_every_row_up_to_the_end_counts(encoder):
             assert not torch.allclose(encoder(changed), encoder(prompts), atol=1e-4), row
 
 
-# ---- prompts ---------------------------------------------------------------------------------------------------------
+# ---- prompts -------------------------------------------------------------------------------------------------------
 
 
 def test_template_holds_the_ends():
@@ -135,7 +135,7 @@ def test_prompt_learner_refuses(kwargs, message):
         learner(**kwargs)
 
 
-# ---- PromptHead ------------------------------------------------------------------------------------------------------
+# ---- PromptHead ----------------------------------------------------------------------------------------------------
 
 
 def prompt_head(text_tower: bool = True):

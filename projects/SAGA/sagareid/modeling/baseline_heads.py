@@ -15,7 +15,7 @@ from fastreid.config import configurable
 from fastreid.modeling.heads import REID_HEADS_REGISTRY
 
 from ..structures import CLIPFeatures, as_features
-from . import losses
+from . import fast, losses
 from .clip import towers
 from .distributed import gather_batch
 from .fast.blocks import block_at_row
@@ -313,6 +313,7 @@ class LastBlockHead(ClassifierHead):
         if features.layer_cls is None:
             raise TypeError("LastBlockHead reads the class token of the token layer: add layer_cls to CACHE.FIELDS")
         x = torch.cat([features.layer_cls[:, -1:].float(), _patches(features)], dim=1)
-        for block in self.blocks[:-1]:
+        *blocks, last = self.blocks
+        for block in blocks:
             x = block(x)
-        return self.norm(block_at_row(self.blocks[-1], x, 0))
+        return self.norm(block_at_row(last, x, 0) if fast.enabled() else last(x)[:, 0])

@@ -20,6 +20,7 @@ from . import losses
 from .clip import towers
 from .clip.text import TextEncoder
 from .distributed import gather_batch
+from .fast import refinement as faster
 from .heads import (
     batch_norm_neck,
     clip_parts,
@@ -28,6 +29,8 @@ from .heads import (
     identity_classifier,
     image_text_term,
 )
+from .pooling import AnchorPool, MeanPool, anchor_features
+from .refinement import SemanticRefinement
 
 __all__ = ["Refined", "SAGAHead"]
 
@@ -119,10 +122,10 @@ class SAGAHead(nn.Module):
         self.init_block, self.loss_weights = init_block, loss_weights
         self.text_anchors, self.text_encoder, self.domain_anchors = text_anchors, text_encoder, domain_anchors
         self.refine = nn.ModuleList(
-            A.SemanticRefinement(embed_dim=feat_dim, num_heads=num_heads, num_layers=refine_layers, dropout=dropout)
+            SemanticRefinement(embed_dim=feat_dim, num_heads=num_heads, num_layers=refine_layers, dropout=dropout)
             for _ in range(num_layers)
         )
-        self.anchor_pool = A.AnchorPool() if pool == "anchor" else A.MeanPool()
+        self.anchor_pool = AnchorPool() if pool == "anchor" else MeanPool()
         self.proj = nn.Linear(feat_dim, embedding_dim) if embedding_dim not in (0, feat_dim) else nn.Identity()
         self.embedding_dim = embedding_dim or feat_dim
         self.bottleneck = batch_norm_neck(self.embedding_dim)
@@ -282,7 +285,7 @@ class SAGAHead(nn.Module):
         """The method itself, from patch tokens to the pooled feature.
 
         Args:
-            keep_tokens: False in evaluation saves making the refined patches; `Refined.tokens` is then empty.
+            keep_tokens: False lets evaluation pool before it makes the refined patches; `Refined.tokens` may then be empty.
         """
         if features.num_layers != self.num_layers:
             raise ValueError(
@@ -296,13 +299,12 @@ class SAGAHead(nn.Module):
         tokens, attention, weights, pooled = [], [], [], 0
         for p, (patches, own_text, refine) in enumerate(zip(paths, text.chunk(self.num_layers), self.refine)):
             own = domain if p == self.num_layers - 1 else None
-            if keep_tokens or self.training:
+            if not keep_tokens and faster.pools_early(refine, self.anchor_pool):
+                feature, weight, attended = faster.refine_and_pool(refine, self.anchor_pool, patches, own_text, own)
+            else:
                 refined, attended = refine(patches, own_text, own)
                 feature, weight = self.anchor_pool(refined, attended)
                 tokens.append(refined)
-            else:
-                feature, attended = refine.pooled(patches, own_text, own, self.anchor_pool.weights)
-                weight = self.anchor_pool.weights(attended)
             pooled = pooled + feature
             attention.append(attended), weights.append(weight)
         return Refined(self.proj(pooled), tokens, attention, weights, text, domain)
@@ -313,7 +315,7 @@ class SAGAHead(nn.Module):
             raise ValueError(
                 "per-anchor features are not defined for two token layers (AnchorConsistencyLoss, TEST.PARTS)"
             )
-        parts, mass = A.anchor_features(refined.tokens[0], refined.attention[0][:, :, : self.num_anchors])
+        parts, mass = anchor_features(refined.tokens[0], refined.attention[0][:, :, : self.num_anchors])
         return nn.functional.normalize(self.proj(parts), dim=2), mass
 
     def token_weights(self, features) -> Tensor:
@@ -333,7 +335,7 @@ class SAGAHead(nn.Module):
             feature, before or after the neck by NECK_FEAT, and what `feature_layout` names beside it.
         """
         features = as_features(features).float()
-        refined = self.refine_and_pool(features, keep_tokens=bool(self.parts))
+        refined = self.refine_and_pool(features, keep_tokens=self.training or bool(self.parts))
         if self.training:
             feature, normed = refined.feature, self.bottleneck(refined.feature)
             logits = torch.stack([classifier(self.classifier_dropout(normed)) for classifier in self.classifiers])

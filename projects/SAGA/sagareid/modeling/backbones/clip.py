@@ -1,4 +1,4 @@
-"""CLIP's image tower as a FastReID backbone: open_clip's own VisionTransformer, read through its intermediates.
+"""CLIP's image tower as a FastReID backbone: the modules of open_clip's VisionTransformer, run block by block.
 
 B images, (H, W) image, (h, w) patch grid, N=h*w, D width, E joint width, P token layers.
 """
@@ -6,23 +6,21 @@ B images, (H, W) image, (h, w) patch grid, N=h*w, D width, E joint width, P toke
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from contextvars import ContextVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from fastreid.modeling.backbones import BACKBONE_REGISTRY
 
 from ...structures import CLIPFeatures
+from .. import fast
 from ..clip import towers
 from ..fast.blocks import block_at_row, in_groups
 
 __all__ = ["CLIPBackbone", "build_clip_vit_backbone"]
 
 OUTPUTS = ("tokens", "map", "cls")
-
-# (B, D) shift of the class token while a tower runs. Each thread has its own, so threads may share a model.
-_class_shift: ContextVar[Tensor | None] = ContextVar("class_shift", default=None)
 
 
 class CLIPBackbone(nn.Module):
@@ -60,11 +58,7 @@ class CLIPBackbone(nn.Module):
         if num_cameras:
             self.camera_embedding = nn.Parameter(torch.empty(num_cameras, visual.positional_embedding.shape[1]))
             nn.init.trunc_normal_(self.camera_embedding, std=0.02)
-        visual.set_grad_checkpointing(grad_checkpointing)
-        # The residual stream stays in float32 under autocast: half precision there costs accuracy, and little time.
-        visual.conv1.register_forward_hook(lambda module, args, out: out.float())
-        # The camera embedding joins the class token before ln_pre; open_clip has no argument for it.
-        visual.ln_pre.register_forward_pre_hook(self._shift_class_token)
+        self.grad_checkpointing = grad_checkpointing
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -85,13 +79,6 @@ class CLIPBackbone(nn.Module):
             return list(self.parameters())
         behind = [self.block(number) for number in range(self.token_layers[-1] + 1, self.depth + 1)]
         return parameters + [p for m in (self.visual.ln_post, *behind) for p in m.parameters()]
-
-    def _shift_class_token(self, module: nn.Module, args: tuple[Tensor]) -> tuple[Tensor] | None:
-        shift = _class_shift.get()
-        if shift is None:
-            return None
-        tokens = args[0]
-        return (torch.cat([tokens[:, :1] + shift[:, None].to(tokens.dtype), tokens[:, 1:]], dim=1),)
 
     def _camera_shift(self, camids: Tensor | None) -> Tensor | None:
         """(B, D) shift of the class token; the mean embedding for a camera that training never saw (negative id)."""
@@ -137,26 +124,32 @@ class CLIPBackbone(nn.Module):
 
     def _tower(self, images: Tensor, camids: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """(B, P*N, D) patch tokens and (B, P, D) class tokens of the token layers, (B, D) normed class token of the last."""
-        whole = self.token_layers[-1] == self.depth  # the patches of the last block are read, too
-        token = _class_shift.set(self._camera_shift(camids))
-        try:
-            out = self.visual.forward_intermediates(
-                images,
-                indices=sorted({*(layer - 1 for layer in self.token_layers), self.depth - (1 if whole else 2)}),
-                stop_early=True,
-                intermediates_only=True,
-                output_fmt="NLC",  # the library's NCHW form is wrong for overlapping patches
-                output_extra_tokens=True,
-            )
-        finally:
-            _class_shift.reset(token)
-        patches, prefix = out["image_intermediates"], out["image_intermediates_prefix"]
-        if whole:
-            cls = prefix[-1][:, 0]
-        else:
-            cls = block_at_row(self.block(self.depth), torch.cat([prefix[-1], patches[-1]], dim=1), 0)
-        count = len(self.token_layers)
-        return torch.cat(patches[:count], dim=1), torch.cat(prefix[:count], dim=1), self.visual.ln_post(cls)
+        one_row = fast.enabled() and self.depth not in self.token_layers
+        x, kept = self._embed(images, self._camera_shift(camids)), {}
+        for number in range(1, self.depth if one_row else self.depth + 1):
+            x = self._through(self.block(number), x)
+            if number in self.token_layers:
+                kept[number] = x
+        patches = torch.cat([kept[number][:, 1:] for number in self.token_layers], dim=1)
+        layer_cls = torch.cat([kept[number][:, :1] for number in self.token_layers], dim=1)
+        cls = block_at_row(self.block(self.depth), x, 0) if one_row else x[:, 0]
+        return patches, layer_cls, self.visual.ln_post(cls)
+
+    def _through(self, block: nn.Module, x: Tensor) -> Tensor:
+        return checkpoint(block, x, use_reentrant=False) if self.grad_checkpointing else block(x)
+
+    def _embed(self, images: Tensor, shift: Tensor | None) -> Tensor:
+        """(B, 1+N, D) what the blocks start from; `shift` (B, D) joins the class token in front of ln_pre.
+
+        In float32 under autocast, too, and so the residual stream: half precision there costs accuracy, and little time.
+        """
+        visual = self.visual
+        patches = visual.conv1(images).float().flatten(2).transpose(1, 2)
+        cls = visual.class_embedding.expand(len(images), 1, -1)
+        x = torch.cat([cls, patches], dim=1) + visual.positional_embedding
+        if shift is not None:
+            x = torch.cat([x[:, :1] + shift[:, None], x[:, 1:]], dim=1)
+        return visual.ln_pre(x)
 
 
 @BACKBONE_REGISTRY.register()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from .. import fast
 from ..fast.blocks import block_at_row
 
 __all__ = [
@@ -72,7 +73,8 @@ class TextEncoder(nn.Module):
         *blocks, last = self.transformer.resblocks
         for block in blocks:
             x = block(x, attn_mask=mask)
-        return self.ln_final(block_at_row(last, x, end)) @ self.text_projection
+        row = block_at_row(last, x, end) if fast.enabled() else last(x, attn_mask=mask)[:, end]
+        return self.ln_final(row) @ self.text_projection
 
 
 class PromptTemplate(nn.Module):

@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor, nn
 
+from . import enabled
+
 __all__ = ["Attention", "QuickGELU", "block_at_row", "in_groups", "use_cheaper_forms"]
 
 # On a CPU, about so many rows pass a stack of layers at once: enough to use a weight well while it is in the cache, few
@@ -33,7 +35,8 @@ def in_groups(
         whole: all at once. So it is on a GPU, too, and in a graph that is being exported, which is of no one batch size.
     """
     first = batches[0]
-    whole = whole or first.device.type != "cpu" or torch.compiler.is_compiling() or torch.jit.is_tracing()
+    whole = whole or not enabled() or first.device.type != "cpu"
+    whole = whole or torch.compiler.is_compiling() or torch.jit.is_tracing()
     group = max(1, _GROUP_ROWS // rows)
     if whole or len(first) <= group:
         return function(*batches)
@@ -70,7 +73,7 @@ class Attention(nn.MultiheadAttention):
             (B, L, D), and None or the weights.
         """
         added = attn_mask is None or (attn_mask.dim() == 2 and attn_mask.is_floating_point())
-        if need_weights or others or key is not value or not added:
+        if need_weights or others or key is not value or not added or not enabled():
             return super().forward(query, key, value, need_weights=need_weights, attn_mask=attn_mask, **others)
         d, weight, bias = self.embed_dim, self.in_proj_weight, self.in_proj_bias
         if query is key:
@@ -90,6 +93,8 @@ class QuickGELU(nn.Module):
     """
 
     def forward(self, x: Tensor) -> Tensor:
+        if not enabled():
+            return x * torch.sigmoid(1.702 * x)
         if torch.is_grad_enabled() and x.requires_grad:
             return _QuickGELU.apply(x)
         return F.silu(x.mul_(1.702), inplace=True).mul_(1 / 1.702)

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-__all__ = ["Dropout", "GELUDropout", "dropout"]
+__all__ = ["dropout", "gelu_dropout"]
 
 _LEVELS = 2**16
 
@@ -38,19 +38,10 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
     return F.dropout(x, p, training) if mask is None else x * mask
 
 
-class Dropout(nn.Dropout):
-    """`torch.nn.Dropout` by `dropout`."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return dropout(x, self.p, self.training)
-
-
-class GELUDropout(nn.Dropout):
+def gelu_dropout(x: Tensor, p: float, training: bool) -> Tensor:
     """Exact GELU, then `dropout`; on the CPU the mask is applied in place, forward and backward."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        mask = _mask(x, self.p, self.training)
-        return F.dropout(F.gelu(x), self.p, self.training) if mask is None else _MaskedGELU.apply(x, mask)
+    mask = _mask(x, p, training)
+    return F.dropout(F.gelu(x), p, training) if mask is None else _MaskedGELU.apply(x, mask)
 
 
 class _MaskedGELU(torch.autograd.Function):

@@ -1,7 +1,8 @@
-"""The cheaper forms of open_clip's blocks and of dropout: equal in value and gradient, or in distribution."""
+"""Every faster form against its plain form: equal in value and gradient, or in distribution."""
 
 from __future__ import annotations
 
+import contextlib
 import copy
 
 import open_clip
@@ -9,18 +10,96 @@ import pytest
 import torch
 import torch.nn.functional as F
 from open_clip.transformer import ResidualAttentionBlock
+from torch import Tensor, nn
 
-from sagareid.modeling import anchors
+from sagareid.modeling import fast
 from sagareid.modeling.backbones import clip as clip_backbone
 from sagareid.modeling.clip import towers
 from sagareid.modeling.fast import blocks
+from sagareid.modeling.fast import refinement as faster
 from sagareid.modeling.fast.blocks import Attention, QuickGELU, block_at_row, use_cheaper_forms
-from sagareid.modeling.fast.dropout import Dropout, GELUDropout, dropout
+from sagareid.modeling.fast.dropout import dropout, gelu_dropout
+from sagareid.modeling.pooling import AnchorPool, LinearPool, MeanPool
+from sagareid.modeling.refinement import RefinementLayer, SemanticRefinement
 
 NAME = "ViT-XS-8-pedestrians"
+B, N, K, M, D = 3, 20, 6, 3, 128
 
 
-# ---- one row of a block ------------------------------------------------------------------------------------------------
+# ---- the switch ----------------------------------------------------------------------------------------------------
+
+
+def test_the_switch_ends_with_its_scope():
+    assert fast.enabled()
+    with pytest.raises(KeyError), fast.disabled():
+        with fast.disabled():
+            assert not fast.enabled()
+        assert not fast.enabled()
+        raise KeyError
+    assert fast.enabled()
+
+
+def test_a_flag_is_said_of_the_forward_beside_it():
+    class Weighs(AnchorPool):
+        def weights(self, scores):
+            return scores.sum(2)
+
+    class Pools(Weighs):
+        def forward(self, tokens, scores):
+            return tokens.amax(1), self.weights(scores)
+
+    class PoolsLinearly(Pools):
+        linear = True
+
+    said = [fast.says(cls(), "linear") for cls in (LinearPool, AnchorPool, Weighs, Pools, PoolsLinearly)]
+    assert said == [True, True, True, False, True]
+    assert not fast.says(nn.Identity(), "linear")
+
+
+FORMS = {
+    blocks: ["block_at_row", "_QuickGELU"],
+    faster: ["dropout", "gelu_dropout", "refine", "refine_and_pool"],
+}
+
+
+@pytest.mark.parametrize("module, name", [(module, name) for module, names in FORMS.items() for name in names])
+def test_a_form_runs_where_it_is_switched_on(module, name, monkeypatch):
+    """So that the comparisons below compare two computations."""
+    original, ran = getattr(module, name), []
+    if isinstance(original, type):  # an autograd function
+        spy = type(name, (), {"apply": lambda *args: ran.append(1) or original.apply(*args)})
+    else:
+        spy = lambda *args: ran.append(1) or original(*args)  # noqa: E731
+    for where in (module, clip_backbone):
+        if hasattr(where, name):
+            monkeypatch.setattr(where, name, spy)
+    backbone, refinement = tower([4]), SemanticRefinement(embed_dim=D, num_heads=8, num_layers=2, dropout=0.1)
+
+    def compute() -> None:
+        backbone(torch.randn(2, 3, 32, 16))
+        patches, text = torch.randn(B, N, D), torch.randn(K, D)
+        refinement.train()(patches, text)
+        if faster.pools_early(refinement.eval(), AnchorPool()):
+            faster.refine_and_pool(refinement, AnchorPool(), patches, text, None)
+
+    with fast.disabled():
+        compute()
+    assert not ran
+    compute()
+    assert ran
+
+
+def test_groups_are_made_where_they_are_switched_on(monkeypatch):
+    monkeypatch.setattr(blocks, "_GROUP_ROWS", 8)
+    sizes = []
+    function = lambda x: sizes.append(len(x)) or (x,)  # noqa: E731
+    with fast.disabled():
+        blocks.in_groups(function, 4, torch.zeros(5, 4))
+    blocks.in_groups(function, 4, torch.zeros(5, 4))
+    assert sizes == [5, 2, 2, 1]
+
+
+# ---- one row of a block --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("row", [0, 6])
@@ -64,6 +143,8 @@ def test_tower_equals_its_blocks_in_a_row(token_layers):
         out.layer_cls, torch.stack([rows[i - 1][:, 0] for i in token_layers], 1), rtol=1e-4, atol=1e-5
     )
     torch.testing.assert_close(out.cls, visual.ln_post(x)[:, 0], rtol=1e-4, atol=1e-5)
+    with fast.disabled():
+        torch.testing.assert_close(vars(backbone(images, cameras)), vars(out), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("output", ["tokens", "map", "cls"])
@@ -86,7 +167,7 @@ def test_groups_of_images_change_nothing(output, monkeypatch):
 @pytest.mark.parametrize("domain", [True, False])
 def test_groups_change_no_gradient_of_the_refinement(shared, domain, monkeypatch):
     torch.manual_seed(0)
-    refine = anchors.SemanticRefinement(embed_dim=16, num_heads=2, num_layers=2, dropout=0.0)
+    refine = SemanticRefinement(embed_dim=16, num_heads=2, num_layers=2, dropout=0.0)
     patches, own = torch.randn(3, 6, 16), torch.randn(3, 2, 16).requires_grad_() if domain else None
     text = (torch.randn(4, 16) if shared else torch.randn(3, 4, 16)).requires_grad_()
     tensors = [text, *([own] if domain else []), *refine.parameters()]
@@ -100,15 +181,73 @@ def test_groups_change_no_gradient_of_the_refinement(shared, domain, monkeypatch
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
-def test_own_anchors_stand_behind_the_shared_ones():
-    layer = anchors.RefinementLayer(embed_dim=16, num_heads=2, dropout=0.0)
-    patches, text, own = torch.randn(3, 6, 16), torch.randn(4, 16), torch.randn(3, 2, 16)
-    joined = torch.cat([text.expand(3, -1, -1), own], dim=1)
-    for a, b in zip(layer(patches, text, own), layer(patches, joined)):
-        torch.testing.assert_close(a, b)
+# ---- refinement ----------------------------------------------------------------------------------------------------
 
 
-# ---- attention ---------------------------------------------------------------------------------------------------------
+def layer(num_heads: int = 8) -> RefinementLayer:
+    torch.manual_seed(3)
+    module = RefinementLayer(embed_dim=D, num_heads=num_heads, dropout=0.0)
+    for norm in (module.norm_q, module.norm_kv, module.norm_ff):  # away from the identity
+        nn.init.normal_(norm.weight, 1.0, 0.3), nn.init.normal_(norm.bias, std=0.1)
+    nn.init.normal_(module.attn.in_proj_bias, std=0.1), nn.init.normal_(module.attn.out_proj.bias, std=0.1)
+    return module
+
+
+def both_ways(function, tensors: list[Tensor]) -> None:
+    """Values of `function`, a tuple of tensors, and gradients of it, by the faster forms and by the plain ones."""
+    results = []
+    for switch in (contextlib.nullcontext, fast.disabled):
+        with switch():
+            values = function()
+            loss = sum(v.pow(2).sum() for v in values)
+            results.append((values, torch.autograd.grad(loss, tensors)))
+    for ours, plain in zip(results[0][0], results[1][0]):
+        torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-5)
+    for ours, plain in zip(results[0][1], results[1][1]):
+        torch.testing.assert_close(ours, plain, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("count, order", [(K, "attend_by_anchor"), (20, "attend_by_patch")])
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("domain", [True, False])
+def test_refinement_layer(count, order, shared, domain, monkeypatch):
+    """Both orders of the products; text anchors shared by the images or not; with and without domain anchors."""
+    taken, original = [], getattr(faster, order)
+    monkeypatch.setattr(faster, order, lambda *args: taken.append(order) or original(*args))
+    module, x = layer(), torch.randn(B, N, D).requires_grad_()
+    text = torch.randn(*([] if shared else [B]), count, D).requires_grad_()
+    own = torch.randn(B, M, D).requires_grad_() if domain else None
+    both_ways(lambda: module(x, text, own), [x, text, *([own] if domain else []), *module.parameters()])
+    assert len(taken) == 1, "the other order of multiplication ran"
+
+
+@pytest.mark.parametrize("num_heads", (1, 8, 32), ids="{} heads".format)
+def test_any_number_of_heads(num_heads):
+    module, x = layer(num_heads), torch.randn(B, N, D).requires_grad_()
+    text, own = torch.randn(K, D).requires_grad_(), torch.randn(B, M, D)
+    both_ways(lambda: module(x, text, own), [x, text, *module.parameters()])
+
+
+@pytest.mark.parametrize("pool", (AnchorPool(), MeanPool()), ids=("anchor", "mean"))
+def test_pooling_before_the_last_product(pool):
+    refine = SemanticRefinement(embed_dim=D, num_heads=8, num_layers=2, dropout=0.3).eval()
+    for module in refine.layers:
+        nn.init.normal_(module.ff[3].bias)
+    x, text, own = torch.randn(B, N, D).requires_grad_(), torch.randn(K, D).requires_grad_(), torch.randn(B, M, D)
+
+    def compute() -> tuple[Tensor, ...]:
+        if faster.pools_early(refine, pool):
+            return faster.refine_and_pool(refine, pool, x, text, own)
+        tokens, attention = refine(x, text, own)
+        return (*pool(tokens, attention), attention)
+
+    both_ways(compute, [x, text, *refine.parameters()])
+    assert not faster.pools_early(refine.train(), pool), "training drops part of what is pooled"
+    refine.eval().layers[-1].train()
+    assert not faster.pools_early(refine, pool)
+
+
+# ---- attention -----------------------------------------------------------------------------------------------------
 
 
 def attentions():
@@ -164,7 +303,7 @@ def test_other_calls_are_torchs():
             torch.testing.assert_close(a, b)
 
 
-# ---- activation -------------------------------------------------------------------------------------------------------
+# ---- activation ----------------------------------------------------------------------------------------------------
 
 
 def test_quick_gelu_equals_open_clips():
@@ -176,7 +315,7 @@ def test_quick_gelu_equals_open_clips():
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
-def test_both_towers_use_the_cheaper_forms():
+def test_both_towers_use_the_faster_forms():
     for module in (towers.build_vision_tower(NAME, (32, 16), 8), towers.build_text_encoder(NAME)):
         kinds = {type(m) for m in module.modules()}
         assert {QuickGELU, Attention} <= kinds
@@ -193,7 +332,7 @@ def test_quick_gelu_in_value_and_gradient():
         torch.testing.assert_close(QuickGELU()(x), theirs)
 
 
-# ---- dropout ----------------------------------------------------------------------------------------------------------
+# ---- dropout -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
@@ -215,7 +354,7 @@ def test_dropout_follows_the_seed():
     draws = []
     for seed in (5, 5, 6):
         torch.manual_seed(seed)
-        draws.append(Dropout(0.3)(torch.ones(7, 9)))
+        draws.append(dropout(torch.ones(7, 9), 0.3, True))
     assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
 
 
@@ -223,14 +362,13 @@ def test_dropout_that_does_nothing():
     x = torch.randn(4, 5)
     assert torch.equal(dropout(x, 0.0, True), x) and torch.equal(dropout(x, 0.4, False), x)
     assert torch.equal(dropout(x, 1.0, True), torch.zeros(4, 5))
-    assert torch.equal(Dropout(0.4).eval()(x), F.dropout(x, 0.4, False))
 
 
 @pytest.mark.parametrize("p, training", [(0.1, True), (0.4, True), (0.4, False), (0.0, True)])
 def test_gelu_and_dropout_in_one(p, training):
     x = torch.randn(7, 33, requires_grad=True)
     values, gradients = [], []
-    for function in (lambda: GELUDropout(p).train(training)(x), lambda: dropout(F.gelu(x), p, training)):
+    for function in (lambda: gelu_dropout(x, p, training), lambda: dropout(F.gelu(x), p, training)):
         torch.manual_seed(3)
         values.append(function())
         gradients.append(torch.autograd.grad((values[-1] ** 2).sum(), x)[0])

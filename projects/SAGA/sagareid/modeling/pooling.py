@@ -1,0 +1,71 @@
+"""Pooling: one feature of an image from its refined patch tokens and the anchors' claims on them (METHOD 3.4, 3.6).
+
+B images, N patch tokens, D token width, K text anchors, M domain anchors.
+No FastReID and no config in here: numbers and tensors in, tensors out.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["AnchorPool", "LinearPool", "MeanPool", "anchor_features"]
+
+
+class LinearPool(nn.Module):
+    """A weighted sum of the tokens, whose weights depend on the attention alone: f = sum_n w_n X[n].
+
+    A subclass says how to weigh. `linear` lets evaluation pool before the last matrix of the refinement
+    (`fast.refinement`). It is said of this `forward`: a subclass that overrides `forward` has it no more, and is evaluated
+    by what it overrides.
+    """
+
+    linear = True
+
+    def weights(self, scores: Tensor) -> Tensor:
+        """(B, N, K+M) attention to (B, N) weights."""
+        raise NotImplementedError
+
+    def forward(self, tokens: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
+        """
+        Args:
+            tokens: (B, N, D) refined patches, not normalised.
+            scores: (B, N, K+M) attention; that of a patch sums to 1 over the anchors.
+
+        Returns:
+            (B, D) pooled feature and (B, N) weights.
+        """
+        weights = self.weights(scores)
+        return torch.einsum("bn,bnd->bd", weights, tokens), weights
+
+
+class AnchorPool(LinearPool):
+    """Summarise patch tokens by how strongly an anchor claims each of them: w_n = max_j W[n, j], then w / sum w.
+
+    A patch behind an occluder matches no anchor well, so its largest score is small and it adds little.
+    """
+
+    def weights(self, scores: Tensor) -> Tensor:
+        """(B, N, K+M) attention to (B, N) weights, >= 0; those of an image sum to 1."""
+        claims = scores.amax(2)
+        return claims / claims.sum(1, keepdim=True).clamp(min=1e-6)
+
+
+class MeanPool(LinearPool):
+    """The ablation: every patch counts alike."""
+
+    def weights(self, scores: Tensor) -> Tensor:
+        """(B, N, K+M) attention to (B, N) weights of 1/N."""
+        return torch.full_like(scores[:, :, 0], 1 / scores.shape[1])
+
+
+def anchor_features(tokens: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
+    """One feature per text anchor: a_k = sum_n W[n, k] X[n], and the anchor's mass sum_n W[n, k].
+
+    Args:
+        tokens: (B, N, D). scores: (B, N, K), text anchors alone.
+
+    Returns:
+        (B, K, D), not normalised, and (B, K), >= 0.
+    """
+    return torch.einsum("bnk,bnd->bkd", scores, tokens), scores.sum(1)
