@@ -73,7 +73,7 @@ def test_reference_pages_hold_keys_commands_and_docstrings(site, repo):
     assert 'id="model-saga-num-anchors"' in text["reference/configuration.html"]
     for tool in (repo / "tools").glob("*.py"):
         assert f"usage: {tool.name}" in text["reference/commands.html"]
-    assert 'id="sagareid.modeling.anchors.AnchorPool"' in text["reference/api/modeling.html"]
+    assert 'id="sagareid.modeling.pooling.AnchorPool"' in text["reference/api/modeling.html"]
     assert "The method on one page" in text["reference/method.html"]
 
 

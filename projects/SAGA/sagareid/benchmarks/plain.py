@@ -1,8 +1,9 @@
 """The plain way: the method as it is written down and published, which the benchmarks time ours against.
 
 It takes 77 text positions, a text feature for every label of a batch, the text tower in every forward and a second time
-for the diversity term, `nn.MultiheadAttention` for the refinement, every position of every tower block, torch's own
-attention and dropout and open_clip's QuickGELU. It works on a copy of a model's structure that shares its tensors.
+for the diversity term, and every module in its plain form (`modeling.fast.disabled`): `nn.MultiheadAttention` for the
+refinement, every position of every tower block, torch's own attention and dropout and open_clip's QuickGELU. It works on
+a copy of a model's structure that shares its tensors.
 
 B images, N patches, D token width, W text width, E joint width, K text anchors, M domain anchors.
 """
@@ -10,34 +11,35 @@ B images, N patches, D token width, W text width, E joint width, K text anchors,
 from __future__ import annotations
 
 import copy
+import functools
+from collections.abc import Callable
+from typing import Any
 
-import open_clip
 import torch
-from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor, nn
 
+from ..modeling import fast
 from ..modeling import losses as L
-from ..modeling.anchors import RefinementLayer
-from ..modeling.backbones.clip import CLIPBackbone
 from ..modeling.clip.text import PROMPT_LENGTH, TextEncoder
-from ..modeling.fast.blocks import QuickGELU
 from ..modeling.heads import head_outputs
 from ..modeling.saga_head import SAGAHead
 from ..structures import CLIPFeatures
 
 
 def plain_copy(model: nn.Module) -> nn.Module:
-    """A copy of the module structure over the same parameters and buffers, without the faster forms of its blocks."""
-    plain = copy.deepcopy(model, {id(t): t for t in (*model.parameters(), *model.buffers())})
-    for layer in list(plain.modules()):
-        if isinstance(layer, ResidualAttentionBlock):  # undoes modeling.fast.blocks.use_cheaper_forms
-            layer.attn.__class__ = nn.MultiheadAttention
-            if isinstance(layer.mlp.gelu, QuickGELU):
-                layer.mlp.gelu = open_clip.transformer.QuickGELU()
-        if isinstance(layer, RefinementLayer):
-            layer.attn.dropout = layer.dropout
-            layer.ff[1], layer.ff[2], layer.ff[4] = nn.GELU(), nn.Dropout(layer.ff[1].p), nn.Dropout(layer.ff[4].p)
-    return plain
+    """A copy of the module structure over the same parameters and buffers, with modes of its own."""
+    return copy.deepcopy(model, {id(t): t for t in (*model.parameters(), *model.buffers())})
+
+
+def plainly(function: Callable[[], Any]) -> Callable[[], Any]:
+    """`function`, computed without the faster forms."""
+
+    @functools.wraps(function)
+    def wrapped() -> Any:
+        with fast.disabled():
+            return function()
+
+    return wrapped
 
 
 class PlainTextTower(nn.Module):
@@ -61,44 +63,18 @@ class PlainTextTower(nn.Module):
         return self.encoder.ln_final(x)[:, PROMPT_LENGTH - 1] @ self.encoder.text_projection
 
 
-def plain_features(backbone: CLIPBackbone, images: Tensor) -> CLIPFeatures:
-    """The image tower with every position of every block, final norm and projection of all of them; one token layer.
-
-    Args:
-        images: (B, 3, H, W), normalised.
-    """
-    visual = backbone.visual
-    x = visual.conv1(images).flatten(2).transpose(1, 2)
-    x = torch.cat([visual.class_embedding.expand(len(x), 1, -1), x], dim=1)
-    x = visual.ln_pre(x + visual.positional_embedding)
-    for number, block in enumerate(visual.transformer.resblocks, start=1):
-        x = block(x)
-        if number == backbone.token_layers[0]:
-            tokens = x
-    x = visual.ln_post(x)
-    proj = x @ visual.proj
-    return CLIPFeatures(tokens[:, 1:], backbone.grid, cls=x[:, 0], proj=proj[:, 0], layer_cls=tokens[:, :1])
-
-
 def plain_refined(head: SAGAHead, features: CLIPFeatures, text: Tensor) -> Tensor:
-    """Refinement and pooling of one token layer with `nn.MultiheadAttention`: (B, D) pooled feature.
+    """Refinement and pooling of one token layer: (B, D) pooled feature.
 
     Args:
-        text: (K, D) text anchors; with the domain anchors they are copied for every image.
+        text: (K, D) text anchors.
     """
-    x = features.patches
-    anchors = text.expand(len(x), -1, -1)
+    domain = None
     if head.domain_anchors is not None:
-        domain = head.domain_anchors(x, camids=features.camids, proj=features.proj, text_anchors=text)
-        anchors = torch.cat([anchors, domain], dim=1)
-    for layer in head.refine[0].layers:
-        query, keys = layer.norm_q(x), layer.norm_kv(anchors)
-        attended, weights = layer.attn(query, keys, keys, need_weights=True, average_attn_weights=True)
-        x = x + attended
-        x = x + layer.ff(layer.norm_ff(x))
-    weights = weights.amax(2)
-    weights = weights / weights.sum(1, keepdim=True).clamp(min=1e-6)
-    return head.proj((weights[..., None] * x).sum(1))
+        inputs = {"camids": features.camids, "proj": features.proj, "text_anchors": text}
+        domain = head.domain_anchors(features.patches, **inputs)
+    tokens, attention = head.refine[0](features.patches, text, domain)
+    return head.proj(head.anchor_pool(tokens, attention)[0])
 
 
 def plain_anchors(head: SAGAHead, text: PlainTextTower) -> Tensor:

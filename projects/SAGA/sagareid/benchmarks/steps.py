@@ -34,7 +34,6 @@ from ..data import loaders
 from ..engine import stages
 from ..engine.trainer import SAGATrainer
 from ..hardware import machine
-from ..modeling.anchors import RefinementLayer
 from ..modeling.prompt_head import PromptHead
 from ..modeling.saga_head import SAGAHead
 from ..synthetic import drawn as synthetic
@@ -44,9 +43,9 @@ from .plain import (
     plain_anchor_losses,
     plain_anchors,
     plain_copy,
-    plain_features,
     plain_prompt_losses,
     plain_refined,
+    plainly,
 )
 
 __all__ = [
@@ -209,7 +208,7 @@ def _without_dropout(model: nn.Module) -> Iterator[None]:
     found = [
         (m, name, getattr(m, name))
         for m in model.modules()
-        for kind, name in ((nn.Dropout, "p"), (RefinementLayer, "dropout"), (nn.MultiheadAttention, "dropout"))
+        for kind, name in ((nn.Dropout, "p"), (nn.MultiheadAttention, "dropout"))
         if isinstance(m, kind)
     ]
     try:
@@ -237,6 +236,7 @@ def _training_case(
     name: str, words: str, images: int, cfg: CfgNode, pair: tuple[nn.Module, nn.Module], ours: Callable, plain: Callable
 ) -> Case:
     model, copied = (m.train() for m in pair)
+    plain = plainly(plain)
     optimizers = [SAGATrainer.build_optimizer(cfg, m)[0] for m in (model, copied)]
     return Case(
         name,
@@ -276,7 +276,7 @@ def _backbone(s: _Setting) -> Case:
     def by_hand() -> dict[str, Tensor]:
         with torch.no_grad():
             text(prompts.heads.prompts(labels))
-        features = plain_features(plain.backbone, plain.preprocess_image(batch))
+        features = plain.extract(batch)
         return plain.losses(plain.heads(features, batch["targets"]), batch["targets"])
 
     words = (
@@ -313,8 +313,7 @@ def _anchors_live(s: _Setting) -> Case:
     text = PlainTextTower(plain.heads.text_encoder)
 
     def by_hand() -> dict[str, Tensor]:
-        with torch.no_grad():
-            features = plain_features(plain.backbone, plain.preprocess_image(batch))
+        features = plain.extract(batch)
         return plain_anchor_losses(plain, text, features, batch["targets"])
 
     words = f"the frozen tower under no_grad, every row of its last block; {ANCHOR_WORDS}"
@@ -332,9 +331,10 @@ def _extraction(s: _Setting) -> Case:
     def ours() -> Tensor:
         return model(batch)
 
+    @plainly
     @torch.no_grad()
     def by_hand() -> Tensor:
-        features = plain_features(plain.backbone, plain.preprocess_image(batch))
+        features = plain.extract(batch)
         refined = plain_refined(plain.heads, features, plain_anchors(plain.heads, text))
         return torch.cat([refined, features.cls, features.proj], dim=1)
 
