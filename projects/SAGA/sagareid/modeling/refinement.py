@@ -26,7 +26,7 @@ def join_anchors(patches: Tensor, text: Tensor, domain: Tensor | None) -> Tensor
     Returns:
         (B, K+M, D).
     """
-    text = text.expand(len(patches), -1, -1)
+    text = text.expand(patches.shape[0], -1, -1)
     return text if domain is None else torch.cat([text, domain], dim=1)
 
 

@@ -145,7 +145,7 @@ class CLIPBackbone(nn.Module):
         """
         visual = self.visual
         patches = visual.conv1(images).float().flatten(2).transpose(1, 2)
-        cls = visual.class_embedding.expand(len(images), 1, -1)
+        cls = visual.class_embedding.expand(images.shape[0], 1, -1)
         x = torch.cat([cls, patches], dim=1) + visual.positional_embedding
         if shift is not None:
             x = torch.cat([x[:, :1] + shift[:, None], x[:, 1:]], dim=1)
