@@ -47,7 +47,7 @@ def run(train_net, folder, repo, monkeypatch):
     return lambda *options: train_net(*RUN, "OUTPUT_DIR", folder.parent / "out", *options, root=folder.parent)
 
 
-# ---- images that cannot be read -------------------------------------------------------------------------------------------
+# ---- images that cannot be read ------------------------------------------------------------------------------------
 
 
 def truncate(path):
@@ -91,7 +91,7 @@ def test_the_real_command_ends(run, folder, repo):
     assert done.returncode == 1 and f"cannot read {folder / TRAIN[0]}" in done.stderr
 
 
-# ---- what is refused before a run begins ----------------------------------------------------------------------------------
+# ---- what is refused before a run begins ---------------------------------------------------------------------------
 
 
 def remove(pattern):
@@ -152,7 +152,7 @@ def test_evaluation_alone_needs_no_training_images(run, train_net, folder):
     assert 0 <= result["metrics"]["mAP"] <= 100
 
 
-# ---- what works -----------------------------------------------------------------------------------------------------------
+# ---- what works ----------------------------------------------------------------------------------------------------
 
 
 def one_image_of_a_person(folder):

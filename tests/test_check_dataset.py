@@ -12,8 +12,10 @@ from PIL import Image
 
 from sagareid.config import get_cfg
 from sagareid.data import check_dataset
+from sagareid.data.contact_sheet import contact_sheet
 from sagareid.data.datasets import builtin
 from sagareid.data.datasets.duke import MODES, build_occluded_duke
+from sagareid.data.datasets.names import Names
 
 from fastreid.data.datasets import DATASET_REGISTRY
 
@@ -56,7 +58,7 @@ def duke(tmp_path, monkeypatch):
     return make(tmp_path / "Occluded_Duke", *DUKE)
 
 
-# ---- check_dataset ------------------------------------------------------------------------------------------------------
+# ---- check_dataset -------------------------------------------------------------------------------------------------
 
 
 def test_a_sound_data_set(tool, duke, tmp_path):
@@ -124,7 +126,7 @@ def damage_train(folder):
         (damage_wrong_name, "wrong name", "query/0005_f1.jpg", "expected names like 0005_c2_f0046985.jpg"),
         (damage_count, "count", "train", "2 images, published 3; 1 cameras, published 2"),
         (damage_duplicate, "duplicate", "0010_c1_f1.jpg", "query/0005_c2_f1.jpg; in train and query"),
-        (damage_no_match, "no match", "query/0005_c2_f1.jpg", "person 5, camera 1: only in the same camera"),
+        (damage_no_match, "no match", "query/0005_c2_f1.jpg", "person 5, camera 2: only in the same camera"),
         (damage_split, "split", "query", "no images in"),
         (damage_train, "split", "train", "no images in"),
     ],
@@ -206,14 +208,13 @@ def test_a_data_set_that_is_not_there(tool, tmp_path, monkeypatch):
 def test_a_sheet_survives_a_bad_image(tmp_path):
     make(tmp_path, "0001_c1.jpg")
     (tmp_path / "bad.jpg").write_bytes(b"")
-    check_dataset.contact_sheet(
-        [(str(tmp_path / "0001_c1.jpg"), 1, 0), (str(tmp_path / "bad.jpg"), 2, 0)], tmp_path / "s.png"
-    )
+    items = [(str(tmp_path / "0001_c1.jpg"), 1, 0), (str(tmp_path / "bad.jpg"), 2, 0)]
+    contact_sheet(items, tmp_path / "s.png", Names(None))
     with Image.open(tmp_path / "s.png") as sheet:
         assert sheet.getpixel((68 + 34, 80)) == (209, 64, 63)
 
 
-# ---- published statistics -----------------------------------------------------------------------------------------------
+# ---- published statistics ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["OccludedDuke", "OccludedREID", "PDukeMTMC", "PartialREID", "PartialiLIDS"])
@@ -238,7 +239,7 @@ def test_the_hosts_statistics_agree_with_its_docstrings(name):
     assert check_dataset.published_statistics(get_cfg(), name) == builtin.STATISTICS[name]
 
 
-# ---- Occluded-Duke ------------------------------------------------------------------------------------------------------
+# ---- Occluded-Duke -------------------------------------------------------------------------------------------------
 
 LISTS = {
     "train": ["0009_c8_f1.jpg", "0005_c5_f1.jpg"],  # also from the original gallery: the lists divide anew

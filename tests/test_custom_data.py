@@ -48,7 +48,7 @@ def ids(items):
     return [item[1:] for item in items]
 
 
-# ---- tables -----------------------------------------------------------------------------------------------------------
+# ---- tables --------------------------------------------------------------------------------------------------------
 
 ROWS = (
     "a.jpg,ann,door,train",
@@ -136,7 +136,7 @@ class TestTable:
             build(cfg, "CSVDataset", PATH="list.csv")
 
 
-# ---- folders ----------------------------------------------------------------------------------------------------------
+# ---- folders -------------------------------------------------------------------------------------------------------
 
 
 class TestFolder:
@@ -191,7 +191,10 @@ class TestFolder:
             ({"CAMERA": "c"}, "has 0 groups; expected one"),
             ({"TRAIN_SHARE": 1.5}, "expected a number from 0 to 1"),
             ({"TRAIN_SHARE": "half"}, "expected a number from 0 to 1"),
-            ({"PATH": "."}, "loose.jpg. Expected images in one sub-folder per person"),
+            (
+                {"PATH": "."},
+                r"1 image\(s\) of nobody .*: loose.jpg. Expected one sub-folder a person.*TYPE: CSVDataset",
+            ),
             ({"PATH": "empty"}, "no images in .*empty"),
             ({"PATH": "nowhere"}, "no folder .*nowhere"),
         ],
@@ -203,7 +206,7 @@ class TestFolder:
             build(cfg, "FolderDataset", **{"PATH": "shop", **options})
 
 
-# ---- config keys ------------------------------------------------------------------------------------------------------
+# ---- config keys ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -250,7 +253,7 @@ def test_a_host_class_that_asserts_is_a_readable_error(cfg):
         build_dataset(cfg, "MSMT17")
 
 
-# ---- the real tool ----------------------------------------------------------------------------------------------------
+# ---- the real tool -------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

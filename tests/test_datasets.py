@@ -116,7 +116,7 @@ def test_empty_split(tmp_path, empty):
 
 
 @pytest.mark.parametrize(
-    "name", ["person.jpg", "0005_c9_f0046985.jpg", "0005_c12_f1.jpg", "x0005_c2_f1.jpg", "._0005_c2_f1.jpg"]
+    "name", ["person.jpg", "0005_c9_f0046985.jpg", "0005_c12_f1.jpg", "x0005_c2_f1.jpg", "person.webp"]
 )
 def test_wrong_name_is_an_error_not_a_gap(tmp_path, name):
     make(tmp_path / "Occluded_Duke", *DUKE, f"query/{name}")

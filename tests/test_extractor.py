@@ -266,14 +266,18 @@ def test_importing_the_package_does_not_import_it(repo):
         sagareid.Nobody
 
 
-def test_the_example_finds_a_person(tiny_run, tiny_root, photos, repo, monkeypatch, capsys):
-    """examples/find_person.py, ten lines: the image itself comes first, its similarity falls from place to place."""
+def test_the_example_finds_a_person(tiny_run, tiny_root, photos, repo, tmp_path, monkeypatch, capsys):
+    """examples/find_person.py: the image itself comes first, similarities fall; what it leaves out is said."""
     script = repo / "examples/find_person.py"
-    code = [line for line in script.read_text().splitlines() if line and not line.startswith('"""')]
-    assert len(code) <= 10
-    gallery = tiny_root / "synthetic_pedestrians/query"
+    gallery = tmp_path / "crops"
+    shutil.copytree(tiny_root / "synthetic_pedestrians/query", gallery)
+    (gallery / "torn.png").write_bytes(b"torn")
+    (gallery / "notes.txt").touch()
+    photos = [gallery / photo.name for photo in photos]
     monkeypatch.setattr(sys, "argv", [str(script), str(tiny_run), str(gallery), str(photos[2])])
     runpy.run_path(str(script))
-    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    out, err = capsys.readouterr()
+    assert "1 with another suffix (notes.txt)" in err and f"cannot read {gallery / 'torn.png'}" in err
+    lines = [line.split() for line in out.splitlines()]
     assert len(lines) == 5 and lines[0] == ["1.000", str(photos[2])]
     assert [float(s) for s, _ in lines] == sorted((float(s) for s, _ in lines), reverse=True)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image, ImageStat
 
+from sagareid.data.images import UnreadableImage
 from sagareid.reports import html, pictures
 from sagareid.reports.pictures import Block, Row, Tile
 
@@ -77,7 +78,7 @@ def test_draw_wraps_long_rows_and_leaves_places_empty(tmp_path):
 
 def test_open_small_names_what_it_cannot_read(tmp_path):
     (tmp_path / "a.jpg").write_text("no image")
-    with pytest.raises(ValueError, match="a.jpg"):
+    with pytest.raises(UnreadableImage, match="a.jpg"):
         pictures.open_small(tmp_path / "a.jpg")
     Image.new("L", (2000, 1000), 9).save(tmp_path / "b.png")
     small = pictures.open_small(tmp_path / "b.png")

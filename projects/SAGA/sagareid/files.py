@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,14 @@ import torch
 
 from .errors import disk_is_full
 
-__all__ = ["check_output", "file_hash", "save_torch", "write_atomically", "write_json", "write_text"]
+__all__ = ["check_output", "file_hash", "printable", "save_torch", "write_atomically", "write_json", "write_text"]
+
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+def printable(text: str | os.PathLike) -> str:
+    """A path or name that any log, table and page can hold: control characters, and bytes that are no UTF-8, escaped."""
+    return _UNPRINTABLE.sub(lambda match: repr(match[0])[1:-1], os.fspath(text))
 
 
 def check_output(path: str | Path, *, folder: bool = False) -> Path:

@@ -1,4 +1,4 @@
-"""Is a data set whole? Counts against the published ones, every image decoded, and what would spoil an evaluation."""
+"""Is a data set whole? Counts against the published ones, every image read, and what would spoil an evaluation."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 from tabulate import tabulate
 from tqdm import tqdm
 
@@ -21,13 +20,24 @@ from fastreid.data.datasets import DATASET_REGISTRY
 from fastreid.data.datasets.bases import ImageDataset
 
 from ..config import custom_datasets
-from ..files import write_atomically
+from ..files import printable
+from . import images
+from .contact_sheet import spread
 from .datasets.build import build_dataset, queries_without_match
 from .datasets.builtin import STATISTICS
 from .datasets.custom import SPLITS, OwnDataset
-from .datasets.layout import Statistics, WrongNames, natural_key
+from .datasets.layout import Statistics, WrongNames
+from .datasets.names import Names
 
-__all__ = ["KINDS", "Problem", "Report", "check_dataset", "contact_sheet", "contact_sheets", "published_statistics"]
+__all__ = [
+    "KINDS",
+    "Checked",
+    "Example",
+    "Problem",
+    "Report",
+    "check_dataset",
+    "published_statistics",
+]
 
 CHUNK = 64  # images that a thread takes at a time
 # What can be wrong, worst first, as the table says it.
@@ -52,6 +62,25 @@ class Problem(NamedTuple):
     found: str
 
 
+class Example(NamedTuple):
+    """What was read from one file: names, not numbers. `camera` is empty where cameras are not known."""
+
+    file: str
+    person: str
+    camera: str
+
+    def words(self) -> str:
+        return f"person {self.person}, " + (f"camera {self.camera}" if self.camera else "camera not known")
+
+
+class Checked(NamedTuple):
+    """What `check_dataset` gives: a report, the (path, pid, camid) of each split that could be read, and names."""
+
+    report: Report
+    items: dict[str, list[tuple]]
+    names: Names
+
+
 @dataclasses.dataclass
 class Report:
     """What `check_dataset` found.
@@ -61,6 +90,7 @@ class Report:
         published: the same as its authors state it; empty where no statistics are known.
         problems: each of them makes `tools/check_dataset.py` end with exit code 1.
         notes: worth knowing, and no fault of the files.
+        examples: of each split, some files with the person and the camera that were read, by their names.
     """
 
     dataset: str
@@ -68,13 +98,16 @@ class Report:
     published: Statistics
     problems: list[Problem]
     notes: list[str]
+    examples: dict[str, list[Example]] = dataclasses.field(default_factory=dict)
 
     def to_dict(self) -> dict:
         """For JSON."""
-        return dataclasses.asdict(self) | {"problems": [problem._asdict() for problem in self.problems]}
+        examples = {split: [example._asdict() for example in some] for split, some in self.examples.items()}
+        problems = [problem._asdict() for problem in self.problems]
+        return dataclasses.asdict(self) | {"problems": problems, "examples": examples}
 
     def table(self, shown: int = 5) -> str:
-        """Counts, then the first problems of each kind, then the notes."""
+        """Counts, examples of what was read, then the first problems of each kind, then the notes."""
         rows = []
         for split in SPLITS:
             counts = self.counts.get(split)
@@ -86,6 +119,10 @@ class Report:
         parts = [f"{self.dataset}\n", tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True), ""]
         if not self.published:
             parts.append("no published statistics are known for it")
+        if self.examples:
+            parts.append("who is where, as it was read; are people and cameras right?")
+        for split, some in self.examples.items():
+            parts += [f"  {split}: {example.file} -> {example.words()}" for example in some]
         by_kind = Counter(problem.kind for problem in self.problems)
         for kind, meaning in KINDS.items():
             if by_kind[kind]:
@@ -113,53 +150,71 @@ def published_statistics(cfg, name: str) -> Statistics:
     return getattr(DATASET_REGISTRY.get(name), "statistics", None) or STATISTICS.get(name, {})
 
 
-# ---- checking -----------------------------------------------------------------------------------------------------------
+# ---- checking ------------------------------------------------------------------------------------------------------
 
 
-def check_dataset(cfg, name: str, workers: int | None = None) -> tuple[Report, dict[str, list[tuple]]]:
-    """Read a data set as a run would, and decode every image of it.
+def check_dataset(cfg, name: str, workers: int | None = None) -> Checked:
+    """Read a data set as a run would, and every image of it.
 
     Args:
         name: registered, or of DATASETS.CUSTOM.
-        workers: threads that decode; None: one a core.
-
-    Returns:
-        the report, and the (path, pid, camid) of each split that could be read.
+        workers: threads that read; None: one a core.
 
     Raises:
         OSError, RuntimeError, ValueError: the data set as a whole is not there, or not as its class expects it.
     """
     problems: list[Problem] = []
-    try:
-        data = _open(cfg, name)
-    except WrongNames as error:
-        problems += _wrong_names(error)
-        return Report(
-            name,
-            {},
-            published_statistics(cfg, name),
-            problems,
-            ["nothing else was checked: run it again when the names are right"],
-        ), {}
-    items: dict[str, list[tuple]] = {}
-    for split in SPLITS:
+    with images.listings() as listings:
         try:
-            items[split] = list(getattr(data, split))
+            data = _open(cfg, name)
         except WrongNames as error:
-            problems += _wrong_names(error)
-        except RuntimeError as error:
-            problems.append(Problem("split", split, str(error)))
+            again = "nothing else was checked: run it again when the names are right"
+            report = Report(name, {}, published_statistics(cfg, name), _wrong_names(error), [again])
+            return Checked(report, {}, Names(None))
+        items: dict[str, list[tuple]] = {}
+        for split in SPLITS:
+            try:
+                items[split] = list(getattr(data, split))
+            except WrongNames as error:
+                problems += _wrong_names(error)
+            except RuntimeError as error:
+                problems.append(Problem("split", split, str(error)))
+    names = Names(data)
     counts = {split: (len(rows), *data.parse_data(rows)) for split, rows in items.items()}
     published = published_statistics(cfg, name)
     problems += _differences(counts, published)
-    problems += _decode({split: [row[0] for row in rows] for split, rows in items.items()}, workers)
-    notes = []
+    problems += _read_all({split: [row[0] for row in rows] for split, rows in items.items()}, workers)
     if "query" in items and "gallery" in items:
-        problems += _without_match(items["query"], items["gallery"])
-    notes += _notes(data, items)
+        problems += _without_match(items["query"], items["gallery"], names)
     order = list(KINDS)
     problems.sort(key=lambda problem: (order.index(problem.kind), problem.where))
-    return Report(name, counts, published, problems, notes), items
+    notes = [*_notes(data, items), *_not_used(items, listings)]
+    return Checked(Report(name, counts, published, problems, notes, _examples(items, names)), items, names)
+
+
+def _examples(items: Mapping[str, Sequence[tuple]], names: Names, number: int = 3) -> dict[str, list[Example]]:
+    """Files spread over each split, so that several people and cameras show."""
+    return {
+        split: [
+            Example(printable("/".join(Path(path).parts[-3:])), names.person(pid), names.camera(camid))
+            for path, pid, camid in spread(rows, number)
+        ]
+        for split, rows in items.items()
+        if rows
+    }
+
+
+def _not_used(items: Mapping[str, Sequence[tuple]], listings: Sequence[images.Listing]) -> Iterable[str]:
+    """Files that a class leaves out: no images by their names, and images beside those of a split that are in none."""
+    yield from dict.fromkeys(f"not used of {printable(one.folder)}: {one}" for one in listings if one.left_out)
+    used = {os.path.abspath(path) for rows in items.values() for path, *_ in rows}
+    folders = sorted({os.path.dirname(path) for path in used})
+    beside = [
+        str(path) for folder in folders if os.path.isdir(folder) for path in images.image_files(folder, levels=1).images
+    ]
+    if unused := [path for path in beside if path not in used]:
+        shown = ", ".join(printable(path) for path in unused[:3])
+        yield f"{len(unused)} image(s) beside those of the splits are in none, such as {shown}"
 
 
 def _open(cfg, name: str) -> ImageDataset:
@@ -174,7 +229,7 @@ def _open(cfg, name: str) -> ImageDataset:
 
 
 def _wrong_names(error: WrongNames) -> list[Problem]:
-    return [Problem("wrong name", str(path), f"expected {error.expected}") for path in error.paths]
+    return [Problem("wrong name", printable(path), f"expected {error.expected}") for path in error.paths]
 
 
 def _differences(counts: dict[str, tuple[int, int, int]], published: Statistics) -> Iterable[Problem]:
@@ -196,10 +251,10 @@ class _File(NamedTuple):
 
 
 def read_whole(path: str) -> _File:
-    """Read and decode an image to the last pixel."""
+    """Read an image as a run does (`images.read_image`), and say which kind of problem it has."""
 
     def wrong(kind: str, found: object, digest: bytes = b"") -> _File:
-        return _File(path, Problem(kind, path, str(found)), digest)
+        return _File(path, Problem(kind, printable(path), str(found)), digest)
 
     try:
         content = Path(path).read_bytes()
@@ -212,20 +267,14 @@ def read_whole(path: str) -> _File:
     digest = hashlib.blake2b(content, digest_size=16).digest()
     try:
         with Image.open(io.BytesIO(content)) as image:
-            try:
-                image.load()
-            except (OSError, SyntaxError, ValueError) as error:
-                early = "truncated" in str(error) or "premature" in str(error).lower()
-                return wrong("truncated" if early else "unreadable", error, digest)
+            images.as_rgb(image)
     except Exception as error:  # Pillow's readers raise many kinds on bytes that are no image
-        found = (
-            "no image format that Pillow knows" if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
-        )
-        return wrong("unreadable", found, digest)
+        early = "truncated" in str(error) or "premature" in str(error).lower()
+        return wrong("truncated" if early else "unreadable", images.reason(error), digest)
     return _File(path, None, digest)
 
 
-def _decode(paths: dict[str, list[str]], workers: int | None) -> list[Problem]:
+def _read_all(paths: dict[str, list[str]], workers: int | None) -> list[Problem]:
     """Problems of the files themselves, and files that are in several splits.
 
     Threads, not processes: Pillow decodes and hashlib hashes outside Python's lock, and threads start at once.
@@ -240,7 +289,7 @@ def _decode(paths: dict[str, list[str]], workers: int | None) -> list[Problem]:
     pool = ThreadPoolExecutor(workers or cores)
     try:
         chunks = [every[i : i + CHUNK] for i in range(0, len(every), CHUNK)]
-        with tqdm(total=len(every), desc="decoding", unit="image", disable=None) as bar:
+        with tqdm(total=len(every), desc="reading", unit="image", disable=None) as bar:
             for files in pool.map(lambda chunk: [read_whole(path) for path in chunk], chunks):
                 problems += [file.problem for file in files if file.problem]
                 for file in files:
@@ -252,16 +301,18 @@ def _decode(paths: dict[str, list[str]], workers: int | None) -> list[Problem]:
     for copies in same.values():
         splits = sorted({split for path in copies for split in splits_of_path[path]}, key=SPLITS.index)
         if len(splits) > 1:
-            others = [f"same as {path}" for path in copies[1:]] or ["the same file"]
-            problems.append(Problem("duplicate", copies[0], f"{', '.join(others)}; in {' and '.join(splits)}"))
+            others = [f"same as {printable(path)}" for path in copies[1:]] or ["the same file"]
+            problems.append(
+                Problem("duplicate", printable(copies[0]), f"{', '.join(others)}; in {' and '.join(splits)}")
+            )
     return problems
 
 
-def _without_match(query: Sequence[tuple], gallery: Sequence[tuple]) -> Iterable[Problem]:
+def _without_match(query: Sequence[tuple], gallery: Sequence[tuple], names: Names) -> Iterable[Problem]:
     there = {pid for _, pid, _ in gallery}
     for path, pid, camid in queries_without_match(query, gallery):
         found = "only in the same camera" if pid in there else "not in the gallery"
-        yield Problem("no match", path, f"person {pid}, camera {camid}: {found}")
+        yield Problem("no match", printable(path), f"{names.both(pid, camid)}: {found}")
 
 
 def _notes(data: ImageDataset, items: dict[str, list[tuple]]) -> list[str]:
@@ -291,41 +342,3 @@ def _notes(data: ImageDataset, items: dict[str, list[tuple]]) -> list[str]:
     if not items.get("query") and not items.get("gallery") and len(items) == len(SPLITS):
         notes.append("it has no query and no gallery, so it cannot be tested on")
     return notes
-
-
-# ---- the contact sheet --------------------------------------------------------------------------------------------------
-
-
-def contact_sheets(items: Mapping[str, Sequence[tuple]], folder: str | Path) -> list[Path]:
-    """A `contact_sheet` of each split that has images, as <split>.png in the folder."""
-    paths = []
-    for split, rows in items.items():
-        if rows:
-            paths.append(Path(folder, f"{split}.png"))
-            contact_sheet(rows, paths[-1])
-    return paths
-
-
-def contact_sheet(items: Sequence[tuple], path: str | Path, columns: int = 12, rows: int = 5) -> None:
-    """Draw images of people spread over a split, with pid and camid, as a picture. An image that cannot be read is red.
-
-    Args:
-        items: (path, pid, camid), not empty. path: .png or .jpg.
-    """
-    items = sorted(items, key=lambda item: (natural_key(str(item[1])), item[0]))
-    chosen = [items[i] for i in np.unique(np.linspace(0, len(items) - 1, min(columns * rows, len(items))).astype(int))]
-    columns = min(columns, len(chosen))
-    width, height, caption = 64, 128, 14
-    sheet = Image.new("RGB", (columns * (width + 4), -(-len(chosen) // columns) * (height + caption + 4)), "white")
-    draw = ImageDraw.Draw(sheet)
-    for place, (file, pid, camid) in enumerate(chosen):
-        left, top = place % columns * (width + 4) + 2, place // columns * (height + caption + 4) + 2
-        try:
-            with Image.open(file) as image:
-                sheet.paste(image.convert("RGB").resize((width, height)), (left, top + caption))
-        except (OSError, SyntaxError, ValueError):
-            draw.rectangle((left, top + caption, left + width - 1, top + caption + height - 1), "#d1403f")
-        label = f"{str(pid).rpartition('_')[2]} c{str(camid).rpartition('_')[2]}"
-        draw.text((left, top), label, fill="black")
-    kind = Path(path).suffix.lstrip(".").upper().replace("JPG", "JPEG")
-    write_atomically(path, lambda temporary: sheet.save(temporary, kind))

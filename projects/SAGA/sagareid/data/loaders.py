@@ -1,4 +1,4 @@
-"""Loaders whose every sample is a function of the seed and its place in the run, for any number of workers and processes.
+"""Loaders whose every sample is a function of the seed and its place in the run, for any number of processes.
 
 A FastReID loader draws augmentations from whatever state the random generators are in, so a resumed run, or one with
 another number of workers or processes, sees other images. Here each sample of batch b carries its own seed, and every
@@ -19,7 +19,7 @@ from fastreid.utils import comm
 
 from .. import compat
 from .datasets.build import load_test_data, load_training_data
-from .images import UnreadableImage
+from .images import UnreadableImage, read_image
 from .seeding import SeededBatches, SeededSamples, seeded
 from .transforms import build_transforms
 
@@ -35,7 +35,8 @@ __all__ = [
 
 
 class ReIDDataset(CommDataset):
-    """FastReID's data set with one more field, `cameras`: the index of the camera among the training cameras.
+    """FastReID's data set with its images read by `read_image` and one more field, `cameras`: the index of the camera
+    among the training cameras.
 
     `camids` keep FastReID's meaning, which differs between training (rank of the name) and testing (the number in the
     file name); a model that embeds cameras needs one that does not.
@@ -56,16 +57,21 @@ class ReIDDataset(CommDataset):
         self._dataset_name = dataset_name
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        path, _, camid = self.img_items[index][:3]
+        path, pid, camid = self.img_items[index][:3]
         try:
-            sample = super().__getitem__(index)
-        except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for a file that is no whole image
+            image = read_image(path)
+        except UnreadableImage as error:
             raise UnreadableImage(
-                f"cannot read {path} ({type(error).__name__}: {error}). Replace or remove the file; "
-                "`python tools/check_dataset.py NAME` lists every such file of a data set"
+                f"{error}. Replace or remove the file; `python tools/check_dataset.py NAME` lists every such file of a "
+                "data set"
             ) from error
-        sample["cameras"] = self.camera_index(camid)
-        return sample
+        return {
+            "images": image if self.transform is None else self.transform(image),
+            "targets": self.pid_dict[pid] if self.relabel else pid,
+            "camids": self.cam_dict[camid] if self.relabel else camid,
+            "img_paths": path,
+            "cameras": self.camera_index(camid),
+        }
 
     def camera_index(self, camid: str | int) -> int:
         """Index among the training cameras of an item's camid, a name in training and a number in testing; or -1."""
@@ -83,11 +89,11 @@ def natural_order(names: Sequence[Any]) -> list[str]:
     return sorted((str(n) for n in names), key=key)
 
 
-# ---- seeds ------------------------------------------------------------------------------------------------------------
+# ---- seeds ---------------------------------------------------------------------------------------------------------
 
 
 class DeviceLoader(DataLoader):
-    """A DataLoader whose batches arrive on the model's device, as FastReID's do; its own meta-architectures rely on it."""
+    """A DataLoader whose batches arrive on the model's device, as FastReID's own meta-architectures expect."""
 
     def __init__(self, *args, device: str, **kwargs):
         super().__init__(*args, **kwargs)
@@ -118,7 +124,7 @@ class TrainLoader(DeviceLoader):
         self.batch_sampler.start = batch
 
 
-# ---- builders ---------------------------------------------------------------------------------------------------------
+# ---- builders ------------------------------------------------------------------------------------------------------
 
 
 def training_set(cfg, transform=None) -> ReIDDataset:
@@ -163,8 +169,8 @@ def _check_batch(cfg, dataset) -> None:
     if sampler in ("NaiveIdentitySampler", "BalancedIdentitySampler") and dataset.num_classes < needed:
         raise ValueError(
             f"{sampler}: a batch of SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} with DATALOADER.NUM_INSTANCE "
-            f"{instances} needs {needed} identities, the training set has {dataset.num_classes}; lower IMS_PER_BATCH to "
-            f"{dataset.num_classes * instances} or less"
+            f"{instances} needs {needed} identities, the training set has {dataset.num_classes}; lower IMS_PER_BATCH "
+            f"to {dataset.num_classes * instances} or less"
         )
 
 

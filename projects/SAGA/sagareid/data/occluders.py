@@ -123,10 +123,10 @@ def mask_region(
     Args:
         level: share of the visible person, 0 to 1; the region ends at the row, column or ring of pixels that comes
             nearest to it.
-        shapes: one is drawn for the picture. top, middle, bottom: a band of rows across the whole width; rectangle: around
-            a visible pixel of the person, one to three times as tall as wide, clipped at the borders.
-        fill: grey (128), black, noise (uniform, every pixel and channel) or mean (the picture's mean colour, which leaves
-            a trace of the person's).
+        shapes: one is drawn for the picture. top, middle, bottom: a band of rows across the whole width; rectangle:
+            around a visible pixel of the person, one to three times as tall as wide, clipped at the borders.
+        fill: grey (128), black, noise (uniform, every pixel and channel) or mean (the picture's mean colour, which
+            leaves a trace of the person's).
     """
     height, width = person.visible.shape
     shape = _choose(rng, shapes)
@@ -187,9 +187,9 @@ def paste_person(
 ) -> Occluded:
     """Let another person step in front.
 
-    The other is about as tall as the person, enters from the left, from the right or from below, and stops where the level
-    is reached: at any higher level the same other stands further in. Between two whole pixels both pictures are blended,
-    which makes the share exact.
+    The other is about as tall as the person, enters from the left, from the right or from below, and stops where the
+    level is reached: at any higher level the same other stands further in. Between two whole pixels both pictures are
+    blended, which makes the share exact.
 
     Args:
         level: share of the visible person, 0 to `MAX_LEVEL`.

@@ -27,15 +27,16 @@ import torch
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from ..files import file_hash, write_atomically, write_json
+from ..data.images import SUFFIXES, Listing, image_files, say_left_out
+from ..files import file_hash, printable, write_atomically, write_json
 from ..hardware import pick_device
 from .extractor import Extractor
 from .load import checkpoint_file
 
 __all__ = ["Report", "extract_folder", "is_single_file", "list_images", "open_extractor"]
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 MANIFEST, REPORT = "manifest.json", "report.json"
+NAMED = 20  # entries of a kind that the report names
 # Seconds between looks at shards that other processes have.
 POLL = 1.0
 
@@ -47,6 +48,7 @@ class Report:
     Attributes:
         folder: where they are. images: how many there are. extracted: how many have a feature.
         unreadable: {"path", "error"} of the others, sorted by path.
+        left_out: why -> how many entries of the folder, and the first of them, that are no images by their names.
         output, feature, width, checkpoint_sha256, dtype: what was written, and what from.
     """
 
@@ -59,10 +61,13 @@ class Report:
     dtype: str
     checkpoint_sha256: str
     unreadable: list[dict[str, str]] = field(default_factory=list)
+    left_out: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
-def list_images(folder: str | Path) -> list[str]:
-    """Paths of the images under a folder, relative to it, with forward slashes, sorted.
+def list_images(folder: str | Path) -> tuple[list[str], Listing]:
+    """Paths of the images under a folder, relative to it, with forward slashes, sorted; and the listing that they are of.
+
+    What is not an image is logged.
 
     Raises:
         NotADirectoryError: no such folder.
@@ -71,13 +76,12 @@ def list_images(folder: str | Path) -> list[str]:
     folder = Path(folder)
     if not folder.is_dir():
         raise NotADirectoryError(f"{folder} is no folder")
-    found = []
-    for where, _, names in os.walk(folder):
-        relative = Path(where).relative_to(folder)
-        found += [(relative / name).as_posix() for name in names if name.lower().endswith(SUFFIXES)]
-    if not found:
-        raise ValueError(f"no image under {folder}; looked for {', '.join(SUFFIXES)}")
-    return sorted(found)
+    listing = image_files(folder)
+    if not listing.images:
+        found = f"found {listing}" if listing.left_out else "it is empty"
+        raise ValueError(f"no image under {folder}; {found}. Images end in {', '.join(SUFFIXES)}")
+    say_left_out("extraction", listing)
+    return sorted(image.relative_to(folder).as_posix() for image in listing.images), listing
 
 
 def open_extractor(checkpoint: str | Path, *, device: str, dtype: str, feature: str) -> tuple[Extractor, str]:
@@ -127,7 +131,7 @@ def extract_folder(
         raise ValueError(f"{world} processes write shards: name a folder as the output, not {output.name}")
     if shard_size < 1:
         raise ValueError(f"shard size is {shard_size}; expected 1 or more")
-    files = list_images(folder)
+    files, listing = list_images(folder)
     shards = _Shards(
         folder=folder,
         files=files,
@@ -151,6 +155,7 @@ def extract_folder(
     with tqdm(total=len(files), desc="features", unit="img", disable=None if rank == 0 else True) as bar:
         shards.work(extractor, rank / world, bar, batch_size=batch_size, num_workers=num_workers)
     report = shards.report(output)
+    report.left_out = {why: {"count": len(names), "first": names[:NAMED]} for why, names in listing.left_out.items()}
     write_json(report_file, asdict(report))
     if single:
         write_atomically(output, _joiner(output, shards))
@@ -166,8 +171,7 @@ class _Shards:
         self.count = -(-len(files) // size)
         digest = hashlib.sha256(json.dumps([about, size]).encode())
         for name in files:
-            state = (folder / name).stat()
-            digest.update(f"\n{name}\0{state.st_size}\0{state.st_mtime_ns}".encode(errors="surrogateescape"))
+            digest.update(f"\n{name}\0{_state(folder / name)}".encode(errors="surrogateescape"))
         self.key = digest.hexdigest()
 
     def path(self, index: int) -> Path:
@@ -227,13 +231,22 @@ class _Shards:
             left = busy
 
     def _extract(self, index: int, extractor: Extractor, bar: tqdm, **options: int) -> None:
-        names = self.part(index)
-        features, kept, unreadable = [], [], []
+        names, unreadable = [], []
+        for name in self.part(index):
+            if printable(name) == name:
+                names.append(name)
+            else:  # no table of Parquet and no text in UTF-8 can hold it
+                unreadable.append(
+                    {"path": printable(name), "error": "its name is no UTF-8 or has control characters; rename it"}
+                )
+        bar.update(len(unreadable))
+        features, kept = [np.zeros((0, extractor.width), np.float32)], []
         for batch in extractor.iterate([self.folder / name for name in names], **options):
             features.append(batch.features.numpy())
             kept += [names[i] for i in batch.indices]
-            unreadable += [{"path": names[i], "error": why} for i, why in sorted(batch.unreadable.items())]
+            unreadable += [{"path": names[i], "error": why} for i, why in batch.unreadable.items()]
             bar.update(len(batch.indices) + len(batch.unreadable))
+        unreadable.sort(key=lambda entry: entry["path"])
         about = self.about | {"key": self.key, "shard": index, "unreadable": unreadable}
         table = _table(kept, np.concatenate(features), about)
         write_atomically(self.path(index), lambda temporary: pq.write_table(table, temporary, use_dictionary=False))
@@ -247,6 +260,15 @@ class _Shards:
     def tables(self) -> Iterator[pa.Table]:
         for index in range(self.count):
             yield pq.read_table(self.path(index))
+
+
+def _state(path: Path) -> str:
+    """Size and time of a file; of one that went away after the listing, that."""
+    try:
+        state = path.stat()
+    except OSError:
+        return "gone"
+    return f"{state.st_size}\0{state.st_mtime_ns}"
 
 
 def _of_another(output: Path) -> str:

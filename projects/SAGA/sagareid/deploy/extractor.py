@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, Literal, NamedTuple, Union, overload
 
 import numpy as np
@@ -20,11 +19,10 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import InterpolationMode
 from tqdm import tqdm
 
-from fastreid.data.data_utils import read_image
-
 from .. import compat
-from ..data.images import UnreadableImage
+from ..data.images import UnreadableImage, as_rgb, read_image, reason
 from ..data.transforms import build_transforms
+from ..files import printable
 from .feature_model import FeatureModel
 from .load import load_model
 
@@ -60,9 +58,9 @@ class Extractor:
         features = extractor(["a.jpg", "b.jpg"])            # (2, F) float32, unit length, on the CPU
         similarity = features @ features.T                  # cosine
 
-    They equal the evaluator's: the same transform, the same row (fusion, unless the run's TEST.FEATURE or `feature` says
-    otherwise), TEST.FLIP honoured; what needs other images (NFC, expansion, re-ranking) is left out. Several threads may
-    share an extractor.
+    They equal the evaluator's: the same reader, the same transform, the same row (fusion, unless the run's TEST.FEATURE
+    or `feature` says otherwise), TEST.FLIP honoured; what needs other images (NFC, expansion, re-ranking) is left out.
+    Several threads may share an extractor.
     """
 
     def __init__(self, cfg: Any, model: nn.Module, *, dtype: str = "auto", feature: str = "auto"):
@@ -153,8 +151,9 @@ class Extractor:
 
         Args:
             images: a list, of mixed kinds and sizes if need be, or one (n, 3, H, W) tensor. An image is a path; a PIL
-                image; a NumPy array (H, W, 3) uint8 RGB (OpenCV reads BGR: `array[..., ::-1]`); or a tensor (3, H, W)
-                RGB in 0..255, uint8 or floating.
+                image of any mode that `data.images.as_rgb` takes, turned by its EXIF orientation as a file is; a NumPy
+                array (H, W, 3) uint8 RGB (OpenCV reads BGR: `array[..., ::-1]`); or a tensor (3, H, W) RGB in 0..255,
+                uint8 or floating.
             batch_size: images that the model sees at once.
             cameras: the training camera of each image by name, as in `cameras`; None or another name: unknown. Models
                 that do not look at cameras ignore it.
@@ -277,9 +276,13 @@ class _Prepare:
 
     def __call__(self, image: ImageLike, index: int) -> Tensor:
         if isinstance(image, (str, os.PathLike)):
-            return self._transform(_read(Path(image)))
+            return self._transform(read_image(image))
         if isinstance(image, Image.Image):
-            return self._transform(image.convert("RGB"))
+            try:
+                return self._transform(as_rgb(image))
+            except (OSError, SyntaxError, ValueError) as error:  # such as of a file that Pillow reads only now
+                name = printable(getattr(image, "filename", "") or "made in memory")
+                raise UnreadableImage(f"cannot read image {index}, {name} ({reason(error)})") from error
         if isinstance(image, np.ndarray):
             if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
                 raise ValueError(
@@ -308,15 +311,3 @@ class _Prepare:
         if tuple(image.shape[1:]) != self._size:
             image = TF.resize(image, list(self._size), self._resizing, antialias=True).clamp(0, 255)
         return image
-
-
-def _read(path: Path) -> Image.Image:
-    """As FastReID reads an image, turned by its EXIF orientation; greyscale and transparent ones too become RGB.
-
-    Raises:
-        UnreadableImage: missing, or no whole image.
-    """
-    try:
-        return read_image(str(path), format="RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what Pillow raises
-        raise UnreadableImage(f"cannot read {path} ({type(error).__name__}: {error})") from error

@@ -447,7 +447,9 @@ def image_queries(
     Raises:
         ValueError: the index is of another checkpoint. UnreadableImage: an image that is none.
     """
-    files = [f for i in images for f in ([str(Path(i, n)) for n in list_images(i)] if Path(i).is_dir() else [str(i)])]
+    files: list[str] = []
+    for image in images:
+        files += [str(Path(image, name)) for name in list_images(image)[0]] if Path(image).is_dir() else [str(image)]
     extractor, sha256 = open_extractor(checkpoint, device=device, dtype="auto", feature=index.about.feature or "auto")
     index.check(extractor.width, sha256, extractor.feature, str(checkpoint))
     return files, extractor(files, progress=False).numpy()

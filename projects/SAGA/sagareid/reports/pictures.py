@@ -19,6 +19,7 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from torch import Tensor
 
+from ..data.images import read_image
 from ..files import write_atomically
 
 __all__ = ["INK", "LINES", "MARKS", "Block", "Mark", "Row", "Tile", "curves", "draw", "open_small", "overlay"]
@@ -83,16 +84,12 @@ class Block:
 
 
 def open_small(path: str | Path) -> Image.Image:
-    """An image file in RGB, no side longer than LARGEST.
+    """An image file as the models see it (`read_image`), no side longer than LARGEST.
 
     Raises:
-        ValueError: it cannot be read; the message names it.
+        UnreadableImage: it cannot be read; the message names it.
     """
-    try:
-        with Image.open(path) as file:
-            image = file.convert("RGB")
-    except (OSError, SyntaxError) as error:
-        raise ValueError(f"cannot read {path} as an image ({type(error).__name__}: {error})") from error
+    image = read_image(path)
     image.thumbnail((LARGEST, LARGEST))
     return image
 

@@ -15,9 +15,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 from tabulate import tabulate
 
-from fastreid.data.data_utils import read_image
-
 from .. import compat
+from ..data.images import read_image
 from ..engine import stages
 from ..files import check_output, write_atomically, write_json, write_text
 from ..hardware import machine

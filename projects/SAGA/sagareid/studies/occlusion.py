@@ -14,11 +14,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from fastreid.data.data_utils import read_image
-
 from .. import compat
 from ..data import occluders
 from ..data.datasets.build import build_dataset, load_test_data
+from ..data.images import read_image
 from ..data.loaders import ReIDDataset
 
 __all__ = ["DistractorPeople", "ImageSet", "OccludedSet", "Occluder", "Occlusion", "View", "distractor_people"]

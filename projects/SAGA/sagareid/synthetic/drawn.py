@@ -34,6 +34,7 @@ from tqdm import tqdm
 from fastreid.data.datasets import DATASET_REGISTRY
 from fastreid.data.datasets.bases import ImageDataset
 
+from ..data.images import image_files, say_left_out
 from ..files import check_output
 from ..processes import in_processes
 from .person import FAMILY_SIZE, GENERATOR_VERSION, generator, get_person
@@ -325,24 +326,26 @@ class SyntheticPedestrians(ImageDataset):
     def _read(self, split: str, is_train: bool = False) -> list[tuple]:
         """(path, pid, camid from 0) of a split's pictures, sorted; in training with the data set's name before both."""
         data = []
-        for name in sorted(os.listdir(os.path.join(self.data_dir, split))):
-            found = _NAME.fullmatch(name)
+        listing = image_files(Path(self.data_dir, split), levels=1)
+        say_left_out(type(self).__name__, listing)
+        for path in listing.images:
+            found = _NAME.fullmatch(path.name)
             if found is None:
                 raise RuntimeError(
-                    f"{self.data_dir}/{split}: found '{name}', expected names like "
+                    f"{self.data_dir}/{split}: found '{path.name}', expected names like "
                     "0002_c1s1_000451_03.jpg. Remove the file, or the data set to draw it anew"
                 )
             pid, camid = int(found[1]), int(found[2]) - 1
             if is_train:
                 pid, camid = f"{self.dataset_name}_{pid}", f"{self.dataset_name}_{camid}"
-            data.append((os.path.join(self.data_dir, split, name), pid, camid))
+            data.append((str(path), pid, camid))
         return data
 
     @property
     def distractors(self) -> list[str]:
         """Paths of the cut-outs (RGBA) of people apart from all others."""
         folder = os.path.join(self.data_dir, "distractors")
-        return [os.path.join(folder, name) for name in sorted(os.listdir(folder))]
+        return [str(path) for path in image_files(folder, levels=1).images]
 
 
 @DATASET_REGISTRY.register()

@@ -1,3 +1,3 @@
 """Data sets, one file a family; importing registers them with FastReID."""
 
-from . import custom, duke, market, mmmp, pairs  # noqa: F401
+from . import duke, folder, market, mmmp, pairs, table  # noqa: F401

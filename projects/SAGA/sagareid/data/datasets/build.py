@@ -11,6 +11,7 @@ from fastreid.data.datasets.bases import ImageDataset
 
 from ... import compat
 from ...config import custom_datasets, reads_cameras
+from ..images import check_modes
 from . import builtin
 from .layout import refuse_training
 
@@ -55,11 +56,14 @@ def load_training_data(cfg, name: str) -> ImageDataset:
     """A data set of DATASETS.NAMES, with training images.
 
     Raises:
-        RuntimeError: it has none. ValueError: the model embeds cameras and they are not known. Others as `build_dataset`.
+        RuntimeError: it has none.
+        UnreadableImage: images of a mode that has no RGB.
+        ValueError: the model embeds cameras, and they are not known. Others as `build_dataset`.
     """
     data = build_dataset(cfg, name, combineall=cfg.DATASETS.COMBINEALL)
     if not data.train:
         refuse_training(name)
+    check_modes(name, (item[0] for item in data.train))
     if reads_cameras(cfg) and not getattr(data, "cameras_known", True):
         raise ValueError(
             f"{name}: the model embeds cameras, and no cameras are known here. Name them in the data set, or set "
@@ -72,9 +76,10 @@ def load_test_data(cfg, name: str) -> ImageDataset:
     """A data set of DATASETS.TESTS or VALIDATION that can be evaluated.
 
     Raises:
-        ValueError: no query, no gallery, or no query with a match in another camera. Others as `build_dataset`.
+        ValueError: no query, no gallery, or no query with a match in another camera.
+        UnreadableImage: images of a mode that has no RGB. Others as `build_dataset`.
     """
-    # the host reads the split of its mode at once, and the others when they are asked for
+    # FastReID reads the split of its mode at once, and the others when they are asked for
     data = build_dataset(cfg, name, mode="query")
     for split in ("query", "gallery"):
         if not getattr(data, split):
@@ -84,4 +89,5 @@ def load_test_data(cfg, name: str) -> ImageDataset:
             f"{name}: no query has an image of the same person in another camera of the gallery, so there is nothing to "
             "evaluate. With one camera only, leave the cameras out of a CSVDataset or FolderDataset"
         )
+    check_modes(name, (item[0] for item in data.query + data.gallery))
     return data

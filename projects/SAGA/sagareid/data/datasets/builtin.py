@@ -22,6 +22,10 @@ STATISTICS: dict[str, Statistics] = {
 }
 
 
+# Of these, a camid is the camera's number in file names less 1; the others give what stands in the name.
+COUNTS_CAMERAS_FROM_0 = tuple(STATISTICS)
+
+
 class Layout(NamedTuple):
     """Where a class looks for images, and the names that it can read. `folders`: the first that is there counts."""
 

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from fastreid.data.datasets import DATASET_REGISTRY
 from fastreid.data.datasets.bases import ImageDataset
 
-from .layout import Item, Statistics, TrainItem, as_training, find_splits, list_images, parse_names, read_pair
+from .layout import Item, Statistics, TrainItem, as_training, find_splits, list_images, number_of, parse_names, read_pair
 
 __all__ = ["MODES", "OccludedDuke", "PDukeMTMC", "build_occluded_duke"]
 
@@ -89,14 +89,25 @@ class PDukeMTMC(ImageDataset):
         splits = [(f"{part}/{kind}_body_images",) for part in ("train", "test") for kind in ("occluded", "whole")]
         *train, query, gallery = find_splits("PDukeMTMC", root, self.folders, splits)
         test = read_pair("PDukeMTMC", query, gallery)
-        super().__init__(lambda: self._training(*train), *test, **kwargs)
+        self._people, self._training_people = test.people, []
+        super().__init__(lambda: self._training(*train), test.query, test.gallery, **kwargs)
 
     def _training(self, occluded: Path, whole: Path) -> list[TrainItem]:
-        occluded, whole = read_pair("PDukeMTMC", occluded, whole)
-        return as_training(self.dataset_name, occluded + whole)
+        pair = read_pair("PDukeMTMC", occluded, whole)
+        self._training_people = pair.people
+        return as_training(self.dataset_name, pair.query + pair.gallery)
+
+    def person_name(self, pid: int | str) -> str:
+        """The folder's; training and test people are numbered apart."""
+        training = isinstance(pid, str) and not pid.startswith(f"{self.dataset_name}_test_")
+        return (self._training_people if training else self._people)[number_of(pid)]
+
+    def camera_name(self, camid: int | str) -> str:
+        """Occluded and whole images stand for the cameras."""
+        return ("occluded", "whole")[number_of(camid)]
 
 
-# ---- building Occluded-Duke ------------------------------------------------------------------------------------------
+# ---- building Occluded-Duke ----------------------------------------------------------------------------------------
 
 # split -> (list, folder)
 _PARTS = {

@@ -13,9 +13,12 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from fastreid.data.datasets.bases import ImageDataset
+
+from ...files import printable
+from ..images import Listing, image_files, say_left_out
 
 __all__ = [
     "EvaluationOnly",
@@ -24,14 +27,16 @@ __all__ = [
     "WrongNames",
     "as_training",
     "find_splits",
+    "images_by_person",
     "list_images",
     "natural_key",
+    "no_images",
+    "number_of",
     "parse_names",
     "read_pair",
     "refuse_training",
 ]
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
 REMEDY = "Set FASTREID_DATASETS, or run configs/SAGA/quickstart.yml, which needs no download."
 
 # Published images, people and cameras of each split, as a class's attribute `statistics`; None where they are not stated.
@@ -68,15 +73,41 @@ def find_splits(
 
 
 def list_images(dataset: str, folder: Path) -> list[Path]:
-    """Image files directly in ``folder``, sorted by name.
+    """Image files directly in ``folder``, sorted by name; what else lies there is logged.
 
     Raises:
         RuntimeError: there is none.
     """
-    paths = sorted(Path(e.path) for e in os.scandir(folder) if e.name.lower().endswith(IMAGE_SUFFIXES) and e.is_file())
-    if not paths:
-        raise RuntimeError(f"{dataset}: no images in {folder}. Expected files such as *.jpg; was it fully unpacked?")
-    return paths
+    listing = image_files(folder, levels=1)
+    say_left_out(dataset, listing)
+    if not listing.images:
+        raise RuntimeError(no_images(dataset, listing))
+    return listing.images
+
+
+def no_images(dataset: str, listing: Listing) -> str:
+    """What is wrong where a folder holds no image."""
+    found = f"found {listing}" if listing.left_out else "it is empty"
+    return f"{dataset}: no images in {printable(listing.folder)}; {found}. Expected files such as *.jpg; was it fully unpacked?"
+
+
+def images_by_person(dataset: str, folder: Path) -> dict[Path, list[Path]]:
+    """Each sub-folder of ``folder``, by name, with the images directly in it; what else lies there is logged.
+
+    Raises:
+        WrongNames: images lie in ``folder`` itself.
+    """
+    listing = image_files(folder, levels=2)
+    say_left_out(dataset, listing)
+    people: dict[Path, list[Path]] = {
+        path: [] for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")
+    }
+    loose = [path for path in listing.images if path.parent not in people]
+    if loose:
+        raise WrongNames(dataset, loose, "images in one sub-folder per person")
+    for path in listing.images:
+        people[path.parent].append(path)
+    return people
 
 
 def parse_names(
@@ -107,9 +138,9 @@ class WrongNames(RuntimeError):
         self.dataset, self.paths, self.expected = dataset, list(wrong), expected
 
     def __str__(self) -> str:
-        shown = ", ".join(path.name for path in self.paths[:3]) + (", ..." if len(self.paths) > 3 else "")
+        shown = ", ".join(printable(path.name) for path in self.paths[:3]) + (", ..." if len(self.paths) > 3 else "")
         return (
-            f"{self.dataset}: {len(self.paths)} file(s) in {self.paths[0].parent} are wrongly named: {shown}. "
+            f"{self.dataset}: {len(self.paths)} file(s) in {printable(self.paths[0].parent)} are wrongly named: {shown}. "
             f"Expected {self.expected}. Remove or rename them"
         )
 
@@ -117,6 +148,11 @@ class WrongNames(RuntimeError):
 def as_training(name: str, items: Iterable[Item]) -> list[TrainItem]:
     """Items with the host's string labels; people padded, so that they sort as numbers do."""
     return [(path, f"{name}_{pid:04d}", f"{name}_{camid}") for path, pid, camid in items]
+
+
+def number_of(label: int | str) -> int:
+    """The number of a pid or camid, which in training stands behind its data set's name."""
+    return int(label.rpartition("_")[2]) if isinstance(label, str) else int(label)
 
 
 def refuse_training(dataset: str) -> NoReturn:
@@ -141,7 +177,15 @@ class EvaluationOnly(ImageDataset):
 
 
 # ---- people paired by name: a hidden view as query, a whole one as gallery -----------------------------------------
-def read_pair(dataset: str, query: Path, gallery: Path) -> tuple[list[Item], list[Item]]:
+class Pair(NamedTuple):
+    """What `read_pair` reads. `people`: their names by number."""
+
+    query: list[Item]
+    gallery: list[Item]
+    people: list[str]
+
+
+def read_pair(dataset: str, query: Path, gallery: Path) -> Pair:
     """Query (camera 0) and gallery (camera 1) of two folders whose people correspond by name.
 
     A person's name is that of the sub-folder with the images, or in a flat folder the number that opens a file name
@@ -153,8 +197,8 @@ def read_pair(dataset: str, query: Path, gallery: Path) -> tuple[list[Item], lis
     named = [_by_person(dataset, folder) for folder in (query, gallery)]
     people = sorted({name for items in named for _, name in items}, key=natural_key)
     number = {name: pid for pid, name in enumerate(people)}
-    first, second = ([(str(path), number[name], camid) for path, name in items] for camid, items in enumerate(named))
-    return first, second
+    items = ([(str(path), number[name], camid) for path, name in items] for camid, items in enumerate(named))
+    return Pair(*items, people)
 
 
 def natural_key(name: str) -> tuple:
@@ -164,12 +208,11 @@ def natural_key(name: str) -> tuple:
 
 
 def _by_person(dataset: str, folder: Path) -> list[tuple[Path, str]]:
-    people = sorted(path for path in folder.iterdir() if path.is_dir())
-    if people:
-        loose = [path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES]
-        if loose:
-            raise WrongNames(dataset, sorted(loose), "images in one sub-folder per person")
-        return [(path, person.name) for person in people for path in list_images(dataset, person)]
+    if any(path.is_dir() and not path.name.startswith(".") for path in folder.iterdir()):
+        people = images_by_person(dataset, folder)
+        if empty := next((person for person, images in people.items() if not images), None):
+            raise RuntimeError(no_images(dataset, image_files(empty, levels=1)))
+        return [(path, person.name) for person, images in people.items() for path in images]
     items, wrong = [], []
     for path in list_images(dataset, folder):
         match = re.fullmatch(r"(\d+)(?:_.*)?", path.stem)
@@ -195,4 +238,15 @@ class PairedByName(EvaluationOnly):
 
     def __init__(self, root: str = "datasets", **kwargs):
         name = type(self).__name__
-        super().__init__(*read_pair(name, *find_splits(name, root, self.folders, self.splits)), **kwargs)
+        folders = find_splits(name, root, self.folders, self.splits)
+        pair = read_pair(name, *folders)
+        self.person_names, self.camera_names = pair.people, [folder.name for folder in folders]
+        super().__init__(pair.query, pair.gallery, **kwargs)
+
+    def person_name(self, pid: int | str) -> str:
+        """The folder's, or the number that opens the file name."""
+        return self.person_names[number_of(pid)]
+
+    def camera_name(self, camid: int | str) -> str:
+        """Query and gallery folder stand for the cameras."""
+        return self.camera_names[number_of(camid)]

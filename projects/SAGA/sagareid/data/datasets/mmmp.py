@@ -14,7 +14,8 @@ from pathlib import Path
 from fastreid.data.datasets import DATASET_REGISTRY
 from fastreid.data.datasets.bases import ImageDataset
 
-from .layout import REMEDY, Item, as_training, list_images
+from ..images import image_files
+from .layout import REMEDY, Item, as_training, images_by_person, no_images
 
 __all__ = ["MMMP", "SETTINGS"]
 
@@ -113,13 +114,15 @@ class MMMP(ImageDataset):
         items = []
         for camera in cameras:
             folder = self._camera_dir(camera)
-            people = sorted(path for path in folder.iterdir() if path.is_dir())
+            people = images_by_person("MMMP", folder)
             wrong = [path.name for path in people if not (path.name.isdecimal() and len(path.name) == 4)]
             if wrong:
                 raise RuntimeError(f"MMMP: {folder} holds {wrong[:3]}; expected one folder a person, like 0001")
-            for person in people:
+            for person, images in people.items():
                 if int(person.name) in ids:
-                    items += [(str(path), int(person.name), camera - 1) for path in list_images("MMMP", person)]
+                    if not images:
+                        raise RuntimeError(no_images("MMMP", image_files(person, levels=1)))
+                    items += [(str(path), int(person.name), camera - 1) for path in images]
         if not items:
             raise RuntimeError(
                 f"MMMP: none of the {len(ids)} people of a list in {self.list_dir} is in cameras {cameras}. "
