@@ -92,7 +92,7 @@ def test_an_ablation_trains_resumes_and_evaluates(path, train_net, tmp_path):
     assert evaluated["metrics"] == pytest.approx(results[-1]["metrics"], abs=1e-3)
 
 
-# ---- CLIP-ReID -----------------------------------------------------------------------------------------------------
+# ---- CLIP-ReID --------------------------------------------------------------------------------------------------------
 
 
 def test_clip_reid_has_the_data_sets_of_saga():
@@ -118,7 +118,7 @@ def test_clip_reid_trains_all_its_losses(train_net, tmp_path):
     assert {"cls/mAP", "proj/mAP"} <= set(json.loads((tmp_path / "results.json").read_text())[-1]["metrics"])
 
 
-# ---- FastReID's own models -----------------------------------------------------------------------------------------
+# ---- FastReID's own models --------------------------------------------------------------------------------------------
 
 # no ImageNet weights, no GPU, small images (MGN needs three rows of features), one epoch of three steps
 ON_CPU = [
@@ -169,7 +169,7 @@ def test_a_baseline_learns(train_net, tmp_path):
     assert evaluated["metrics"] == pytest.approx(trained["metrics"], abs=1e-3)
 
 
-# ---- the study -----------------------------------------------------------------------------------------------------
+# ---- the study --------------------------------------------------------------------------------------------------------
 
 
 def test_the_heads_of_the_study_differ_in_their_head_alone():

@@ -79,7 +79,7 @@ def write(path: Path, content) -> Path:
     return path
 
 
-# ---- round trips ---------------------------------------------------------------------------------------------------
+# ---- round trips -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -177,7 +177,7 @@ class _Node(nn.Module):
         return x
 
 
-# ---- what a converted checkpoint holds -----------------------------------------------------------------------------
+# ---- what a converted checkpoint holds -------------------------------------------------------------------------------
 
 
 def test_anchors_are_those_of_the_head():
@@ -277,7 +277,7 @@ def test_a_converted_last_stage_needs_no_text_tower(tmp_path):
         torch.testing.assert_close(without({"images": images}), with_tower({"images": images}), rtol=1e-4, atol=1e-5)
 
 
-# ---- input size and stride -----------------------------------------------------------------------------------------
+# ---- input size and stride -------------------------------------------------------------------------------------------
 
 
 def test_resize_is_the_backbones_own(tmp_path):
@@ -332,7 +332,7 @@ def test_resize_asks_where_the_source_grid_is_unknown():
     assert result.model["backbone.visual.positional_embedding"].shape[0] == 129
 
 
-# ---- refusals ------------------------------------------------------------------------------------------------------
+# ---- refusals --------------------------------------------------------------------------------------------------------
 
 
 def edited(name: str, remove=(), add=()) -> dict[str, Tensor]:

@@ -104,7 +104,7 @@ def assert_close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tenso
         assert difference <= 2e-5 * value.double().abs().max().clamp(min=1e-3), name
 
 
-# ---- the same as one process ---------------------------------------------------------------------------------------
+# ---- the same as one process --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("stage, processes", PAIRS)
@@ -177,7 +177,7 @@ def test_shares_of_batches_make_up_the_data_set(monkeypatch):
         assert all(len(b) == size for b in batches[:-1]) and max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
-# ---- going on with another number of processes ---------------------------------------------------------------------
+# ---- going on with another number of processes --------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -214,7 +214,7 @@ def test_interrupted_and_resumed_by_another_number_of_processes(
     assert_close(weights(tmp_path, "backbone"), expected)
 
 
-# ---- a process fails -----------------------------------------------------------------------------------------------
+# ---- a process fails ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -296,7 +296,7 @@ def _processes_with(folder: str) -> list[int]:
     return found
 
 
-# ---- options -------------------------------------------------------------------------------------------------------
+# ---- options ------------------------------------------------------------------------------------------------------------
 
 TORCHRUN = {"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
 
@@ -346,7 +346,7 @@ def test_what_no_loss_reaches_is_what_gets_no_gradient():
             assert none == {n for n, p in tower.named_parameters() if id(p) in unread}, (layers, outputs)
 
 
-# ---- the recipes of docs/multi_gpu.md ------------------------------------------------------------------------------
+# ---- the recipes of docs/multi_gpu.md ------------------------------------------------------------------------------------
 
 
 def recipe(repo, heading: str) -> list[str]:

@@ -128,7 +128,7 @@ def test_docstrings_are_plain_text_with_code(generators):
     ]
 
 
-# ---- commands that the pages give ----------------------------------------------------------------------------------
+# ---- commands that the pages give ---------------------------------------------------------------------------------------
 
 
 def _pages(repo):
@@ -255,7 +255,7 @@ def test_the_guides_data_set_trains_and_evaluates_by_its_own_command(guide, trai
     assert train_net(*run, root=tmp_path) == 1
 
 
-# ---- troubleshooting: the quoted messages are in the source --------------------------------------------------------
+# ---- troubleshooting: the quoted messages are in the source ---------------------------------------------------------------
 
 
 class _Messages(ast.NodeVisitor):

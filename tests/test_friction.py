@@ -82,7 +82,7 @@ def test_every_tool_is_tried_here(commands):
     assert sorted(commands) == TOOLS
 
 
-# ---- one message, with a remedy, and an exit code ------------------------------------------------------------------
+# ---- one message, with a remedy, and an exit code -------------------------------------------------------------------------
 
 
 def test_every_tool_ends_alike(repo):
@@ -175,7 +175,7 @@ def test_memory_that_a_real_allocation_lacks():
     assert errors.message_of(caught.value).startswith("out of memory (")
 
 
-# ---- the disk is full ----------------------------------------------------------------------------------------------
+# ---- the disk is full ----------------------------------------------------------------------------------------------------
 # A limit on the size of files stands in for it: writes fail in the same places, by a neighbouring error number.
 
 
@@ -239,7 +239,7 @@ def test_a_full_disk_in_torchs_own_words(tmp_path):
     assert file.read_bytes() == b"old" and list(tmp_path.iterdir()) == [file]
 
 
-# ---- Ctrl-C --------------------------------------------------------------------------------------------------------
+# ---- Ctrl-C --------------------------------------------------------------------------------------------------------------
 
 
 def test_ctrl_c_in_one_line(capsys):

@@ -42,7 +42,7 @@ def picture(height: int = 96, width: int = 48, colour=(200, 60, 40)) -> Image.Im
     return Image.new("RGB", (width, height), colour)
 
 
-# ---- one picture ---------------------------------------------------------------------------------------------------
+# ---- one picture -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("fill", occluders.FILLS)
@@ -93,7 +93,7 @@ def test_a_mask_without_a_visible_person_is_the_box():
     assert occluders.Silhouette.from_labels(labels).visible.all()
 
 
-# ---- a test set ----------------------------------------------------------------------------------------------------
+# ---- a test set --------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -158,7 +158,7 @@ def test_who_is_in_both_splits_is_left_out(cfg, monkeypatch):
     assert source == "train" and people.paths == ["/r/b.jpg"] and people.mask_path is None
 
 
-# ---- figures -------------------------------------------------------------------------------------------------------
+# ---- figures -----------------------------------------------------------------------------------------------------------
 
 
 def test_bootstrap_intervals():
@@ -285,7 +285,7 @@ def test_options_name_what_is_wrong():
         S.Options(fill="pink")
 
 
-# ---- the tool ------------------------------------------------------------------------------------------------------
+# ---- the tool ----------------------------------------------------------------------------------------------------------
 
 
 def checkpoint(folder: Path, repo: Path, seed: int, *opts) -> str:
