@@ -301,7 +301,7 @@ def checkpoint(folder: Path, repo: Path, seed: int, *opts) -> str:
     cfg.merge_from_list(["MODEL.HEADS.NUM_CLASSES", 12, *opts])
     torch.manual_seed(seed)
     folder.mkdir(parents=True)
-    RunCheckpointer(SAGATrainer.build_model(cfg), str(folder), config=cfg.dump()).save("model_final")
+    RunCheckpointer(SAGATrainer.build_model(cfg), str(folder), cfg=cfg).save("model_final")
     return str(folder)
 
 

@@ -253,6 +253,20 @@ def test_eval_only_needs_neither_clip_nor_text(trained, train_net, monkeypatch, 
     assert found["metrics"] == pytest.approx(expected, abs=1e-3)
 
 
+def test_a_configuration_of_another_function_is_refused(trained, train_net, capfd):
+    """The command that evaluated half of a model with exit code 0, and its opposite where it is meant."""
+    run = [*QUICKSTART, "--eval-only", *SMALL, "OUTPUT_DIR", trained]
+    assert train_net(*run, "MODEL.SAGA.REFINE_LAYERS", 1) == 1
+    assert "model_final.pth was trained with MODEL.SAGA.REFINE_LAYERS 2, not 1" in capfd.readouterr().err
+    meant = ["MODEL.SAGA.REFINE_LAYERS", 1, "MODEL.ACCEPT_DIFFERENCES", '["MODEL.SAGA.REFINE_LAYERS"]']
+    assert train_net(*run, *meant) == 0
+    assert "accepted by MODEL.ACCEPT_DIFFERENCES" in capfd.readouterr().out
+    assert train_net(*QUICKSTART, "--stage", "anchors", *SMALL, "OUTPUT_DIR", trained, "MODEL.SAGA.POOL", "mean") == 1
+    assert (
+        "anchors_warmup/model_final.pth was trained with MODEL.SAGA.POOL 'anchor', not 'mean'" in capfd.readouterr().err
+    )
+
+
 def test_rows_of_one_pass(trained):
     metrics = json.loads((trained / "anchors" / "result.json").read_text())["metrics"]
     assert {f"{row}/mAP" for row in ("refined", "cls", "proj", "concat", "orth")} <= set(metrics)

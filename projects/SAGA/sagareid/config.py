@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Mapping
+from fnmatch import fnmatchcase
 from typing import Any
 
 from fastreid.config import CfgNode as CN
@@ -35,6 +36,10 @@ def add_saga_config(cfg: CN) -> None:
     cfg.MODEL.TRAINABLE = []
     # Glob patterns of weights that start afresh although MODEL.WEIGHTS is given (new heads; what a stage resets).
     cfg.MODEL.NEW_WEIGHTS = []
+    # Glob patterns of keys in which a checkpoint may differ from this configuration although the same weights then compute
+    # something else (below MODEL and INPUT, such as INPUT.SIZE_TEST); "identities" and "cameras" for another training set
+    # under the same weights. Empty: such a difference is an error.
+    cfg.MODEL.ACCEPT_DIFFERENCES = []
     # Glob patterns of modules that stay in evaluation mode while the rest trains (no dropout, frozen statistics).
     cfg.MODEL.EVAL_MODE = []
 
@@ -289,6 +294,11 @@ def check_config(cfg: CN) -> None:
                     one_of(f"DATASETS.{key}", name, plain | set(custom))
     for name in loss:
         one_of("MODEL.LOSSES.NAME", name, LOSSES)
+    for pattern in model.ACCEPT_DIFFERENCES:
+        needs(
+            any(fnmatchcase(key, pattern) for key in (*flatten(cfg), "identities", "cameras")),
+            f"MODEL.ACCEPT_DIFFERENCES: {pattern!r} matches no key; expected such as INPUT.SIZE_TEST, identities or cameras",
+        )
     one_of("SOLVER.SCHED", cfg.SOLVER.SCHED, SCHEDULES)
     one_of("SOLVER.AMP.DTYPE", cfg.SOLVER.AMP.DTYPE, ("auto", "bfloat16", "float16"))
     one_of("CACHE.DTYPE", cfg.CACHE.DTYPE, ("float16", "bfloat16", "float32"))

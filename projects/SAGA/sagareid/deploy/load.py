@@ -5,14 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import yaml
 from torch import nn
 
-from fastreid.config import CfgNode
-
-from ..config import get_cfg
 from ..hardware import pick_device
-from ..modeling.build import build_model, hand_over
+from ..modeling.agreement import check_agreement, trained_config
+from ..modeling.build import build_model, check_left_over, hand_over
 from ..weights import load_state
 
 __all__ = ["FINAL", "checkpoint_file", "load_model"]
@@ -53,25 +50,31 @@ def load_model(path: str | Path, cfg: Any | None = None, device: str | None = No
 
     Raises:
         FileNotFoundError: no checkpoint there.
-        ValueError: it does not fit the config, or is none; no such device here.
+        ValueError: it does not fit the config, was trained as another function (`modeling.agreement`), or is none; no
+            such device here.
     """
     device = device and pick_device(device)
     path = checkpoint_file(path)
     checkpoint = load_state(path)
-    trained = get_cfg()
-    if "config" in checkpoint:
-        trained.merge_from_other_cfg(CfgNode(yaml.safe_load(checkpoint["config"])))
-    elif cfg is None:
-        raise ValueError(f"{path} does not hold its configuration; name one with --config-file")
-    cfg = (cfg or trained).clone()
+    trained = trained_config(checkpoint, str(path))
+    if cfg is None and trained is None:
+        raise ValueError(
+            f"{path} does not hold its configuration, so only a command that is given one can use it: "
+            "tools/train_net.py --eval-only and tools/occlusion_study.py, or load_model(path, cfg) from Python"
+        )
+    if cfg is not None and trained is not None:
+        check_agreement(trained, cfg, str(path))
+    cfg = (trained if cfg is None else cfg).clone()
     cfg.defrost()
     cfg.MODEL.BACKBONE.PRETRAIN = False
     cfg.MODEL.CLIP.TEXT_TOWER = False
-    if "config" in checkpoint:
+    if trained is not None:
         cfg.MODEL.CLIP.CAMERAS = trained.MODEL.CLIP.CAMERAS
         cfg.MODEL.HEADS.NUM_CLASSES = trained.MODEL.HEADS.NUM_CLASSES
     cfg.MODEL.DEVICE = device or pick_device(cfg.MODEL.DEVICE)
     cfg.freeze()
     model = build_model(cfg)
-    hand_over(model, checkpoint["model"], (), str(path))
+    hand_over(model, checkpoint["model"], (), str(path), starts=False)
+    if trained is None:
+        check_left_over(model, checkpoint["model"], str(path))
     return cfg, model.eval()

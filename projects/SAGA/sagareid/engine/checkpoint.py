@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from fastreid.utils.checkpoint import Checkpointer
 
 from ..files import save_torch, write_text
-from ..modeling.build import hand_over
+from ..modeling.agreement import check_agreement, check_hand_over, trained_config
+from ..modeling.build import check_left_over, fresh_weights, hand_over
 from ..weights import load_state
 
 __all__ = [
@@ -56,16 +57,16 @@ def restore_random_state(state: Mapping[str, Any]) -> None:
 class RunCheckpointer(Checkpointer):
     """FastReID's checkpointer with atomic files, random states, and no weight skipped in silence."""
 
-    def __init__(self, model: nn.Module, save_dir: str, *, config: str, save_to_disk: bool = True, **checkpointables):
-        """config: YAML text of the run, stored in every file."""
+    def __init__(self, model: nn.Module, save_dir: str, *, cfg: Any, save_to_disk: bool = True, **checkpointables):
+        """cfg: of the run, stored in every file as YAML text; what is loaded must agree with it."""
         super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
-        self._config = config
+        self._cfg = cfg
 
     def save(self, name: str, tag: bool = True, **kwargs) -> None:
         """Write `<name>.pth` and, with `tag`, point `last_checkpoint` at it: resuming goes on from there."""
         if not self.save_dir or not self.save_to_disk:
             return
-        data = {"model": self.model.state_dict(), "config": self._config, "rng": random_state(), **kwargs}
+        data = {"model": self.model.state_dict(), "config": self._cfg.dump(), "rng": random_state(), **kwargs}
         for key, obj in self.checkpointables.items():
             data[key] = obj.state_dict()
         path = Path(self.save_dir, f"{name}.pth")
@@ -92,9 +93,15 @@ class RunCheckpointer(Checkpointer):
         write_text(Path(self.save_dir, "last_checkpoint"), last_filename_basename)
 
     def resume_from(self, path: str) -> dict[str, Any]:
-        """Load model, optimizer and schedules of an interrupted run, all of them strictly. Returns the whole file."""
+        """Load model, optimizer and schedules of an interrupted run, all of them strictly. Returns the whole file.
+
+        Raises:
+            ValueError: it does not fit, was trained as another function, or holds weights alone.
+        """
         checkpoint = load_state(path)
-        hand_over(self.model, checkpoint["model"], (), str(path))
+        if (trained := trained_config(checkpoint, str(path))) is not None:
+            check_agreement(trained, self._cfg, str(path))
+        hand_over(self.model, checkpoint["model"], (), str(path), starts=False)
         for key, obj in self.checkpointables.items():
             if key not in checkpoint:
                 raise ValueError(
@@ -104,11 +111,22 @@ class RunCheckpointer(Checkpointer):
         return checkpoint
 
     def start_from(self, path: str, new_weights: Sequence[str]) -> set[str] | None:
-        """Load the weights a run starts from. Returns the names that start afresh; None where `path` is empty."""
+        """Load the weights a run starts from. Returns the names that start afresh; None where `path` is empty.
+
+        Raises:
+            ValueError: they do not fit, or what is taken over was trained as another function.
+        """
         if not path:
             return None
-        source = load_state(path)["model"]
-        fresh = hand_over(self.model, source, new_weights, str(path))
+        checkpoint = load_state(path)
+        source, fresh = checkpoint["model"], fresh_weights(self.model, new_weights)
+        trained = trained_config(checkpoint, str(path))
+        if trained is not None:
+            taken = [n for n, _ in self.model.named_parameters() if n in source and n not in fresh]
+            check_hand_over(trained, self._cfg, taken, str(path))
+        hand_over(self.model, source, new_weights, str(path))
+        if trained is None and any(n.startswith("backbone.") and n not in fresh for n in source):
+            check_left_over(self.model, source, str(path), below="backbone.")
         if fresh and hasattr(self.model, "initialize_heads"):
             self._initialize_fresh(source, fresh)
         return fresh

@@ -109,7 +109,7 @@ class SAGATrainer(OpenTrainer):
         self.checkpointer = RunCheckpointer(
             self.model,
             self.cfg.OUTPUT_DIR,
-            config=self.cfg.dump(),
+            cfg=self.cfg,
             save_to_disk=comm.is_main_process(),
             optimizer=self.optimizer,
             **self.scheduler,
