@@ -22,6 +22,8 @@ class Conversion:
         published: what our model does not hold (see `convert`); empty for a checkpoint of ours.
         notes: what a user should know, one sentence each.
         made_for: ((H, W), stride) after `resize`.
+        clip_name: MODEL.CLIP.NAME of a checkpoint that says so; empty for the others.
+        quick_gelu: the activation that it was trained with; the published code knows QuickGELU alone.
     """
 
     layout: str
@@ -30,3 +32,5 @@ class Conversion:
     published: dict = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     made_for: tuple[tuple[int, int], int] | None = None
+    clip_name: str = ""
+    quick_gelu: bool = True

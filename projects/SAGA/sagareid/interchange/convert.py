@@ -25,6 +25,9 @@ import torch
 from torch import Tensor
 
 from ..files import save_torch
+from ..modeling.agreement import trained_config
+from ..modeling.clip import towers
+from ..modeling.clip.activation import trained_with_quick_gelu
 from ..modeling.clip.text import CONTEXT_SLOTS, PROMPT_LENGTH
 from ..weights import read_file, state_dict_in
 from .conversion import Conversion, ConversionError
@@ -135,8 +138,16 @@ def read_checkpoint(path: str | Path, *, head: str | None = None) -> Conversion:
     if any(k.startswith("backbone.visual.") for k in state):
         published = dict(found.get("published") or {})
         own_head = "prompts" if published.get("layout") == "clip" else our_head(state)
-        return Conversion("ours", own_head, dict(state), published)
-    return from_published(state, head=head, carried=getattr(found, "sagareid", None))
+        result = Conversion("ours", own_head, dict(state), published)
+        if (trained := trained_config(found, str(path))) is not None:
+            result.clip_name = trained.MODEL.CLIP.NAME
+            result.quick_gelu = towers.clip_dims(result.clip_name).quick_gelu
+        return result
+    result = from_published(state, head=head, carried=getattr(found, "sagareid", None))
+    if result.layout == "clip" and (activation := trained_with_quick_gelu(path, state)):
+        result.quick_gelu, reason = activation
+        result.notes.append(f"trained with {'QuickGELU' if result.quick_gelu else 'GELU'} ({reason})")
+    return result
 
 
 def convert_file(
@@ -162,6 +173,11 @@ def convert_file(
     if sizes.get("size") or sizes.get("stride"):
         resize(result, **sizes)
     if to == "published":
+        if result.layout == "ours" and not result.quick_gelu:
+            raise ConversionError(
+                f"{source} was trained with GELU ({result.clip_name}); the published code computes QuickGELU, so the "
+                "same weights would give other features there"
+            )
         state, notes = to_published(result.model, result.published)
         result.notes += notes
         save_torch(target, state)

@@ -18,10 +18,13 @@ def config_keys(result: Conversion) -> dict[str, object]:
     """Config keys that the weights determine, and a remark (a string in parentheses) for those that they do not."""
     model = result.model
     width, patch = model["backbone.visual.conv1.weight"].shape[0], model["backbone.visual.conv1.weight"].shape[-1]
-    names = {(768, 16): "ViT-B-16-quickgelu", (768, 32): "ViT-B-32-quickgelu", (1024, 14): "ViT-L-14-quickgelu"}
+    names = {(768, 16): "ViT-B-16", (768, 32): "ViT-B-32", (1024, 14): "ViT-L-14"}
+    name = names.get((width, patch))
+    if name and result.quick_gelu:
+        name += "-quickgelu"
     keys: dict[str, object] = {
         "MODEL.HEADS.NAME": {"saga": "SAGAHead", "cls": "CLSHead", "prompts": "PromptHead"}[result.head],
-        "MODEL.CLIP.NAME": names.get((width, patch), f"(a ViT of width {width} and patch {patch})"),
+        "MODEL.CLIP.NAME": result.clip_name or name or f"(a ViT of width {width} and patch {patch})",
         "MODEL.BACKBONE.FEAT_DIM": width,
     }
     source = source_grid(result)

@@ -17,8 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...weights import is_torchscript, read_state_dict
+from ...weights import read_state_dict
 from ..fast.blocks import use_cheaper_forms
+from .activation import check_activation, trained_with_quick_gelu
 from .text import END_OF_TEXT, PLACEHOLDER, TextEncoder, template_token_ids
 
 __all__ = [
@@ -113,7 +114,7 @@ def patch_grid(image_size: Sequence[int], patch_size: int, stride: int) -> tuple
 
 
 def _build(name: str, side: str) -> nn.Module:
-    """An open_clip CLIP of which only one side ("vision" or "text") is of full size; the other is as small as can be."""
+    """An open_clip CLIP with one side ("vision" or "text") of full size and the other as small as can be."""
     config = _model_config(name)
     vision, text = dict(config["vision_cfg"]), dict(config["text_cfg"])
     if side == "text":
@@ -184,10 +185,10 @@ def _weights_file(name: str, pretrained: str) -> Path:
     embedded = ASSETS / "clip" / f"{name}.safetensors"
     if not pretrained and embedded.is_file():
         return embedded
+    tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none for this model"
     how = (
-        "Set MODEL.BACKBONE.PRETRAIN_PATH to a file (OpenAI's ViT-B-16.pt, an open_clip .safetensors or .pt) or to a tag "
-        f"of open_clip ({', '.join(open_clip.list_pretrained_tags_by_model(name)) or 'none for this model'}); or set "
-        "MODEL.BACKBONE.PRETRAIN False for random weights."
+        "Set MODEL.BACKBONE.PRETRAIN_PATH to a file (OpenAI's ViT-B-16.pt, an open_clip .safetensors or .pt) or to a "
+        f"tag of open_clip ({tags}); or set MODEL.BACKBONE.PRETRAIN False for random weights."
     )
     if not pretrained:
         raise FileNotFoundError(f"MODEL.BACKBONE.PRETRAIN is True, but PRETRAIN_PATH is empty. {how}")
@@ -205,20 +206,21 @@ def _weights_file(name: str, pretrained: str) -> Path:
 @functools.lru_cache(maxsize=1)  # the image and the text tower of one model read the same file
 def _read_clip_weights(name: str, pretrained: str) -> dict[str, Tensor]:
     path = _weights_file(name, pretrained)
-    state = {k.removeprefix("text."): v for k, v in read_state_dict(path).items()}
+    raw = read_state_dict(path)
+    state = {k.removeprefix("text."): v for k, v in raw.items()}
     missing = [k for k in ("visual.conv1.weight", "visual.positional_embedding") if k not in state]
     if missing:
-        raise ValueError(f"{path} is no CLIP ViT file: it lacks {', '.join(missing)}")
-    openai = pretrained == "openai" or (path.suffix != ".safetensors" and is_torchscript(path))
-    if openai and not clip_dims(name).quick_gelu:
-        raise ValueError(
-            f"{path.name} holds OpenAI's weights, which were trained with QuickGELU, but {name} uses GELU. "
-            f"Set MODEL.CLIP.NAME {name}-quickgelu"
-        )
+        own = any(k.startswith("backbone.") for k in raw)
+        hint = ". It is a checkpoint of a run, which MODEL.WEIGHTS reads" if own else ""
+        raise ValueError(f"{path} is no CLIP ViT file: it lacks {', '.join(missing)}{hint}")
+    quick_gelu = clip_dims(name).quick_gelu
+    tag = None if Path(pretrained).is_file() else open_clip.get_pretrained_cfg(name, pretrained)
+    found = trained_with_quick_gelu(path, raw, tag)
+    if found is not None:
+        check_activation(path, found, name, quick_gelu)
+    activation = "QuickGELU" if quick_gelu else "GELU"
     logger.info(
-        "CLIP weights from %s; activation %s (from the model name)",
-        path,
-        "QuickGELU" if clip_dims(name).quick_gelu else "GELU",
+        "CLIP weights from %s; activation %s (%s)", path, activation, found[1] if found else "by the model's name"
     )
     return state
 
@@ -265,9 +267,10 @@ def resize_position_embedding(
         else:
             named = f"{source_grid[0]}x{source_grid[1]}" if source_grid else "unknown"
             raise ValueError(
-                f"position embedding of {rows} patches: neither the grid {named} of the model that it should come from, nor "
-                f"the grid {target_grid[0]}x{target_grid[1]} asked for, nor a square. State the grid it was trained with "
-                "(image size and stride) when converting it."
+                f"position embedding of {rows} patches: neither the grid {named} of the model that it should come "
+                f"from, nor the grid {target_grid[0]}x{target_grid[1]} asked for, nor a square. Say what it was "
+                "trained with to tools/convert_checkpoint.py (--from-size, --from-stride), and start from its result with "
+                "MODEL.WEIGHTS"
             )
     if source_grid == target_grid:
         return embedding.float()

@@ -1,0 +1,178 @@
+"""CLIP's weights are computed with the activation that they were trained with, by values, in every container."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import open_clip
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from sagareid.interchange import convert
+from sagareid.modeling.clip import towers
+
+SIZE = 32
+CONFIG = {
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": SIZE, "layers": 2, "width": 64, "head_width": 64, "patch_size": 16},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 1},
+}
+NAMES = {True: "ViT-of-tests-quickgelu", False: "ViT-of-tests"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def models(session_tmp):
+    """open_clip knows a small model by two names, as it knows the large ones."""
+    for quick, name in NAMES.items():
+        file = session_tmp / f"{name}.json"
+        file.write_text(json.dumps(CONFIG | ({"quick_gelu": True} if quick else {})))
+        open_clip.add_model_config(file)
+
+
+@pytest.fixture(scope="module")
+def originals(models):
+    """The model itself, of one set of weights, by its activation."""
+    torch.manual_seed(0)
+    found = {quick: open_clip.create_model(name).eval() for quick, name in NAMES.items()}
+    with torch.no_grad():
+        for parameter in found[True].visual.parameters():  # large activations, where the two differ
+            parameter.mul_(3)
+    found[False].load_state_dict(found[True].state_dict())
+    return found
+
+
+@pytest.fixture(autouse=True)
+def read_anew():
+    towers.release_clip_weights()
+    yield
+    towers.release_clip_weights()
+
+
+def write(folder, state, container: str):
+    path = folder / {"archive": "w.pt", "safetensors": "w.safetensors"}.get(container, "w.pth")
+    if container == "safetensors":
+        save_file({k: v.contiguous() for k, v in state.items()}, path)
+    elif container == "archive":
+        _archive(state).save(str(path))
+    else:
+        training = {"epoch": 1, "state_dict": {f"module.{k}": v for k, v in state.items()}}
+        torch.save(training if container == "wrapped" else state, path)
+    return path
+
+
+def _archive(state):
+    root = torch.nn.Module()
+    for key, value in state.items():
+        *path, leaf = key.split(".")
+        node = root
+        for part in path:
+            if part not in node._modules:
+                node.add_module(part, torch.nn.Module())
+            node = node._modules[part]
+        node.register_buffer(leaf, value)
+    return torch.jit.script(root)
+
+
+@torch.no_grad()
+def difference(name: str, path, original) -> float:
+    """Of the tower that `name` and a file make from the original's own image features."""
+    tower = towers.build_vision_tower(name, (SIZE, SIZE), 16)
+    towers.load_vision_tower(tower, towers.read_clip_weights(name, str(path)), name)
+    images = torch.randn(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
+    return float((tower.eval()(images) - original.encode_image(images)).abs().max())
+
+
+CONTAINERS = ("plain", "wrapped", "safetensors", "archive")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_openais_layout_is_quickgelu_or_refused(container, originals, tmp_path):
+    """Whatever holds it. The two activations really differ, so that the first assertion means something."""
+    path = write(tmp_path, originals[True].state_dict(), container)
+    assert difference(NAMES[True], path, originals[True]) < 1e-5
+    assert difference(NAMES[True], path, originals[False]) > 1e-3
+    with pytest.raises(ValueError, match=r"trained with QuickGELU .*but ViT-of-tests computes GELU") as caught:
+        towers.read_clip_weights(NAMES[False], str(path))
+    assert "Set MODEL.CLIP.NAME ViT-of-tests-quickgelu; if they are open_clip's own" in str(caught.value)
+
+
+@pytest.mark.parametrize("quick", [True, False])
+@pytest.mark.parametrize("container", ["plain", "safetensors"])
+def test_open_clips_configuration_beside_the_file_decides(quick, container, originals, tmp_path):
+    path = write(tmp_path, originals[quick].state_dict(), container)
+    (tmp_path / "open_clip_config.json").write_text(
+        json.dumps({"model_cfg": CONFIG | ({"quick_gelu": True} if quick else {}), "preprocess_cfg": {}})
+    )
+    assert difference(NAMES[quick], path, originals[quick]) < 1e-5
+    with pytest.raises(ValueError, match=f"Set MODEL.CLIP.NAME {NAMES[quick]}"):
+        towers.read_clip_weights(NAMES[not quick], str(path))
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_a_tag_decides(quick, originals, tmp_path, monkeypatch):
+    path = write(tmp_path, originals[quick].state_dict(), "plain")
+    monkeypatch.setattr(open_clip, "get_pretrained_cfg", lambda name, tag: {"hf_hub": "x/y", "quick_gelu": quick})
+    monkeypatch.setattr(open_clip, "download_pretrained", lambda source: str(path))
+    assert difference(NAMES[quick], "a_tag", originals[quick]) < 1e-5
+    with pytest.raises(ValueError, match=f"by open_clip's record of the tag.*Set MODEL.CLIP.NAME {NAMES[quick]}"):
+        towers.read_clip_weights(NAMES[not quick], "a_tag")
+
+
+def test_a_text_tower_of_its_own_is_open_clips(originals, tmp_path):
+    """In that layout there are no files of OpenAI's, so the name is believed."""
+    text = ("positional_embedding", "text_projection", "token_embedding", "transformer", "ln_final")
+    state = {f"text.{k}" if k.startswith(text) else k: v for k, v in originals[False].state_dict().items()}
+    assert difference(NAMES[False], write(tmp_path, state, "plain"), originals[False]) < 1e-5
+
+
+def test_no_model_of_the_other_activation(originals, tmp_path, session_tmp):
+    name = "ViT-of-tests-alone"
+    shutil.copy(session_tmp / f"{NAMES[False]}.json", session_tmp / f"{name}.json")
+    open_clip.add_model_config(session_tmp / f"{name}.json")
+    with pytest.raises(ValueError, match="open_clip has no ViT-of-tests-alone with QuickGELU: use other weights"):
+        towers.read_clip_weights(name, str(write(tmp_path, originals[True].state_dict(), "plain")))
+
+
+def test_a_damaged_configuration_is_named(originals, tmp_path):
+    path = write(tmp_path, originals[True].state_dict(), "plain")
+    for text in ("{", "[]", '{"model_cfg": 3}'):
+        (tmp_path / "open_clip_config.json").write_text(text)
+        with pytest.raises(ValueError, match="open_clip_config.json is damaged or no configuration of open_clip's"):
+            towers.read_clip_weights(NAMES[True], str(path))
+
+
+# ---- converting ----------------------------------------------------------------------------------------------------
+
+
+def b16(result) -> str:
+    """The converter's name for the weights, were they as wide as a ViT-B/16's."""
+    result.model["backbone.visual.conv1.weight"] = torch.zeros(768, 3, 16, 16)
+    return convert.config_keys(result)["MODEL.CLIP.NAME"]
+
+
+def test_the_converter_names_the_activation(originals, tmp_path):
+    path = write(tmp_path, originals[True].state_dict(), "plain")
+    assert b16(convert.read_checkpoint(path)) == "ViT-B-16-quickgelu"
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": CONFIG}))
+    result = convert.read_checkpoint(path)
+    assert b16(result) == "ViT-B-16" and "trained with GELU (by open_clip_config.json beside it)" in result.notes
+
+
+def test_a_gelu_model_is_not_written_for_code_that_knows_quickgelu_alone(originals, tmp_path):
+    from sagareid import get_cfg
+
+    convert.convert_file(write(tmp_path, originals[True].state_dict(), "plain"), tmp_path / "ours.pth")
+    content = torch.load(tmp_path / "ours.pth", weights_only=True)
+    for quick, name in NAMES.items():
+        cfg = get_cfg()
+        cfg.MODEL.CLIP.NAME = name
+        torch.save(content | {"config": cfg.dump()}, tmp_path / "run.pth")
+        if quick:
+            convert.convert_file(tmp_path / "run.pth", tmp_path / "published.pth")
+            assert convert.config_keys(convert.read_checkpoint(tmp_path / "run.pth"))["MODEL.CLIP.NAME"] == name
+            continue
+        with pytest.raises(convert.ConversionError, match=r"trained with GELU \(ViT-of-tests\); the published code"):
+            convert.convert_file(tmp_path / "run.pth", tmp_path / "published.pth")
