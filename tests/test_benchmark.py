@@ -1,4 +1,4 @@
-"""tools/benchmark.py in its smoke mode: both ways compute the same, and the report holds what it promises. Never a time."""
+"""tools/benchmark.py in its smoke mode: both ways compute the same, and the report is whole. Nothing is timed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from sagareid.benchmarks import plain, steps
+from sagareid.benchmarks import cases, plain, steps
 
 
 @pytest.fixture(scope="module")
@@ -24,10 +24,10 @@ def smoke(call_tool, tmp_path_factory):
 
 
 def test_every_case_is_compared_with_an_equal_computation(smoke):
-    cases = smoke[0]["cases"]
-    assert [c["case"] for c in cases] == ["prompts", "backbone", "anchors_cached", "anchors_live", "extraction"]
-    for case in cases:
-        assert 0 <= case["largest_difference"] <= steps.TOLERANCE, case["case"]
+    measured = smoke[0]["cases"]
+    assert [c["case"] for c in measured] == ["prompts", "backbone", "anchors_cached", "anchors_live", "extraction"]
+    for case in measured:
+        assert 0 <= case["largest_difference"] <= cases.TOLERANCE, case["case"]
         ratio = case["ratio"]
         assert 0 < ratio["low"] <= ratio["median"] <= ratio["high"] < math.inf
         assert case["rounds"] == steps.SMOKE.rounds and case["plain"] and case["images"] > 0
@@ -77,14 +77,14 @@ def test_two_ways_that_differ_are_not_timed(run_tool, monkeypatch):
 
 
 def test_flops_are_counted_as_they_run(repo):
-    """All rows of every block but the last; there keys and values alone."""
-    model = steps._Setting(steps.SMOKE, repo / "configs" / "SAGA", "cpu").model("anchors").eval()
+    """All positions in every block but the last; there, keys and values alone."""
+    model = cases.Setting(steps.SMOKE, repo / "configs" / "SAGA", "cpu").model("anchors").eval()
     visual = model.backbone.visual
-    rows, width = visual.positional_embedding.shape
+    positions, width = visual.positional_embedding.shape
     layers, patch = model.backbone.depth, visual.conv1.kernel_size[0]
-    embed = 2 * (rows - 1) * width * 3 * patch**2
-    block = 2 * 12 * width**2 * rows + 4 * width * rows**2
-    last = 2 * 2 * width**2 * rows + 2 * 10 * width**2 + 4 * width * rows
+    embed = 2 * (positions - 1) * width * 3 * patch**2
+    block = 2 * 12 * width**2 * positions + 4 * width * positions**2
+    last = 2 * 2 * width**2 * positions + 2 * 10 * width**2 + 4 * width * positions
     projection = 2 * width * visual.proj.shape[1]
     expected = 3 * (embed + (layers - 1) * block + last + projection)
     assert steps.tower_flops(model, torch.zeros(3, 3, 96, 48)) == pytest.approx(expected, rel=1e-6)

@@ -1,4 +1,4 @@
-"""tools/benchmark_ranking.py on a small size: both ways rank alike, and the report says what it promises. Never a time."""
+"""tools/benchmark_ranking.py on a small size: both ways rank alike, and the report is whole. Nothing is timed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_both_ways_in_fresh_processes(run_tool, tmp_path):
         assert text in printed
 
 
-def test_the_host_is_left_out_above_the_memory_and_differences_show(monkeypatch):
+def test_fastreid_is_left_out_above_the_memory_and_differences_show(monkeypatch):
     def measured(way, size, width):
         return {"seconds": 1.0, "before_mib": 9.0, "above_mib": 5.0, "digest": way, "mAP": 50.0, "compiled": True}
 
@@ -33,7 +33,7 @@ def test_the_host_is_left_out_above_the_memory_and_differences_show(monkeypatch)
         both["equal"] is False and alone["host"] is None and alone["equal"] is None and alone["ours"]["seconds"] == 1.0
     )
     printed = benchmark.table(result)
-    assert "DIFFERENT" in printed and "The host is left out" in printed
+    assert "DIFFERENT" in printed and "FastReID's evaluator is left out" in printed
 
 
 def test_the_arithmetic_of_memory():

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 import sagareid  # noqa: F401  (registers, and lets the host import)
-from sagareid.benchmarks import steps
+from sagareid.benchmarks import steps, steps_table
 from sagareid.cli import errors_in_one_line, tool_parser
 from sagareid.files import check_output, write_json
 from sagareid.hardware import pick_device
@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, help="pairs of samples of a case (default: by size)")
     parser.add_argument("--threads", type=int, help="of torch (default: torch's own choice)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda ... (default: %(default)s)")
-    parser.add_argument("--output", type=Path, help="write the figures here, as JSON")
+    parser.add_argument("--output", type=Path, help="write the measurements here, as JSON")
     parser.add_argument("--smoke", action="store_true", help="run the code, not a measurement: tiny, in seconds")
     args = parser.parse_args()
     if args.threads:
@@ -43,9 +43,9 @@ def main() -> None:
             rounds=args.rounds,
             device=pick_device(args.device),
             command=shlex.join(["python", "tools/benchmark.py", *sys.argv[1:]]),
-            done=lambda result: args.output and write_json(args.output, steps.as_json(result)),
+            done=lambda result: args.output and write_json(args.output, steps_table.as_json(result)),
         )
-        print(steps.table(result))
+        print(steps_table.table(result))
 
 
 if __name__ == "__main__":

@@ -24,10 +24,10 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=2048, help="of a feature (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=2, help="pairs of samples (default: %(default)s)")
     parser.add_argument(
-        "--memory", type=float, default=6.0, metavar="GIB", help="leave the host out above (default: %(default)g)"
+        "--memory", type=float, default=6.0, metavar="GIB", help="leave FastReID out above (default: %(default)g)"
     )
     parser.add_argument("--threads", type=int, help="of torch (default: torch's own choice)")
-    parser.add_argument("--output", type=Path, help="write the figures here, as JSON")
+    parser.add_argument("--output", type=Path, help="write the measurements here, as JSON")
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,22 +20,30 @@ from .measure import in_turn
 
 
 def compare_latency(
-    cfg: Any, model: nn.Module, exported: Exported, *, feature: str = "auto", attention: bool = False,
-    batch_sizes: Sequence[int] = (1, 8, 32), rounds: int = 5,
-) -> dict[int, dict[str, Any]]:  # fmt: skip
-    """PyTorch ("plain") and the file ("ours") in turn on the CPU, by batch size, as `benchmark.in_turn` reports."""
+    cfg: Any,
+    model: nn.Module,
+    exported: Exported,
+    *,
+    feature: str = "auto",
+    attention: bool = False,
+    batch_sizes: Sequence[int] = (1, 8, 32),
+    rounds: int = 5,
+) -> dict[int, dict[str, Any]]:
+    """Time PyTorch ("plain") and the file ("ours") in turn on the CPU: batch size -> what `measure.in_turn` returns."""
     traced = Traced(FeatureModel(cfg, model, feature), attention).eval()
-    run = load_exported(exported.path, exported.format)[0]
+    from_file = load_exported(exported.path, exported.format)[0]
     times = {}
     for batch in batch_sizes:
         inputs = traced.example(batch)
-
-        def plain() -> None:
-            with torch.inference_mode():
-                traced(*inputs)
-
-        times[batch] = in_turn(plain, lambda: run(*inputs), rounds, "cpu", name=f"batches of {batch}")
+        plain = functools.partial(_without_gradients, traced, inputs)
+        ours = functools.partial(from_file, *inputs)
+        times[batch] = in_turn(plain, ours, rounds, "cpu", name=f"batches of {batch}")
     return times
+
+
+def _without_gradients(module: nn.Module, inputs: Sequence[torch.Tensor]) -> None:
+    with torch.inference_mode():
+        module(*inputs)
 
 
 def compare_ranking(
@@ -46,7 +55,7 @@ def compare_ranking(
         {"pytorch", variant} -> the evaluator's metrics in percent.
     """
     module = FeatureModel(cfg, model, feature)
-    run = load_exported(exported.path, exported.format)[0]
+    from_file = load_exported(exported.path, exported.format)[0]
     plain = cfg.clone()
     plain.defrost()
     plain.MODEL.DEVICE, plain.TEST.METRIC, plain.TEST.FEATURE, plain.TEST.REPORT = "cpu", "cosine", "feature", []
@@ -60,7 +69,7 @@ def compare_ranking(
         for batch in tqdm(loader, desc=f"{dataset}, both models", unit="batch", disable=None):
             inputs = (batch["images"], batch["cameras"])[: 1 + module.reads_cameras]
             evaluators["pytorch"].process(batch, module(*inputs))
-            evaluators[exported.variant].process(batch, run(*inputs)[0])
+            evaluators[exported.variant].process(batch, from_file(*inputs)[0])
     return {name: dict(evaluator.evaluate()) for name, evaluator in evaluators.items()}
 
 
@@ -69,7 +78,7 @@ def report(
     times: dict[int, dict[str, Any]] | None = None,
     ranking: dict[str, dict[str, float]] | None = None,
 ) -> str:
-    """The figures as tables: size, parameters and difference; latency by batch size; ranking with both."""
+    """The measurements as tables: size, parameters and difference; latency by batch size; metrics with both."""
     differences = ", ".join(f"{d:.1e} at batch {b}" for b, d in exported.difference.items())
     blocks = [
         tabulate(

@@ -49,7 +49,7 @@ from ..evaluation.evaluator import rank_in_blocks
 from ..files import write_json
 from ..hardware import machine
 from ..synthetic import drawn as synthetic
-from . import measure, steps
+from . import cases, measure, steps
 
 __all__ = ["SCALES", "STEPS", "Job", "Scale", "Step", "main"]
 
@@ -363,19 +363,19 @@ def float32_difference(model: nn.Module, device: str) -> float:
     """Largest relative difference of losses, gradients and evaluation features of a model and its copy on the device.
 
     Raises:
-        RuntimeError: more than `steps.TOLERANCE`; the message names the tensors.
+        RuntimeError: more than `cases.TOLERANCE`; the message names the tensors.
     """
     moved = copy.deepcopy(model).to(device)
     found = []
     with _tf32(False), EventStorage():
         for m, place in ((moved, device), (model, "cpu")):
             batch = model_batch(place)
-            values = steps._loss_and_gradients(m.train(), lambda m=m, batch=batch: m(batch))
+            values = cases.loss_and_gradients(m.train(), lambda m=m, batch=batch: m(batch))
             with torch.no_grad():
                 features = m.eval()(batch)
-            parts = steps._by_part(m, features) if getattr(m, "feature_layout", None) else {"feature": features}
+            parts = cases.by_part(m, features) if getattr(m, "feature_layout", None) else {"feature": features}
             found.append({name: value.detach().cpu() for name, value in (values | parts).items()})
-    return steps.largest_difference(*found)
+    return cases.largest_difference(*found)
 
 
 def trains_in(model: nn.Module, cfg: Any, device: str, dtype: torch.dtype, count: int = 6) -> dict[str, Any]:
@@ -573,7 +573,7 @@ def probe(device: str) -> None:
                 sum(model.train()(model_batch(where)).values()).backward()
             named = [(n.removeprefix("module."), p.grad) for n, p in model.named_parameters()]
             gradients.append({f"grad {n}": gradient for n, gradient in named if gradient is not None})
-        difference = steps.largest_difference(*gradients[::-1])
+        difference = cases.largest_difference(*gradients[::-1])
         print(f"rank {rank} of {world}: {torch.distributed.get_backend()}, gradients within {difference:.1e}")
 
 
@@ -641,13 +641,13 @@ def _in(job: Job, dtype: torch.dtype | None, run: Callable[[], Any]) -> Callable
 
 @dataclass
 class _Opened:
-    case: steps.Case
+    case: cases.Case
     model: nn.Module
 
 
 def _open(job: Job, size: steps.Size, key: str) -> _Opened:
     """A case, and the model of our way."""
-    setting = steps._Setting(size, job.repo / "configs" / "SAGA", job.device)
+    setting = cases.Setting(size, job.repo / "configs" / "SAGA", job.device)
     models: list[nn.Module] = []
     build = setting.model
 
@@ -658,12 +658,12 @@ def _open(job: Job, size: steps.Size, key: str) -> _Opened:
 
     setting.model = kept
     torch.manual_seed(1)
-    return _Opened(steps._COMPARISONS[key](setting), models[0])
+    return _Opened(cases.COMPARISONS[key](setting), models[0])
 
 
 def _timed(job: Job, key: str, opened: _Opened, dtype: torch.dtype | None) -> dict[str, Any]:
     case = opened.case
-    plain, ours = (_in(job, dtype, run) for run in (case.run_plain, case.run_ours))
+    plain, ours = (_in(job, dtype, run) for run in (case.call_plain, case.call_ours))
     peak = matrix_peak(job)
     times = measure.in_turn(plain, ours, job.scale.rounds, job.device, name=key)
     operations = {"ours": _operations(ours), "plain": _operations(plain)}
@@ -707,7 +707,7 @@ def _training_step(name: str) -> Callable[[Job], None]:
                     rows[key] = row = {"plain": opened.case.plain}
                     with _tf32(False):
                         ours, plain = opened.case.values_ours(), opened.case.values_plain()
-                        row["largest_difference"] = steps.largest_difference(ours, plain)
+                        row["largest_difference"] = cases.largest_difference(ours, plain)
                         del ours, plain
                     if job.cuda:
                         torch.cuda.empty_cache()
@@ -717,7 +717,7 @@ def _training_step(name: str) -> Callable[[Job], None]:
                     if key == "anchors_cached":  # published in float32
                         row["float32"] = _timed(job, key, opened, None)
                         _say_times(job, f"{name} {key} float32", row["float32"])
-                    row["profile"] = _profile(job, _in(job, torch.bfloat16, opened.case.run_ours))
+                    row["profile"] = _profile(job, _in(job, torch.bfloat16, opened.case.call_ours))
                     job.note(cases=rows)
                     _say_profile(job, f"{name} {key}", row["profile"])
                     del opened
@@ -770,7 +770,7 @@ def compile_step(job: Job) -> None:
         for key in job.scale.compiled:
             with job.part(f"compile {key}"):
                 opened = _open(job, job.scale.models["base"], key)
-                run = _in(job, torch.bfloat16, opened.case.run_ours)
+                run = _in(job, torch.bfloat16, opened.case.call_ours)
                 run(), run()
                 peak = matrix_peak(job)
                 eager = min(measure.seconds(run, job.device, 5) for _ in range(3))

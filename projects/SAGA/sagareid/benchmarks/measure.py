@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import resource
 import statistics
@@ -25,27 +26,27 @@ def synchronize(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def seconds(run: Callable[[], Any], device: str, repeats: int = 1) -> float:
+def seconds(call: Callable[[], Any], device: str, repeats: int = 1) -> float:
     synchronize(device)
     start = time.perf_counter()
     for _ in range(repeats):
-        run()
+        call()
     synchronize(device)
     return (time.perf_counter() - start) / repeats
 
 
-def peak_memory(run: Callable[[], Any], device: str) -> float | None:
-    """MiB at the highest point while it runs: of the GPU, or resident in this process; None where the system cannot say."""
+def peak_memory(call: Callable[[], Any], device: str) -> float | None:
+    """MiB at the highest point of a call, of the GPU or resident in this process; None where the system cannot say."""
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats()
-        run()
+        call()
         return torch.cuda.max_memory_allocated() / 2**20
     statm = Path("/proc/self/statm")
     if not statm.is_file():
         return None
     pages, done = [0], threading.Event()
 
-    def watch() -> None:  # every 2 ms; resetting the kernel's own high-water mark slowed what ran after it
+    def watch() -> None:  # every 2 ms; resetting the kernel's own high-water mark slows what comes after it
         while not done.is_set():
             pages.append(int(statm.read_text().split()[1]))
             done.wait(0.002)
@@ -53,7 +54,7 @@ def peak_memory(run: Callable[[], Any], device: str) -> float | None:
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     try:
-        run()
+        call()
     finally:
         done.set()
         watcher.join()
@@ -69,10 +70,10 @@ def in_turn(
         name: what the progress bar says.
 
     Returns:
-        medians in seconds, and the ratio of each neighbouring pair: median and quartiles.
+        Medians in seconds, and the ratio of each neighbouring pair: median and quartiles.
     """
-    for run in (plain, ours):
-        run()
+    for call in (plain, ours):
+        call()
     repeats = max(1, round(at_least / max(seconds(ours, device), 1e-9)))
     gc.collect()
     bar = tqdm(range(rounds), desc=name, unit="pair", leave=False, disable=None)
@@ -98,20 +99,21 @@ def matmul_peak(dtype: torch.dtype, sizes: Sequence[int], device: str) -> dict[s
     out = {}
     for n in sizes:
         a, b = torch.randn(2, n, n, device=device).to(dtype)
+        product = functools.partial(torch.matmul, a, b.t())
         repeats = max(1, 2**31 // (2 * n**3))
-        seconds(lambda: a @ b.t(), device, repeats)
-        out[str(n)] = 2 * n**3 / min(seconds(lambda: a @ b.t(), device, repeats) for _ in range(8)) / 1e9
+        seconds(product, device, repeats)
+        out[str(n)] = 2 * n**3 / min(seconds(product, device, repeats) for _ in range(8)) / 1e9
     return out | {"best": max(out.values())}
 
 
-def count_flops(run: Callable[[], Any]) -> FlopCounterMode:
-    """Run something and count it: matrix products, convolutions and attention, two operations per multiply-add."""
+def count_flops(call: Callable[[], Any]) -> FlopCounterMode:
+    """Count the operations of a call: matrix products, convolutions and attention, two operations per multiply-add."""
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # fused kernels that the counter does not know
     try:
         # with gradients: the counter hooks parameters that are a module's input (free anchors), which takes a graph
         with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            run()
+            call()
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
     return counter

@@ -1,7 +1,7 @@
-"""Time and memory of ranking: our evaluator in blocks of queries against FastReID's own, in turn, each in a fresh process.
+"""Time and memory of ranking: our evaluator in blocks of queries against FastReID's own, each in a fresh process.
 
-Q queries, G gallery images, D feature width. Both get the same features, of drawn people, batch by batch as in a test, and
-both rank with the same compiled module; what is measured is `evaluate`.
+Q queries, G gallery images, D feature width. Both get the same random features, batch by batch as in a test, and both
+rank with the same compiled module; `evaluate` is what is measured.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ SIZES = tuple(RankingSize(*s) for s in ((500, 5000), (1000, 20000), (3368, 15913
 
 
 def host_bytes(size: RankingSize) -> int:
-    """What FastReID's evaluator needs beside the features: two float32 matrices Q x G, or one and the int64 order."""
+    """Bytes that FastReID's evaluator needs beside the features: one float32 matrix Q x G and its int64 order."""
     return size.queries * size.gallery * (4 + 8)
 
 
@@ -78,8 +78,8 @@ def _features(size: RankingSize, width: int) -> tuple[torch.Tensor, torch.Tensor
     pids, camids = torch.randint(people, (total,)), torch.randint(CAMERAS, (total,))
     points = torch.randn(people, width)
     features = torch.randn(total, width).mul_(NOISE)
-    for rows in torch.arange(total).split(BATCH):
-        features[rows] += points[pids[rows]]
+    for batch in torch.arange(total).split(BATCH):
+        features[batch] += points[pids[batch]]
     return features, pids, camids
 
 
@@ -87,24 +87,24 @@ def measure(way: str, size: RankingSize, width: int) -> dict[str, Any]:
     """One evaluation in this process, by "host" or "ours".
 
     Returns:
-        seconds; MiB resident before it, with the features, and at its highest above that; a hash of CMC, AP and INP.
+        Seconds; MiB resident before it, with the features, and at its highest above that; a hash of CMC, AP and INP.
     """
     cfg = get_cfg()
     cfg.MODEL.DEVICE = "cpu"
-    judge = (ReidEvaluator if way == "host" else ours.SAGAEvaluator)(cfg, size.queries)
+    evaluator = (ReidEvaluator if way == "host" else ours.SAGAEvaluator)(cfg, size.queries)
     found: list[tuple[np.ndarray, ...]] = []
     _keep_rankings(found)
     features, pids, camids = _features(size, width)
-    judge.reset()
-    for rows in torch.arange(len(features)).split(BATCH):
-        judge.process({"targets": pids[rows], "camids": camids[rows]}, features[rows])
+    evaluator.reset()
+    for batch in torch.arange(len(features)).split(BATCH):
+        evaluator.process({"targets": pids[batch], "camids": camids[batch]}, features[batch])
     del features
     before = _resident()
     seconds = [0.0]
 
     def evaluate() -> None:
         begun = time.perf_counter()
-        judge.evaluate()
+        evaluator.evaluate()
         seconds[0] = time.perf_counter() - begun
 
     peak = peak_memory(evaluate, "cpu")
@@ -120,7 +120,7 @@ def measure(way: str, size: RankingSize, width: int) -> dict[str, Any]:
 
 
 def _keep_rankings(found: list) -> None:
-    """Note (CMC, AP, INP) of each whole ranking in this process, which measures and ends."""
+    """Append (CMC, AP, INP) of each whole ranking to `found`, for the rest of this process."""
     host_rank, rank_in_blocks = rank.evaluate_rank, ours.rank_in_blocks
 
     def kept_host(*args, **kwargs):
@@ -148,18 +148,18 @@ def _child(pipe, threads: int, *args) -> None:
 
 def _in_fresh_process(way: str, size: RankingSize, width: int) -> dict[str, Any]:
     context = multiprocessing.get_context("spawn")
-    pipe, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_child, args=(theirs, torch.get_num_threads(), way, size, width))
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_child, args=(sender, torch.get_num_threads(), way, size, width))
     with deaf_to_interrupts():
         process.start()
-    theirs.close()
+    sender.close()
     try:
-        return pipe.recv()
+        return receiver.recv()
     except EOFError:
         process.join()
         raise RuntimeError(
-            f"ranking {size} by {way} ended with exit code {process.exitcode}; -9 is the kernel's answer to too little memory: "
-            "lower --memory or the sizes"
+            f"ranking {size} by {way} ended with exit code {process.exitcode}; -9 comes from the kernel when memory "
+            "runs out. Lower --memory or the sizes"
         ) from None
     finally:
         process.kill()
@@ -178,46 +178,43 @@ def run(
     """Measure both ways A B A B at every size.
 
     Args:
+        memory_gib: FastReID's evaluator is left out of sizes at which its matrices need more than this.
         done: called after each size with what is measured by then.
-        memory_gib: above this need of its matrices the host is left out, and ours measured alone.
 
     Returns:
-        {"command", "date", "machine", "width", "sizes": [{"size", "host", "ours", "ratio", "equal"}]}, where host (None where
-        it is left out) and ours hold medians of `measure`, and equal says that CMC, AP and INP are the same bits.
+        {"command", "date", "machine", "width", "sizes": [{"size", "host", "ours", "ratio", "equal"}]}. "host" is
+        FastReID's evaluator (None where it is left out); it and "ours" hold medians of `measure`. "equal" says that
+        CMC, AP and INP are the same bits.
     """
-    rows: list[dict] = []
+    measured: list[dict] = []
     result = {
         "command": command,
         "date": date.today().isoformat(),
         "machine": machine("cpu"),
         "width": width,
         "memory_gib": memory_gib,
-        "sizes": rows,
+        "sizes": measured,
     }
     for size in sizes:
         ways = ("host", "ours") if host_bytes(size) <= memory_gib * 2**30 else ("ours",)
-        measured: dict[str, list[dict]] = {way: [] for way in ways}
-        for _ in tqdm(range(rounds), desc=str(size), unit="pair", leave=False, disable=None):
-            for way in ways:
-                measured[way].append(_in_fresh_process(way, size, width))
-        medians = {way: _median(samples) for way, samples in measured.items()}
-        both = len(ways) == 2
-        ratios = [h["seconds"] / o["seconds"] for h, o in zip(measured["host"], measured["ours"])] if both else []
-        digests = {sample["digest"] for samples in measured.values() for sample in samples}
-        rows.append(
-            {
-                "size": str(size),
-                "host": medians.get("host"),
-                "ours": medians["ours"],
-                "ratio": {"median": statistics.median(ratios), "low": min(ratios), "high": max(ratios)}
-                if both
-                else None,
-                "equal": len(digests) == 1 if both else None,
-                "rounds": rounds,
-            }
-        )
+        measured.append(_compare(size, ways, width, rounds))
         done(result)
     return result
+
+
+def _compare(size: RankingSize, ways: Sequence[str], width: int, rounds: int) -> dict[str, Any]:
+    """Medians of `measure` by each way at one size, in turn."""
+    samples: dict[str, list[dict]] = {way: [] for way in ways}
+    for _ in tqdm(range(rounds), desc=str(size), unit="pair", leave=False, disable=None):
+        for way in ways:
+            samples[way].append(_in_fresh_process(way, size, width))
+    medians = {way: _median(of_way) for way, of_way in samples.items()}
+    entry = {"size": str(size), "host": medians.get("host"), "ours": medians["ours"], "ratio": None, "equal": None}
+    if "host" in samples:
+        ratios = [host["seconds"] / ours["seconds"] for host, ours in zip(samples["host"], samples["ours"])]
+        entry["ratio"] = {"median": statistics.median(ratios), "low": min(ratios), "high": max(ratios)}
+        entry["equal"] = len({sample["digest"] for of_way in samples.values() for sample in of_way}) == 1
+    return entry | {"rounds": rounds}
 
 
 def _median(samples: list[dict[str, Any]]) -> dict[str, Any]:
@@ -231,34 +228,32 @@ def _median(samples: list[dict[str, Any]]) -> dict[str, Any]:
 def table(result: dict[str, Any]) -> str:
     """The report in Markdown."""
     m, rows = result["machine"], []
-    for r in result["sizes"]:
-        host, own = r["host"], r["ours"]
-        rows.append(
-            [
-                r["size"],
-                f"{host['seconds']:.2f}" if host else "-",
-                f"{own['seconds']:.2f}",
-                f"{r['ratio']['median']:.2f} ({r['ratio']['low']:.2f} to {r['ratio']['high']:.2f})" if host else "-",
-                _mib(host),
-                _mib(own),
-                f"{own['before_mib']:.0f}" if own["before_mib"] is not None else "-",
-                {True: "same bits", False: "DIFFERENT", None: "-"}[r["equal"]],
-            ]
-        )
-    headers = [
-        *("queries x gallery", "host (s)", "ours (s)", "host / ours", "host, MiB above", "ours, MiB above"),
-        *("MiB before", "CMC, AP, INP"),
-    ]
+    for entry in result["sizes"]:
+        host, own, ratio = entry["host"], entry["ours"], entry["ratio"]
+        cells = {
+            "queries x gallery": entry["size"],
+            "FastReID (s)": f"{host['seconds']:.2f}" if host else "-",
+            "ours (s)": f"{own['seconds']:.2f}",
+            "FastReID / ours": f"{ratio['median']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})" if ratio else "-",
+            "FastReID, MiB above": _mib(host),
+            "ours, MiB above": _mib(own),
+            "MiB before": f"{own['before_mib']:.0f}" if own["before_mib"] is not None else "-",
+            "CMC, AP, INP": {True: "same bits", False: "DIFFERENT", None: "-"}[entry["equal"]],
+        }
+        rows.append(cells)
     left_out = [r["size"] for r in result["sizes"] if not r["host"]]
     lines = [
-        f"`{result['command']}`, {result['date']}. {m['cpu']}, {m['cores']} cores, {m['threads']} threads, torch {m['torch']}. "
-        f"Features of {result['width']} dimensions, cosine.",
+        f"`{result['command']}`, {result['date']}. {m['cpu']}, {m['cores']} cores, {m['threads']} threads, "
+        f"torch {m['torch']}. Features of {result['width']} dimensions, cosine.",
         "",
-        tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True),
+        tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True),
     ]
     if left_out:
         gib = ", ".join(f"{host_bytes(RankingSize.parse(s)) / 2**30:.1f} GiB for {s}" for s in left_out)
-        lines += ["", f"The host is left out where its matrices need more than {result['memory_gib']:g} GiB: {gib}."]
+        lines += [
+            "",
+            f"FastReID's evaluator is left out where its matrices need more than {result['memory_gib']:g} GiB: {gib}.",
+        ]
     if not all(r["ours"]["compiled"] for r in result["sizes"]):
         lines += ["", "Both ranked in Python: there is no compiled ranking here."]
     return "\n".join(lines)
