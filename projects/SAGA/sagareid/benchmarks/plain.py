@@ -2,8 +2,8 @@
 
 It takes 77 text positions, a text feature for every label of a batch, the text tower in every forward and a second time
 for the diversity term, and every module in its plain form (`modeling.fast.disabled`): `nn.MultiheadAttention` for the
-refinement, every position of every tower block, torch's own attention and dropout and open_clip's QuickGELU. It works on
-a copy of a model's structure that shares its tensors.
+refinement, every position of every tower block, torch's own attention and dropout and open_clip's QuickGELU. It works
+on a copy of a model's structure that shares its tensors.
 
 B images, N patches, D token width, W text width, E joint width, K text anchors, M domain anchors.
 """
