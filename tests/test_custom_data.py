@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from sagareid.config import check_config, custom_datasets, get_cfg
-from sagareid.data.datasets.build import build_dataset, load_training_data
+from sagareid.data.datasets.build import DataSets, build_dataset
 from sagareid.data.datasets.layout import WrongNames
 from sagareid.data.loaders import build_test_loader, training_set
 
@@ -155,7 +155,7 @@ class TestFolder:
         data = build(cfg, "FolderDataset", PATH="shop", CAMERA="^([^/]+)/")
         assert ids(data.query) == [(0, 0)] and ids(data.gallery) == [(0, 1)]
         with pytest.raises(RuntimeError, match="shop has no training images.*DATASETS.TESTS"):
-            load_training_data(cfg, "shop")
+            DataSets().training(cfg, "shop")
 
     def test_people_are_divided_alike_every_time(self, cfg, tmp_path):
         make(tmp_path / "shop", *(f"{p}/{i}_c{c}.jpg" for p in range(10) for c in (1, 2) for i in range(2)))

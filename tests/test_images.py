@@ -17,7 +17,7 @@ from sagareid import Extractor, compat
 from sagareid.config import get_cfg
 from sagareid.data import images, loaders
 from sagareid.data.check_dataset import read_whole
-from sagareid.data.datasets.build import build_dataset, load_test_data, load_training_data
+from sagareid.data.datasets.build import DataSets, build_dataset
 from sagareid.data.images import UnreadableImage, read_image
 from sagareid.data.transforms import build_transforms
 from sagareid.deploy.extract_folder import extract_folder
@@ -168,7 +168,7 @@ def test_what_has_no_white_is_refused_by_name_before_training(name, extractor, t
     assert problem.kind == "unreadable" and message in problem.found
     monkeypatch.setenv("FASTREID_DATASETS", str(tmp_path))
     cfg = get_cfg()
-    for load, share in ((load_training_data, 1), (load_test_data, 0)):
+    for load, share in ((DataSets().training, 1), (DataSets().test, 0)):
         cfg.DATASETS.CUSTOM = [{"NAME": "shop", "TYPE": "FolderDataset", "PATH": "shop", "TRAIN_SHARE": share}]
         with pytest.raises(
             UnreadableImage, match=rf"shop: 1 image\(s\) cannot be read as RGB, such as {path} .*{message}"

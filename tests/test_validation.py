@@ -37,11 +37,9 @@ def scripted(monkeypatch):
     """Validation says that the state after the second epoch is the best. Returns how often the tests were evaluated."""
     figures = {0: 10.0, 1: 30.0, 2: 20.0, 3: 30.0}  # as good is not better
     tests = []
-    original = SAGATrainer.test
+    original = SAGATrainer.evaluate
     monkeypatch.setattr(SAGATrainer, "validate", lambda self: {"metric": figures[self.epoch]})
-    monkeypatch.setattr(
-        SAGATrainer, "test", classmethod(lambda cls, *args: tests.append(1) or original.__func__(cls, *args))
-    )
+    monkeypatch.setattr(SAGATrainer, "evaluate", lambda self: tests.append(1) or original(self))
     return tests
 
 
@@ -86,7 +84,7 @@ def test_interrupted_and_resumed_is_the_same_run(where, scripted, train_net, tmp
     calls = {"n": 0}
     owner, name, at = {
         "a step": (StepTrainer, "run_step", 3 * STEPS + 4),
-        "the test": (SAGATrainer, "test", 0),
+        "the test": (SAGATrainer, "evaluate", 0),
         "the result": (SAGATrainer, "record", 0),
     }[where]
     original = getattr(owner, name)

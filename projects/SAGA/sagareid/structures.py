@@ -10,7 +10,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-__all__ = ["CLIPFeatures", "as_features"]
+__all__ = ["TENSORS", "CLIPFeatures", "as_features"]
+
+# The tensors of `CLIPFeatures`: what a feature cache can hold in place of images.
+TENSORS = ("patches", "cls", "proj", "layer_cls")
 
 
 @dataclass
@@ -45,10 +48,7 @@ class CLIPFeatures:
 
     def float(self) -> CLIPFeatures:
         """Every tensor in float32: heads and losses compute there, whatever autocast or a cache left."""
-        as_float = {
-            k: v.float() for k in ("patches", "cls", "proj", "layer_cls") if (v := getattr(self, k)) is not None
-        }
-        return replace(self, **as_float)
+        return replace(self, **{k: v.float() for k in TENSORS if (v := getattr(self, k)) is not None})
 
 
 def as_features(features: CLIPFeatures | Tensor) -> CLIPFeatures:

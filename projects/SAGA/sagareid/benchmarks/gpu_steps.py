@@ -43,7 +43,7 @@ from ..deploy.feature_model import FeatureModel
 from ..engine import stages
 from ..engine.feature_cache import CachedFeatures, build_feature_cache
 from ..engine.launch import Place, process_group
-from ..engine.trainer import SAGATrainer, StepTrainer
+from ..engine.trainer import SAGATrainer, StepTrainer, train_loader
 from ..errors import message_of
 from ..evaluation.evaluator import rank_in_blocks
 from ..files import write_json
@@ -905,7 +905,7 @@ def _cache_rate(job: Job, cfg: Any) -> None:
     torch.manual_seed(0)
     with torch.device(job.device):
         model = SAGATrainer.build_model(cfg)
-    loader = SAGATrainer.build_train_loader(cfg)
+    loader = train_loader(cfg)
     dataset = loader.dataset
     if not isinstance(dataset, CachedFeatures):
         raise RuntimeError(f"{type(dataset).__name__} where cached features were expected")

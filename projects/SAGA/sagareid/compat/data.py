@@ -55,6 +55,12 @@ def end_workers(batches: Iterator[Any]) -> None:
     inherit their pipes, and PyTorch then waits 5 seconds for each.
     Goes when: PyTorch's iterator can be closed.
     """
-    shutdown = getattr(batches, "_shutdown_workers", None)  # an iterator without workers has none
-    if shutdown is not None:
-        shutdown()
+    if not hasattr(batches, "_shutdown_workers"):  # an iterator without workers
+        return
+    try:
+        batches._shutdown_workers()
+    finally:  # PyTorch's signal handler raises in the midst of it where a worker was killed
+        for worker in batches._workers:
+            if worker.is_alive():
+                worker.terminate()
+                worker.join()

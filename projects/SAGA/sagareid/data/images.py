@@ -212,7 +212,6 @@ def image_files(folder: str | os.PathLike, *, levels: int | None = None) -> List
     folder = Path(folder)
     images: list[Path] = []
     left_out: dict[str, list[str]] = defaultdict(list)
-    os.scandir(folder).close()
     _look_into(folder, (), levels, frozenset(), images, left_out)
     _collect(listing := Listing(folder, images, {why: sorted(names) for why, names in left_out.items()}))
     return listing
@@ -231,6 +230,8 @@ def _look_into(
         state = where.stat()
         entries = sorted(os.scandir(where), key=lambda entry: entry.name)
     except OSError:
+        if not below:
+            raise
         left_out[CLOSED].append("/".join(below))
         return
     here = (state.st_dev, state.st_ino)

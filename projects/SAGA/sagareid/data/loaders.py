@@ -7,7 +7,7 @@ process draws the same batch of SOLVER.IMS_PER_BATCH images and keeps its share 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from fastreid.data.common import CommDataset
 from fastreid.utils import comm
 
 from .. import compat
-from .datasets.build import load_test_data, load_training_data
+from .datasets.build import DataSets
 from .images import UnreadableImage, read_image
 from .seeding import SeededBatches, SeededSamples, seeded
 from .transforms import build_transforms
@@ -30,6 +30,7 @@ __all__ = [
     "build_test_loader",
     "build_train_loader",
     "make_test_loader",
+    "training_cameras",
     "training_set",
 ]
 
@@ -79,7 +80,7 @@ class ReIDDataset(CommDataset):
         return self._camera_index.get(name, -1)
 
 
-def natural_order(names: Sequence[Any]) -> list[str]:
+def natural_order(names: Iterable[Any]) -> list[str]:
     """Camera names by data set, then by number: market1501_2 before market1501_10."""
 
     def key(name: str) -> tuple[str, int, str]:
@@ -127,11 +128,16 @@ class TrainLoader(DeviceLoader):
 # ---- builders ------------------------------------------------------------------------------------------------------
 
 
-def training_set(cfg, transform=None) -> ReIDDataset:
-    """All training images of DATASETS.NAMES; with the training transform unless another is given."""
-    items = []
+def training_set(cfg, transform=None, datasets: DataSets | None = None) -> ReIDDataset:
+    """All training images of DATASETS.NAMES.
+
+    Args:
+        transform: None for the training transform.
+        datasets: those that have been read; None to read them here.
+    """
+    items, datasets = [], datasets or DataSets()
     for name in cfg.DATASETS.NAMES:
-        data = load_training_data(cfg, name)
+        data = datasets.training(cfg, name)
         if comm.is_main_process():
             data.show_train()
         items.extend(data.train)
@@ -139,11 +145,17 @@ def training_set(cfg, transform=None) -> ReIDDataset:
     return ReIDDataset(items, transform, relabel=True, cameras=cfg.MODEL.CLIP.CAMERAS)
 
 
+def training_cameras(cfg, datasets: DataSets) -> list[str]:
+    """Names of the cameras of DATASETS.NAMES, in the order of their embeddings."""
+    return natural_order({camid for name in cfg.DATASETS.NAMES for _, _, camid in datasets.training(cfg, name).train})
+
+
 def build_train_loader(cfg, dataset: Dataset | None = None) -> TrainLoader:
     """Infinite loader of the training set with FastReID's sampler, collator and keys.
 
     Args:
-        dataset: in place of the images of DATASETS.NAMES: anything with their `img_items` that is read by SampleKey.
+        dataset: anything with the `img_items` of a training set that is read by SampleKey; None for the images of
+            DATASETS.NAMES.
     """
     dataset = dataset or SeededSamples(training_set(cfg))
     _check_batch(cfg, dataset)
@@ -209,12 +221,15 @@ def make_test_loader(cfg, test_set: Dataset, num_workers: int | None = None) -> 
     )
 
 
-def build_test_loader(cfg, dataset_name: str) -> tuple[DataLoader, int]:
+def build_test_loader(cfg, dataset_name: str, datasets: DataSets | None = None) -> tuple[DataLoader, int]:
     """Loader of a test set, queries first, and the number of queries.
 
     TEST.IMS_PER_BATCH images are a batch of one process, however many there are.
+
+    Args:
+        datasets: those that have been read; None to read it here.
     """
-    data = load_test_data(cfg, dataset_name)
+    data = (datasets or DataSets()).test(cfg, dataset_name)
     if comm.is_main_process():
         data.show_test()
     test_set = ReIDDataset(

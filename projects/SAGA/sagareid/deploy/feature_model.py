@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..config import reads_cameras
 from ..evaluation.evaluator import result_row, row_features
+from ..evaluation.flip import mean_over_views, views
 from ..evaluation.postprocess import l2
 from ..modeling.build import model_layout
 from ..modeling.saga_head import SAGAHead
@@ -79,12 +80,12 @@ class FeatureModel(nn.Module):
         """
         if self.reads_cameras and cameras is None:
             cameras = torch.full_like(images[:, 0, 0, 0], -1, dtype=torch.long)
+        plain, *mirrored = views(images, self.cfg.TEST.FLIP.ENABLED)
         if attention:
-            raw, maps = self._raw_and_maps(images, cameras)
+            raw, maps = self._raw_and_maps(plain, cameras)
         else:
-            raw = self._raw(images, cameras)
-        if self.cfg.TEST.FLIP.ENABLED:
-            raw = (raw + self._raw(images.flip(3), cameras)) / 2
+            raw = self._raw(plain, cameras)
+        raw = mean_over_views([raw, *(self._raw(pixels, cameras) for pixels in mirrored)])
         unit = l2(row_features(self.row, raw.float(), self.layout, self.cfg.TEST.FUSION))
         return (unit, maps.float()) if attention else unit
 

@@ -33,7 +33,14 @@ from ..files import write_json
 from ..version import __version__
 from .precision import autocast_dtype
 
-__all__ = ["CachedFeatures", "FeatureCache", "build_feature_cache", "cache_settings", "cached_test_loader"]
+__all__ = [
+    "CachedFeatures",
+    "FeatureCache",
+    "build_feature_cache",
+    "cache_folder",
+    "cache_settings",
+    "cached_test_loader",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -157,7 +164,7 @@ def build_feature_cache(cfg, model: nn.Module, dataset: ReIDDataset) -> FeatureC
     autocast = autocast_dtype(cfg)
     settings = cache_settings(cfg, dataset)
     machine = comm.get_rank() // comm.get_local_size()
-    place = Path(cfg.CACHE.DIR or Path(cfg.OUTPUT_DIR, "feature_cache"), f"machine{machine}" if machine else "")
+    place = Path(cache_folder(cfg), f"machine{machine}" if machine else "")
     folder = place / _digest(model, dataset, settings)
     shapes = _field_shapes(cfg, model)
     views, images = cfg.CACHE.NUM_VIEWS, len(dataset)
@@ -197,6 +204,11 @@ def cache_settings(cfg, dataset: ReIDDataset) -> dict[str, Any]:
         "autocast": str(autocast_dtype(cfg)),
         "seed": _seed(cfg),
     }
+
+
+def cache_folder(cfg) -> Path:
+    """CACHE.DIR, or its default. The stages of a configuration share the default folder of the whole of it."""
+    return Path(cfg.CACHE.DIR or Path(cfg.OUTPUT_DIR, "feature_cache"))
 
 
 def cached_test_loader(cfg, model: nn.Module, loader: DataLoader) -> DataLoader:

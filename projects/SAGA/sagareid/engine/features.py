@@ -18,6 +18,8 @@ from tqdm import tqdm
 from fastreid.modeling.meta_arch.baseline import Baseline
 
 from .. import compat
+from ..evaluation.flip import mean_over_views
+from ..evaluation.flip import views as flip_views
 from ..modeling.build import fingerprint
 from ..modeling.meta_arch import SAGABaseline
 from ..structures import as_features
@@ -107,11 +109,10 @@ def extract(
         for batch in loader:
             for (key, flip, _), members in groups.items():
                 sharing = [models[i][1] for i in members]
-                inputs = {"images": batch[f"images{key}"], "cameras": batch[f"cameras{key}"]}
-                tower, outs = _outputs(sharing, inputs)
-                if flip:
-                    _, flipped = _outputs(sharing, inputs | {"images": inputs["images"].flip(3)})
-                    outs = [(a + b) / 2 for a, b in zip(outs, flipped)]
+                inputs = {"cameras": batch[f"cameras{key}"]}
+                seen = [_outputs(sharing, inputs | {"images": v}) for v in flip_views(batch[f"images{key}"], flip)]
+                tower = seen[0][0]  # of the images as they are
+                outs = [mean_over_views(features) for features in zip(*(out for _, out in seen))]
                 maps = {kind: batch[f"{kind}{key}"].cpu() for kind in MAPS if f"{kind}{key}" in batch}
                 for i, model, out in zip(members, sharing, outs):
                     found[i].features.append(out.float().cpu())

@@ -11,6 +11,7 @@ from fastreid.utils import comm
 
 from .. import compat
 from ..cli import add_import_argument, add_traceback_argument, errors_in_one_line, import_modules
+from ..data.datasets.build import DataSets
 from ..files import write_json
 from . import stages
 from .launch import AUTO, launch, number_of_processes
@@ -66,28 +67,28 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def launch_runs(args) -> None:
     """What the parsed arguments ask for, on as many processes; errors are the caller's to show."""
-    runs = stages.plan(args.config_file, args.opts, args.stage)
+    runs, datasets = stages.plan(args.config_file, args.opts, args.stage), DataSets()
     processes = number_of_processes(args)
     if int(os.environ.get("LOCAL_RANK", 0)) == 0:  # torchrun ends the others
-        stages.check_machine(runs, eval_only=args.eval_only, processes=processes)  # before any process starts
-    launch(_work, (args,), args, device=runs[0].cfg.MODEL.DEVICE)
+        stages.check_machine(runs, datasets, eval_only=args.eval_only, processes=processes)  # before any process starts
+    launch(_work, (runs, datasets, args), args, device=runs[0].cfg.MODEL.DEVICE)
 
 
-def _work(args) -> None:
+def _work(runs: list[stages.Run], datasets: DataSets, args) -> None:
+    """What each process of the job does."""
     import_modules(args.modules)
     try:
         with compat.quiet_host():
-            _run(args)
+            _run(runs, datasets, args)
     finally:
         compat.close_logs()
 
 
-def _run(args) -> None:
-    runs = stages.plan(args.config_file, args.opts, args.stage)
+def _run(runs: list[stages.Run], datasets: DataSets, args) -> None:
     if args.eval_only:
-        results = [stages.evaluate(runs[-1], args)]
+        results = [stages.evaluate(runs[-1], args, datasets)]
     else:
-        results = stages.run_all(runs, args)
+        results = stages.run_all(runs, args, datasets)
     if not comm.is_main_process():
         return
     folder = runs[-1].folder.parent if runs[-1].name else runs[-1].folder

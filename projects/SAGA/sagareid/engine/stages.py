@@ -25,10 +25,11 @@ from fastreid.utils.logger import setup_logger
 
 from .. import compat
 from ..config import check_config, flatten, get_cfg
-from ..data.datasets.build import load_test_data, load_training_data
+from ..data.datasets.build import DataSets
 from ..deploy.load import load_model
 from ..files import check_output, write_json
 from ..hardware import pick_device
+from .feature_cache import cache_folder
 from .hooks import CheckpointHook, by_set
 from .trainer import SAGATrainer
 
@@ -158,7 +159,7 @@ def plan(config_file: str | Path, opts: Sequence[str] = (), stage: str | None = 
         with _readable_errors(cfg, config_file):
             cfg.merge_from_list(opts)
         cfg.STAGES = []
-        cfg.CACHE.DIR = cfg.CACHE.DIR or str(Path(whole.OUTPUT_DIR, "feature_cache"))
+        cfg.CACHE.DIR = str(cache_folder(whole))
         cfg.OUTPUT_DIR = str(Path(whole.OUTPUT_DIR, entry["NAME"]))
         if runs and not (asked and entry["NAME"] == chosen[0]):
             cfg.MODEL.WEIGHTS = str(runs[-1].final)
@@ -168,24 +169,29 @@ def plan(config_file: str | Path, opts: Sequence[str] = (), stage: str | None = 
     return [r for r in runs if r.name in chosen]
 
 
-def check_machine(runs: Sequence[Run], eval_only: bool = False, processes: int = 1) -> None:
+def check_machine(
+    runs: Sequence[Run], datasets: DataSets | None = None, *, eval_only: bool = False, processes: int = 1
+) -> None:
     """See that every run finds its data, which can be trained and tested on, its device, and a folder to write to.
 
     Draws the synthetic data set where it is not. Files' names are read, images are not.
 
     Args:
+        datasets: reads them, and keeps them for the runs.
         eval_only: no training data is needed.
         processes: of the whole job; they share each batch.
 
     Raises:
         ValueError: every problem found, one a line.
     """
-    problems = []
-    readers = {"TESTS": load_test_data}
+    problems: list[str] = []
+    datasets = datasets or DataSets()
+    readers = {"TESTS": datasets.test}
     if not eval_only:
-        readers |= {"NAMES": load_training_data, "VALIDATION": load_test_data}
-    needed = {(read, name): r.cfg for r in runs for key, read in readers.items() for name in r.cfg.DATASETS[key]}
-    for (read, name), cfg in needed.items():
+        readers |= {"NAMES": datasets.training, "VALIDATION": datasets.test}
+    for cfg, read, name in (
+        (r.cfg, read, name) for r in runs for key, read in readers.items() for name in r.cfg.DATASETS[key]
+    ):
         try:
             read(cfg, name)
         except (OSError, RuntimeError, ValueError) as error:
@@ -276,17 +282,20 @@ def _set_aside(folder: Path) -> None:
     print(f"{folder} held an earlier run; it is now {aside}. Use --resume to go on with a run instead.")
 
 
-def run_all(runs: Sequence[Run], args) -> list[dict]:
+def run_all(runs: Sequence[Run], args, datasets: DataSets | None = None) -> list[dict]:
     """Train the runs in order and return their results: {"stage", "metrics", "seconds", "checkpoint", "steps"}.
 
     With DATASETS.VALIDATION, "validation" too: the "metric" that chose the state, its "epoch", "steps" and "metrics".
 
     With `args.resume`, finished runs are skipped and the unfinished one goes on where its last checkpoint stands.
 
+    Args:
+        datasets: those that have been read; None to read them here, once for all runs.
+
     Raises:
         ValueError: resuming with a configuration other than the one that the run began with.
     """
-    results = []
+    results, datasets = [], datasets or DataSets()
     for run in runs:
         if args.resume and (run.folder / "config.yaml").is_file() and any(run.folder.glob("*.pth")):
             changed = differences(run)
@@ -300,16 +309,16 @@ def run_all(runs: Sequence[Run], args) -> list[dict]:
             if not args.resume and comm.is_main_process():
                 _set_aside(run.folder)
             comm.synchronize()
-            done = _train(run, args)
+            done = _train(run, args, datasets)
         results.append(done)
     return results
 
 
-def _train(run: Run, args) -> dict:
+def _train(run: Run, args, datasets: DataSets) -> dict:
     begun = time.time()
     before = _seconds_so_far(run) if args.resume else 0.0
     _setup(run, args)
-    trainer = SAGATrainer(run.cfg)
+    trainer = SAGATrainer(run.cfg, datasets)
     trainer.resume_or_load(resume=args.resume)
     try:
         metrics = trainer.train()
@@ -329,7 +338,7 @@ def _seconds_so_far(run: Run) -> float:
     return json.loads(file.read_text()) if file.is_file() else 0.0
 
 
-def evaluate(run: Run, args) -> dict:
+def evaluate(run: Run, args, datasets: DataSets | None = None) -> dict:
     """Evaluate MODEL.WEIGHTS, or the run's own final checkpoint: no CLIP weights and no text tower are needed.
 
     Raises:
@@ -339,7 +348,7 @@ def evaluate(run: Run, args) -> dict:
     weights = Path(run.asked_weights or own)
     _setup(run, args)
     cfg, model = load_model(weights, run.cfg)
-    return {"stage": run.name, "metrics": SAGATrainer.test(cfg, model), "checkpoint": str(weights)}
+    return {"stage": run.name, "metrics": SAGATrainer.test(cfg, model, datasets), "checkpoint": str(weights)}
 
 
 # ---- reporting --------------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,11 @@ from .. import compat
 from ..compat.trainer import OpenStepTrainer, OpenTrainer
 from ..config import check_config, reads_cameras
 from ..data import loaders
+from ..data.datasets.build import DataSets
+from ..data.seeding import SeededSamples
 from ..data.transforms import build_transforms
 from ..evaluation.evaluator import SAGAEvaluator
+from ..evaluation.flip import FlipAveraged
 from ..files import write_text
 from ..modeling import build
 from ..weights import load_state
@@ -41,7 +44,7 @@ from .hooks import (
 )
 from .precision import autocast_dtype
 
-__all__ = ["SAGATrainer", "StepTrainer"]
+__all__ = ["SAGATrainer", "StepTrainer", "train_loader"]
 
 logger = logging.getLogger(__name__)
 
@@ -79,17 +82,20 @@ class _Stop(BaseException):
 
 
 class SAGATrainer(OpenTrainer):
-    """FastReID's `DefaultTrainer` by its documented overrides: it trains any FastReID config, ours and FastReID's own."""
+    """FastReID's `DefaultTrainer` by its documented overrides: it trains any FastReID config, ours and FastReID's
+    own."""
 
-    def __init__(self, cfg):
+    def __init__(self, cfg, datasets: DataSets | None = None):
+        """datasets: those that have been read; None to read them here."""
         check_config(cfg)
+        self.datasets = datasets or DataSets()
+        self._evaluated: dict[str, tuple] = {}
         self.selection = Selection(cfg.SOLVER.PATIENCE) if cfg.DATASETS.VALIDATION else None
-        self._validation: dict[str, tuple] = {}
         autocast = cfg.SOLVER.AMP.ENABLED
         plain = cfg.clone()
         plain.defrost()
         if reads_cameras(cfg) and not cfg.MODEL.CLIP.CAMERAS:
-            plain.MODEL.CLIP.CAMERAS = loaders.training_set(cfg).cameras
+            plain.MODEL.CLIP.CAMERAS = loaders.training_cameras(cfg, self.datasets)
         plain.SOLVER.AMP.ENABLED = False  # FastReID's own mixed precision is CUDA and float16 only
         with compat.quiet_host():
             super().__init__(plain)
@@ -119,16 +125,12 @@ class SAGATrainer(OpenTrainer):
 
     # ---- build overrides -------------------------------------------------------------------------------------------
 
-    @classmethod
-    def build_train_loader(cls, cfg):
-        if not cfg.CACHE.ENABLED:
-            return loaders.build_train_loader(cfg)
-        transform = build_transforms(cfg, is_train=cfg.CACHE.AUGMENT)
-        return loaders.build_train_loader(cfg, CachedFeatures(loaders.training_set(cfg, transform)))
+    def build_train_loader(self, cfg):
+        return train_loader(cfg, self.datasets)
 
     @classmethod
-    def build_test_loader(cls, cfg, dataset_name):
-        return loaders.build_test_loader(cfg, dataset_name)
+    def build_test_loader(cls, cfg, dataset_name, datasets: DataSets | None = None):
+        return loaders.build_test_loader(cfg, dataset_name, datasets)
 
     @classmethod
     def build_model(cls, cfg):
@@ -155,41 +157,45 @@ class SAGATrainer(OpenTrainer):
         return solver.build_lr_scheduler(cfg, optimizer, iters_per_epoch)
 
     @classmethod
-    def build_evaluator(cls, cfg, dataset_name, output_dir=None, layout=None):
-        loader, num_query = cls.build_test_loader(cfg, dataset_name)
+    def build_evaluator(cls, cfg, dataset_name, output_dir=None, *, model=None, datasets: DataSets | None = None):
+        """(test loader, evaluator). model: whose features are evaluated; None: of one part."""
+        loader, num_query = cls.build_test_loader(cfg, dataset_name, datasets)
+        layout = getattr(_unwrapped(model), "feature_layout", None) if model is not None else None
         return loader, SAGAEvaluator(cfg, num_query, layout=layout)
 
     @classmethod
-    def test(cls, cfg, model) -> OrderedDict:
+    def test(cls, cfg, model, datasets: DataSets | None = None) -> OrderedDict:
         """Evaluate on every set of DATASETS.TESTS.
 
         Returns:
             Metrics by name, in percent; by data set and name where there are several sets.
         """
-        layout = getattr(_unwrapped(model), "feature_layout", None)
-        return _evaluate(
-            cfg, model, {name: cls.build_evaluator(cfg, name, layout=layout) for name in cfg.DATASETS.TESTS}
-        )
+        names = cfg.DATASETS.TESTS
+        return _evaluate(cfg, model, {n: cls.build_evaluator(cfg, n, model=model, datasets=datasets) for n in names})
+
+    def evaluate(self) -> OrderedDict:
+        """As `test`, of this run's model, whose loaders are kept for the next time."""
+        self.last_metrics = self._evaluate_on(self.cfg.DATASETS.TESTS)
+        return self.last_metrics
 
     def validate(self) -> OrderedDict:
-        """As `test`, on DATASETS.VALIDATION; from cached features where training reads them, unless TEST.FLIP needs images."""
-        cfg, model = self.cfg, _unwrapped(self.model)
-        if not self._validation:
-            for name in cfg.DATASETS.VALIDATION:
-                loader, num_query = self.build_test_loader(cfg, name)
-                if cfg.CACHE.ENABLED and not cfg.TEST.FLIP.ENABLED:
-                    loader = cached_test_loader(cfg, model, loader)
-                layout = getattr(model, "feature_layout", None)
-                self._validation[name] = loader, SAGAEvaluator(cfg, num_query, layout=layout)
-        return _evaluate(cfg, self.model, self._validation)
+        """As `evaluate`, on DATASETS.VALIDATION; from cached features where training reads them, unless TEST.FLIP needs
+        images."""
+        return self._evaluate_on(
+            self.cfg.DATASETS.VALIDATION, cached=self.cfg.CACHE.ENABLED and not self.cfg.TEST.FLIP.ENABLED
+        )
+
+    def _evaluate_on(self, names: Sequence[str], cached: bool = False) -> OrderedDict:
+        for name in names:
+            if name not in self._evaluated:
+                loader, evaluator = self.build_evaluator(self.cfg, name, model=self.model, datasets=self.datasets)
+                if cached:
+                    loader = cached_test_loader(self.cfg, _unwrapped(self.model), loader)
+                self._evaluated[name] = loader, evaluator
+        return _evaluate(self.cfg, self.model, {name: self._evaluated[name] for name in names})
 
     def build_hooks(self):
         cfg = self.cfg
-
-        def evaluate():
-            self.last_metrics = self.test(self.cfg, self.model)
-            return self.last_metrics
-
         ret = [hooks.IterationTimer(), hooks.LRScheduler(self.optimizer, self.scheduler)]
         if not comm.is_main_process():
             ret.append(OwnRandomness(cfg.SEED))
@@ -199,9 +205,9 @@ class SAGATrainer(OpenTrainer):
             ret.append(hooks.LayerFreeze(self.model, cfg.MODEL.FREEZE_LAYERS, cfg.SOLVER.FREEZE_ITERS))
         ret.append(BuffersOfRankZero(self.model))
         if self.selection:
-            ret.append(ValidationHook(cfg.TEST.EVAL_PERIOD, self.validate, evaluate))
+            ret.append(ValidationHook(cfg.TEST.EVAL_PERIOD, self.validate, self.evaluate))
         else:
-            ret.append(EvaluationHook(cfg.TEST.EVAL_PERIOD, evaluate))
+            ret.append(EvaluationHook(cfg.TEST.EVAL_PERIOD, self.evaluate))
         if comm.is_main_process():
             ret += [
                 CheckpointHook(cfg.SOLVER.CHECKPOINT_PERIOD, cfg.TEST.SELECT_BEST),
@@ -215,8 +221,8 @@ class SAGATrainer(OpenTrainer):
     def _distribute(self) -> None:
         """Wrap the model for several processes. Every process takes over rank 0's weights and buffers here.
 
-        Statistics of FastReID's own batch norms are those of each process's images, as in FastReID, unless its NORM keys
-        say syncBN (GPUs alone); `BuffersOfRankZero` makes them agree before they are used.
+        Statistics of FastReID's own batch norms are those of each process's images, as in FastReID, unless its NORM
+        keys say syncBN (GPUs alone); `BuffersOfRankZero` makes them agree before they are used.
         """
         if comm.get_world_size() == 1:
             return
@@ -288,8 +294,7 @@ class SAGATrainer(OpenTrainer):
         if self._random_state is not None:  # last, so that nothing built since draws from it
             restore_random_state(self._random_state)
         if self.over:
-            self.last_metrics = self.test(self.cfg, self.model)
-            return self.last_metrics
+            return self.evaluate()
         try:
             return super().train()
         except _Stop:
@@ -298,13 +303,25 @@ class SAGATrainer(OpenTrainer):
             self.step_trainer.close_loader()
 
 
+def train_loader(cfg, datasets: DataSets | None = None) -> loaders.TrainLoader:
+    """The loader of a stage's training set: of images, or of cached features, whose cache is attached before
+    training."""
+    if not cfg.CACHE.ENABLED:
+        return loaders.build_train_loader(cfg, SeededSamples(loaders.training_set(cfg, datasets=datasets)))
+    transform = build_transforms(cfg, is_train=cfg.CACHE.AUGMENT)
+    return loaders.build_train_loader(cfg, CachedFeatures(loaders.training_set(cfg, transform, datasets)))
+
+
 def _evaluate(cfg, model: nn.Module, sets: Mapping[str, tuple]) -> OrderedDict:
-    """Metrics by name, in percent; by data set and name where there are several of `sets`, {name: (loader, evaluator)}."""
+    """Metrics by name, in percent; by data set and name where there are several of `sets`, {name: (loader,
+    evaluator)}."""
     results = OrderedDict()
     model = _unwrapped(model)  # processes evaluate shares of different length, which the wrapper might wait for
+    if cfg.TEST.FLIP.ENABLED:
+        model = FlipAveraged(model)
     for name, (loader, evaluator) in sets.items():
         with compat.quiet_host():
-            results[name] = inference_on_dataset(model, loader, evaluator, flip_test=cfg.TEST.FLIP.ENABLED)
+            results[name] = inference_on_dataset(model, loader, evaluator)
         if comm.is_main_process():
             print_csv_format(OrderedDict(results[name], dataset=name))
     return next(iter(results.values())) if len(results) == 1 else results

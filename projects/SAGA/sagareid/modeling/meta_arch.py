@@ -12,7 +12,7 @@ from fastreid.modeling.losses import log_accuracy
 from fastreid.modeling.meta_arch import META_ARCH_REGISTRY
 from fastreid.modeling.meta_arch.baseline import Baseline
 
-from ..structures import CLIPFeatures
+from ..structures import TENSORS, CLIPFeatures
 from . import losses as L
 from .backbones.clip import CLIPBackbone
 from .clip.towers import release_clip_weights
@@ -81,7 +81,7 @@ class SAGABaseline(Baseline):
         cameras = batch.get("cameras")
         cameras = cameras.to(self.device) if cameras is not None else None
         if "images" not in batch:
-            cached = {k: batch[k].to(self.device) for k in ("patches", "cls", "proj", "layer_cls") if k in batch}
+            cached = {k: batch[k].to(self.device) for k in TENSORS if k in batch}
             return self.from_cache(cached, cameras)
         images = self.preprocess_image(batch)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.backbone_frozen):

@@ -16,7 +16,7 @@ from PIL import Image
 
 from .. import compat
 from ..data import occluders
-from ..data.datasets.build import build_dataset, load_test_data
+from ..data.datasets.build import DataSets, build_dataset
 from ..data.images import read_image
 from ..data.loaders import ReIDDataset
 
@@ -50,7 +50,7 @@ class ImageSet:
         Raises:
             ValueError: one of its splits is empty.
         """
-        data = load_test_data(cfg, name)
+        data = DataSets().test(cfg, name)
         data.show_test()
         root = os.path.abspath(compat.dataset_root())
         stem = getattr(data, "dataset_name", name)

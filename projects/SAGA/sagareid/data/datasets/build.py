@@ -16,7 +16,7 @@ from . import builtin
 from .layout import refuse_training
 
 
-__all__ = ["build_dataset", "load_test_data", "load_training_data", "queries_without_match"]
+__all__ = ["DataSets", "build_dataset", "queries_without_match"]
 
 
 def build_dataset(cfg, name: str, **options) -> ImageDataset:
@@ -52,42 +52,60 @@ def queries_without_match(query: Sequence[tuple], gallery: Sequence[tuple]) -> l
     return [item for item in query if not cameras[item[1]] - {item[2]}]
 
 
-def load_training_data(cfg, name: str) -> ImageDataset:
-    """A data set of DATASETS.NAMES, with training images.
+class DataSets:
+    """The data sets of a run, each read once: its folders are listed, or its table parsed, at the first use.
 
-    Raises:
-        RuntimeError: it has none.
-        UnreadableImage: images of a mode that has no RGB.
-        ValueError: the model embeds cameras, and they are not known. Others as `build_dataset`.
+    Another process that gets the object reads for itself.
     """
-    data = build_dataset(cfg, name, combineall=cfg.DATASETS.COMBINEALL)
-    if not data.train:
-        refuse_training(name)
-    check_modes(name, (item[0] for item in data.train))
-    if reads_cameras(cfg) and not getattr(data, "cameras_known", True):
-        raise ValueError(
-            f"{name}: the model embeds cameras, and no cameras are known here. Name them in the data set, or set "
-            "MODEL.CLIP.SIE_CAMERA False and MODEL.SAGA.DOMAIN_ANCHORS content"
-        )
-    return data
 
+    def __init__(self):
+        self._read: dict[tuple, ImageDataset] = {}
 
-def load_test_data(cfg, name: str) -> ImageDataset:
-    """A data set of DATASETS.TESTS or VALIDATION that can be evaluated.
+    def __reduce__(self):
+        return DataSets, ()
 
-    Raises:
-        ValueError: no query, no gallery, or no query with a match in another camera.
-        UnreadableImage: images of a mode that has no RGB. Others as `build_dataset`.
-    """
-    # FastReID reads the split of its mode at once, and the others when they are asked for
-    data = build_dataset(cfg, name, mode="query")
-    for split in ("query", "gallery"):
-        if not getattr(data, split):
-            raise ValueError(f"{name}: its {split} split is empty, so there is nothing to evaluate")
-    if len(queries_without_match(data.query, data.gallery)) == len(data.query):
-        raise ValueError(
-            f"{name}: no query has an image of the same person in another camera of the gallery, so there is nothing to "
-            "evaluate. With one camera only, leave the cameras out of a CSVDataset or FolderDataset"
-        )
-    check_modes(name, (item[0] for item in data.query + data.gallery))
-    return data
+    def training(self, cfg, name: str) -> ImageDataset:
+        """A data set of DATASETS.NAMES, with training images.
+
+        Raises:
+            RuntimeError: it has none.
+            UnreadableImage: images of a mode that has no RGB.
+            ValueError: the model embeds cameras, and they are not known. Others as `build_dataset`.
+        """
+        data = self._once(cfg, name, ("train",), combineall=cfg.DATASETS.COMBINEALL)
+        if not data.train:
+            refuse_training(name)
+        if reads_cameras(cfg) and not getattr(data, "cameras_known", True):
+            raise ValueError(
+                f"{name}: the model embeds cameras, and no cameras are known here. Name them in the data set, or set "
+                "MODEL.CLIP.SIE_CAMERA False and MODEL.SAGA.DOMAIN_ANCHORS content"
+            )
+        return data
+
+    def test(self, cfg, name: str) -> ImageDataset:
+        """A data set of DATASETS.TESTS or VALIDATION that can be evaluated.
+
+        Raises:
+            ValueError: no query, no gallery, or no query with a match in another camera.
+            UnreadableImage: images of a mode that has no RGB. Others as `build_dataset`.
+        """
+        # FastReID reads the split of its mode at once, and the others when they are asked for
+        data = self._once(cfg, name, ("query", "gallery"), mode="query")
+        for split in ("query", "gallery"):
+            if not getattr(data, split):
+                raise ValueError(f"{name}: its {split} split is empty, so there is nothing to evaluate")
+        if len(queries_without_match(data.query, data.gallery)) == len(data.query):
+            raise ValueError(
+                f"{name}: no query has an image of the same person in another camera of the gallery, so there is "
+                "nothing to evaluate. With one camera only, leave the cameras out of a CSVDataset or FolderDataset"
+            )
+        return data
+
+    def _once(self, cfg, name: str, splits: Sequence[str], **options) -> ImageDataset:
+        """The data set, the images of whose `splits` can be read."""
+        key = (name, repr(cfg.DATASETS.CUSTOM), compat.dataset_root(), *options.items())
+        if key not in self._read:
+            data = build_dataset(cfg, name, **options)
+            check_modes(name, (item[0] for split in splits for item in getattr(data, split)))
+            self._read[key] = data
+        return self._read[key]
