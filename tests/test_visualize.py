@@ -10,8 +10,9 @@ from PIL import Image
 from sagareid.config import get_cfg
 from sagareid.engine.trainer import SAGATrainer
 from sagareid.modeling.clip.towers import anchor_phrases
-from sagareid.reports import visualize
-from sagareid.reports.visualize import Ranked
+from sagareid.reports import rankings, visualize
+from sagareid.reports.attention import Attention, attention_of, choose_anchors, without_maps
+from sagareid.reports.rankings import Ranked
 from sagareid.structures import as_features
 from sagareid.studies.occlusion import ImageSet
 from sagareid.studies.occlusion_study import Model
@@ -27,26 +28,26 @@ def ranked(ap, nearest=((0,),), pids=(1,)) -> Ranked:
 def test_half_of_the_shown_queries_are_right_ones():
     r = ranked([1, 0.3, 1, 0.2], nearest=[[0], [2], [2], [0]], pids=[1, 2, 3, 3])
     assert r.first_is_right().tolist() == [True, False, True, False]
-    assert visualize.right_and_wrong(r, 2) == [0, 1]
-    assert sorted(visualize.right_and_wrong(r, 9)) == [0, 1, 2, 3]
+    assert rankings.right_and_wrong(r, 2) == [0, 1]
+    assert sorted(rankings.right_and_wrong(r, 9)) == [0, 1, 2, 3]
 
 
 def test_side_by_side_shows_what_the_last_model_gains_and_what_it_loses():
     first, last = ranked([0.5, 0.9, 0.2, 0.5]), ranked([0.5, 0.1, 0.9, 0.6])
-    assert visualize.contrasting([first, last], 2) == [2, 1]
-    assert visualize.contrasting([first, last], 8) == [2, 3, 1]  # equal queries say nothing
-    assert visualize.contrasting([first, first], 8) == []
+    assert rankings.contrasting([first, last], 2) == [2, 1]
+    assert rankings.contrasting([first, last], 8) == [2, 3, 1]  # equal queries say nothing
+    assert rankings.contrasting([first, first], 8) == []
 
 
 @pytest.mark.parametrize("number", [1, 3])
 def test_best_median_and_worst_are_told_apart(number):
     ap = np.random.default_rng(0).permutation(np.linspace(0, 1, 21))
-    best, median, worst = visualize.best_median_worst(ranked(ap), number).values()
+    best, median, worst = rankings.best_median_worst(ranked(ap), number).values()
     assert ap[best].min() > ap[median].max() >= ap[median].min() > ap[worst].max()
     assert abs(np.mean(ap[median]) - 0.5) < 0.1 and ap[worst][0] == 0 and ap[best][0] == 1
-    few = visualize.best_median_worst(ranked([0.5, 0.2]), number).values()
+    few = rankings.best_median_worst(ranked([0.5, 0.2]), number).values()
     assert sorted(v for which in few for v in which) == [0, 1]
-    alike = visualize.best_median_worst(ranked([1.0] * 100), 3)
+    alike = rankings.best_median_worst(ranked([1.0] * 100), 3)
     assert alike["Best queries"] == [0, 49, 99]  # of many without a fault, from all over the set
 
 
@@ -76,7 +77,7 @@ def items(tmp_path):
 
 def test_maps_are_the_heads_own(items):
     model = build()
-    found = visualize.attention(model, items)
+    found = attention_of(model, items)
     with torch.inference_mode():
         pixels = torch.stack([torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1) for path, *_ in items])
         batch = {"images": pixels.float(), "cameras": torch.tensor([-1, -1])}
@@ -93,23 +94,21 @@ def test_maps_are_the_heads_own(items):
 
 def test_two_token_layers_show_each_its_own_pooling_and_anchors(items):
     model = build(MODEL__CLIP__TOKEN_LAYERS=[2, 4])
-    found = visualize.attention(model, items)
+    found = attention_of(model, items)
     assert found.weights.shape[0] == 2 and found.layers == ["block 2", "block 4"] and found.anchors.shape[1] == 6
     titles = [tile.title for tile in visualize.attention_blocks([model], items)[0].rows[0].tiles]
     assert titles[1:3] == ["claimed by the anchors, block 2", "claimed by the anchors, block 4"]
 
 
 def test_free_anchors_go_by_numbers(items):
-    found = visualize.attention(build(MODEL__SAGA__FREE_ANCHORS=True), items)
+    found = attention_of(build(MODEL__SAGA__FREE_ANCHORS=True), items)
     assert found.names == [f"anchor {k}" for k in range(1, 7)]
 
 
 def test_a_model_without_anchors_has_no_maps_and_says_so(items):
     plain, saga = build(MODEL__HEADS__NAME="CLSHead"), build()
-    assert visualize.attention(plain, items) is None
-    assert "CLSHead" in visualize.without_maps([plain, saga]) and "SAGAHead" not in visualize.without_maps(
-        [plain, saga]
-    )
+    assert attention_of(plain, items) is None
+    assert "CLSHead" in without_maps([plain, saga]) and "SAGAHead" not in without_maps([plain, saga])
     assert len(visualize.attention_blocks([plain, saga], items)[0].rows) == 1
     with pytest.raises(ValueError, match="CLSHead.*leave --images out"):
         visualize.attention_blocks([plain], items)
@@ -117,15 +116,13 @@ def test_a_model_without_anchors_has_no_maps_and_says_so(items):
 
 def test_anchors_are_chosen_by_share_by_words_and_by_number():
     names = ["the hair", "a shoe", "two shoes"]
-    found = visualize.Attention(
-        torch.ones(1, 1, 2, 2), [""], torch.ones(1, 3, 2, 2), torch.tensor([[0.2, 0.5, 0.3]]), names
-    )
-    assert visualize.choose_anchors("all", found, 0) == [0, 1, 2]
-    assert visualize.choose_anchors("top:2", found, 0) == [1, 2]
-    assert visualize.choose_anchors("3, Shoe", found, 0) == [2, 1]
+    found = Attention(torch.ones(1, 1, 2, 2), [""], torch.ones(1, 3, 2, 2), torch.tensor([[0.2, 0.5, 0.3]]), names)
+    assert choose_anchors("all", found, 0) == [0, 1, 2]
+    assert choose_anchors("top:2", found, 0) == [1, 2]
+    assert choose_anchors("3, Shoe", found, 0) == [2, 1]
     for wrong, message in (("hat", "hat.*the hair"), ("9", "1 to 3"), ("top:x", "top:N"), ("0", "'0'")):
         with pytest.raises(ValueError, match=message):
-            visualize.choose_anchors(wrong, found, 0)
+            choose_anchors(wrong, found, 0)
 
 
 def test_tool_draws_one_run_two_side_by_side_and_images(run_tool, tiny_run, train_net, tmp_path, repo, tiny_root):

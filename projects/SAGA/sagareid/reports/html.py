@@ -1,4 +1,4 @@
-"""One self-contained web page: no script, no network, light and dark. Text is escaped here; `Html` is what is already."""
+"""One self-contained web page: no script, no network, light and dark. Text is escaped here; `Html` already is."""
 
 from __future__ import annotations
 
@@ -30,18 +30,20 @@ __all__ = [
     "write",
 ]
 
-# Nothing but what is in the page itself: a browser refuses to load anything else.
+# A browser loads nothing that is not in the page itself.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 STYLE = """
-:root { color-scheme: light dark; --page: #ffffff; --text: #1b1e23; --soft: #5b6470; --line: #d5dae1; --box: #f4f6f8; --link: #0b5cad; }
+:root { color-scheme: light dark; --page: #ffffff; --text: #1b1e23; --soft: #5b6470; }
+:root { --line: #d5dae1; --box: #f4f6f8; --link: #0b5cad; }
 @media (prefers-color-scheme: dark) {
   :root { --page: #14171b; --text: #e4e7eb; --soft: #9aa4b0; --line: #363d46; --box: #1d2127; --link: #7db7f0; }
 }
 * { box-sizing: border-box; }
 body { margin: 0 auto; padding: 1.5rem 1.2rem 4rem; max-width: 76rem; background: var(--page); color: var(--text);
   font: 15px/1.5 system-ui, "Segoe UI", Roboto, "Helvetica Neue", "DejaVu Sans", sans-serif; }
-h1 { font-size: 1.6rem; margin: 0 0 .3rem; } h2 { font-size: 1.25rem; margin: 2.4rem 0 .6rem; padding-top: .6rem; border-top: 1px solid var(--line); }
+h1 { font-size: 1.6rem; margin: 0 0 .3rem; }
+h2 { font-size: 1.25rem; margin: 2.4rem 0 .6rem; padding-top: .6rem; border-top: 1px solid var(--line); }
 h3 { font-size: 1.02rem; margin: 1.5rem 0 .4rem; } h4 { font-size: .9rem; margin: 1rem 0 .2rem; }
 p { margin: .4rem 0; max-width: 60rem; } a { color: var(--link); } code { font-size: .88em; overflow-wrap: anywhere; }
 .soft, figcaption, caption { color: var(--soft); }
@@ -49,7 +51,8 @@ p { margin: .4rem 0; max-width: 60rem; } a { color: var(--link); } code { font-s
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; margin: .5rem 0; font-size: .9rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .7rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
-th { font-weight: 600; white-space: nowrap; } tr.marked { background: var(--box); } td.number, th.number { text-align: right; } caption { text-align: left; font-size: .85rem; }
+th { font-weight: 600; white-space: nowrap; } tr.marked { background: var(--box); }
+td.number, th.number { text-align: right; } caption { text-align: left; font-size: .85rem; }
 details { margin: .6rem 0; } summary { cursor: pointer; font-weight: 600; }
 svg { display: block; }
 .row { display: flex; align-items: flex-end; margin: .3rem 0; gap: .5rem; }
@@ -75,7 +78,7 @@ def join(parts: Iterable[Html]) -> Html:
 
 
 def heading(level: int, text: str, name: str = "") -> Html:
-    """name: for links to it."""
+    """A heading; `name` is the target of links to it."""
     anchor = f' id="{escape(name)}"' if name else ""
     return Html(f"<h{level}{anchor}>{_escaped(text)}</h{level}>")
 
@@ -85,27 +88,27 @@ def paragraph(text: str, soft: bool = False) -> Html:
 
 
 def note(text: str) -> Html:
-    """What the reader must know, such as what is left out and why."""
+    """A remark that stands out, such as what is left out and why."""
     return Html(f'<p class="note">{_escaped(text)}</p>')
 
 
 def link(text: str, name: str) -> Html:
-    """To a `heading` of that name."""
+    """A link to the `heading` of that name."""
     return Html(f'<a href="#{escape(name)}">{_escaped(text)}</a>')
 
 
 def details(summary: str, body: Html, opened: bool = False) -> Html:
-    """A part that folds."""
+    """A part of the page that folds."""
     return Html(f"<details{' open' if opened else ''}><summary>{_escaped(summary)}</summary>\n{body}\n</details>")
 
 
 def table(
     headers: Sequence[str], rows: Sequence[Sequence[object]], caption: str = "", marked: Collection[int] = ()
 ) -> Html:
-    """Numbers stand right, floats with one decimal; None is empty.
+    """A table; numbers are aligned right, floats have one decimal, None is empty.
 
     Args:
-        marked: rows that stand out.
+        marked: numbers of the rows that stand out.
     """
 
     def cell(value: object, number: bool) -> str:
@@ -128,7 +131,7 @@ def table(
 
 
 def svg(figure: Figure, alt: str) -> Html:
-    """A figure inside the page; what is drawn in INK takes the colour of the text, in light and dark."""
+    """A figure inside the page; what is drawn in INK takes the colour of the text, light or dark."""
     buffer = io.StringIO()
     nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": alt}):
@@ -162,7 +165,7 @@ def _tile(tile: Tile | None) -> str:
 
 
 def blocks(parts: Sequence[Block]) -> Html:
-    """Tiles of each block, row by row; rows wrap where the window is narrow."""
+    """The tiles of each block, row by row; rows wrap where the window is narrow."""
     out = []
     for block in parts:
         out.append(heading(4, block.title) if block.title else "")
@@ -175,7 +178,7 @@ def blocks(parts: Sequence[Block]) -> Html:
 
 
 def legend() -> Html:
-    """What the frames mean."""
+    """The meaning of the frames."""
     parts = [
         f'<span style="border: 2px {m.line} {m.colour}; padding: 0 .3rem">{m.symbol or "?"}</span> {escape(m.meaning)}'
         for m in MARKS.values()
@@ -184,7 +187,7 @@ def legend() -> Html:
 
 
 def page(title: str, body: Html, style: str = "") -> str:
-    """The whole document. style: CSS beside the common one."""
+    """The whole document; `style` is CSS beside the common one."""
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
@@ -195,5 +198,5 @@ def page(title: str, body: Html, style: str = "") -> str:
 
 
 def write(path: str | Path, title: str, body: Html, style: str = "") -> None:
-    """The page as a file, whole or not at all."""
+    """Write the page, whole or not at all."""
     write_text(path, page(title, body, style))

@@ -28,7 +28,7 @@ LARGEST = 256  # pixels, of the longer side of a tile
 
 
 class Mark(NamedTuple):
-    """How a tile is marked: never by colour alone. The colours are Okabe and Ito's (2008), safe for the colour-blind."""
+    """How a tile is marked, never by colour alone. Okabe and Ito's (2008) colours are safe for the colour-blind."""
 
     symbol: str
     colour: str
@@ -133,10 +133,10 @@ def draw(blocks: Sequence[Block], path: str | Path, *, title: str = "", columns:
     figure = Figure(figsize=(width, height), dpi=110)
     figure.suptitle(title, fontsize=9, y=1 - 0.1 / height, va="top")
     bottom = height - above
-    for (heading, row), its_height in zip(lines, heights):
+    for (heading, row), line_height in zip(lines, heights):
         if heading:
             figure.text(0.08 / width, (bottom - 0.09) / height, heading, fontsize=8.5, weight="bold", va="top")
-        bottom -= its_height
+        bottom -= line_height
         if row.label:
             middle = (bottom + 0.475 * shape) / height
             figure.text(0.08 / width, middle, _wrap(row.label, 16), fontsize=8, va="center")
@@ -145,7 +145,9 @@ def draw(blocks: Sequence[Block], path: str | Path, *, title: str = "", columns:
                 continue
             box = ((1.05 * (place + labels) + 0.1) / width, bottom / height, 0.95 / width, 0.95 * shape / height)
             axis = figure.add_axes(box, anchor="S")
-            axis.imshow(tile.picture), axis.set_xticks([]), axis.set_yticks([])
+            axis.imshow(tile.picture)
+            axis.set_xticks([])
+            axis.set_yticks([])
             axis.set_title(_wrap(tile.caption), fontsize=7, pad=3)
             for spine in axis.spines.values():
                 spine.set_visible(bool(tile.mark))

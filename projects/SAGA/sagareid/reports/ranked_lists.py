@@ -16,10 +16,11 @@ UNREADABLE = (209, 64, 63)  # a red tile in the place of an image that cannot be
 
 
 def draw(matches: Sequence[Sequence[Match]], path: str | Path, *, folder: str = "", query_folder: str = "") -> None:
-    """Ranked lists as a picture: one row a query, its matches with file name and similarity.
+    """Draw ranked lists: a line for each query, its matches with file name and similarity.
 
     Args:
-        path: .png, .svg or .pdf. folder, query_folder: what relative paths of gallery and queries are relative to.
+        path: .png, .svg or .pdf.
+        folder, query_folder: the folders that relative paths of gallery and queries start from.
     """
     blocks = []
     for one in matches:

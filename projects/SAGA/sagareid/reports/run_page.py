@@ -1,4 +1,4 @@
-"""A run as one web page: its results, curves, config, ranked lists good and bad, attention. See `runs` for what is read."""
+"""A training run as one web page: results, curves, config, ranked lists and attention. `runs` says what is read."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typing import Any
 from ..config import flatten, get_cfg
 from ..files import check_output
 from ..studies.occlusion_study import load_models
-from . import html, pictures, study_page, visualize
+from . import html, pictures, rankings, study_page, visualize
+from .attention import without_maps
 from .html import Html
 from .runs import Curve, Stage, flat_metrics, is_metric, read_run
 
@@ -23,7 +24,7 @@ REPORT = "report.html"
 LISTS = ("last", "all", "none")
 HEADLINE = ("Rank-1", "Rank-5", "Rank-10", "mAP", "mINP")
 TIMING = ("time", "data_time", "eta_seconds")
-# What is asked of a data set and a checkpoint of any origin; it must not cost the reader the rest of the page.
+# A data set or a checkpoint of any origin may fail in these ways, which must not cost the reader the rest of the page.
 FAILURES = (OSError, ValueError, RuntimeError, KeyError, TypeError)
 
 
@@ -40,16 +41,16 @@ def report(
     """Write the page of a run, or of one stage, finished or not.
 
     Args:
-        output: default: report.html in the folder.
+        output: None takes report.html in the folder.
         lists: ranked lists and attention of the "last" stage that has a checkpoint, of "all" stages, or of "none". They
             need the test set; without it the page says so.
-        dataset: test set of the lists; default: the first of the stage's.
+        dataset: test set of the lists; empty takes the first of the stage's.
         queries: how many of the best, of those around the median and of the worst.
-        device: of the model; default: the run's.
+        device: of the model; None takes the run's.
         studies: folders of occlusion studies whose curves are shown, beside those found in the run's.
 
     Returns:
-        Where the page is.
+        The path of the page.
 
     Raises:
         FileNotFoundError: no run there, or no study in a folder that is named.
@@ -80,7 +81,7 @@ def _title(stage: Stage) -> str:
     return stage.name or stage.folder.resolve().name
 
 
-# ---- results ----------------------------------------------------------------------------------------------------------
+# ---- results ---------------------------------------------------------------------------------------------------------
 
 
 def _rows(metrics: Mapping[str, float]) -> dict[str, dict[str, float]]:
@@ -111,18 +112,18 @@ def _overview(stages: Sequence[Stage]) -> Html:
         sets = stage.config.get("DATASETS.TESTS") or [""]
         results = _rows(stage.metrics)
         for name in sets if len(sets) > 1 else [""]:
-            figures = results.get(name, {})
+            metrics = results.get(name, {})
             minutes = stage.seconds / 60 if stage.seconds is not None else None
             link = html.link(_title(stage), _title(stage))
             rows.append(
-                [link, name or sets[0], *(figures.get(m) for m in ("Rank-1", "mAP", "mINP")), minutes, _state(stage)]
+                [link, name or sets[0], *(metrics.get(m) for m in ("Rank-1", "mAP", "mINP")), minutes, _state(stage)]
             )
     headers = ["stage", "test set", "Rank-1", "mAP", "mINP", "minutes", "state"]
     return html.table(headers, rows, "Results in percent, at the last evaluation of each stage")
 
 
 def _evaluations(stages: Sequence[Stage]) -> list[Html]:
-    """What --eval-only left behind."""
+    """The results that --eval-only added later."""
     found = [e for stage in stages for e in stage.evaluation]
     if not found:
         return []
@@ -132,7 +133,7 @@ def _evaluations(stages: Sequence[Stage]) -> list[Html]:
     return parts
 
 
-# ---- one stage --------------------------------------------------------------------------------------------------------
+# ---- one stage -------------------------------------------------------------------------------------------------------
 
 
 def _stage(stage: Stage) -> list[Html]:
@@ -147,7 +148,10 @@ def _stage(stage: Stage) -> list[Html]:
         parts.append(_metrics_table(stage.metrics, when))
     chosen = (stage.result or {}).get("validation")
     if chosen:
-        text = f"The state after epoch {chosen['epoch']} was chosen on validation ((Rank-1 + mAP) / 2 = {chosen['metric']:.1f})."
+        text = (
+            f"The state after epoch {chosen['epoch']} was chosen on validation "
+            f"((Rank-1 + mAP) / 2 = {chosen['metric']:.1f})."
+        )
         parts += [html.paragraph(text), _metrics_table(flat_metrics(chosen["metrics"]), "On validation, in percent")]
     parts += _curves(stage)
     parts.append(_config(stage.config))
@@ -198,7 +202,7 @@ def _curves(stage: Stage) -> list[Html]:
 
 
 def _place(metric: str) -> tuple[int, str]:
-    """Of a metric among the others."""
+    """The order of metrics: the headline ones first."""
     return (HEADLINE.index(metric) if metric in HEADLINE else len(HEADLINE), metric)
 
 
@@ -236,7 +240,7 @@ def _code(value: Any) -> Html:
     return Html(f"<code>{html.escape(str(value))}</code>")
 
 
-# ---- pictures ---------------------------------------------------------------------------------------------------------
+# ---- pictures --------------------------------------------------------------------------------------------------------
 
 
 def _lists(stage: Stage, dataset: str, number: int, device: str | None) -> list[Html]:
@@ -244,20 +248,21 @@ def _lists(stage: Stage, dataset: str, number: int, device: str | None) -> list[
     parts = [html.heading(3, "Ranked lists")]
     try:
         [model] = load_models([f"{_title(stage)}={stage.checkpoint}"], device=device)
-        [ranked] = visualize.rank_test_set([model], dataset)
-        chosen = visualize.best_median_worst(ranked, number)
+        [ranked] = rankings.rank_test_set([model], dataset)
+        chosen = rankings.best_median_worst(ranked, number)
         of_queries = {name: visualize.ranked_blocks([ranked], which) for name, which in chosen.items() if which}
     except FAILURES as error:
         logger.debug("ranked lists", exc_info=True)
         return [*parts, html.note(f"Left out: {type(error).__name__}: {error}")]
+    gallery = len(ranked.images.items) - ranked.images.num_query
     parts.append(
         html.paragraph(
-            f"{ranked.images.name}: {len(ranked.queries)} queries, {len(ranked.images.items) - ranked.images.num_query} "
-            f"gallery images, mAP {100 * ranked.ap.mean():.1f} with {stage.checkpoint.name}. AP is a query's average precision, in percent."
+            f"{ranked.images.name}: {len(ranked.queries)} queries, {gallery} gallery images, mAP "
+            f"{100 * ranked.ap.mean():.1f} with {stage.checkpoint.name}. AP is a query's average precision, in percent."
         )
     )
     parts.append(html.legend())
-    remark = visualize.without_maps([model])
+    remark = without_maps([model])
     parts.append(
         html.note(remark)
         if remark
@@ -273,7 +278,7 @@ def _lists(stage: Stage, dataset: str, number: int, device: str | None) -> list[
     return parts
 
 
-# ---- occlusion --------------------------------------------------------------------------------------------------------
+# ---- occlusion -------------------------------------------------------------------------------------------------------
 
 
 def _studies(folder: Path, named: Sequence[str | Path]) -> list[Html]:

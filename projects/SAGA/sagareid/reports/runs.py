@@ -1,4 +1,4 @@
-"""What the folder of a run holds, finished or not: config, scalars, result, checkpoint. Nothing is trained or loaded."""
+"""Reads the folder of a training run, finished or not: config, scalars, result, checkpoint. Loads no model."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ class Stage:
     Attributes:
         name: empty for a run without stages.
         config: every key by its whole name, as `flatten`; empty where there is no config.yaml.
-        curves: by scalar.
+        curves: one for each scalar, by its name.
         damaged: lines of metrics.json that cannot be read, such as the last one of a run that was cut off.
-        result: what the stage ended with; None before its end.
+        result: the content of its result file; None before its end.
         checkpoint: the final one, else the last; None before the first.
     """
 
@@ -58,12 +58,15 @@ class Stage:
 
     @property
     def iterations(self) -> int:
-        """Of training so far, by its scalars."""
+        """Iterations of training so far, by its scalars."""
         return max((curve.iterations[-1] for curve in self.curves.values()), default=0)
 
     @property
     def metrics(self) -> dict[str, float]:
-        """The last evaluation, in percent, by "<data set>/<row>/<metric>" as far as it has several; {} before the first."""
+        """The last evaluation in percent by "<data set>/<feature>/<metric>"; {} before the first.
+
+        A part of the name is left out where there is one data set, or for the feature of the result.
+        """
         if self.result:
             return flat_metrics(self.result.get("metrics") or {})
         return {
@@ -104,8 +107,10 @@ def read_scalars(lines: Iterable[str]) -> tuple[dict[str, Curve], int]:
         for name, value in scalars.items():
             at, values = curves.setdefault(name, Curve([], []))
             while at and at[-1] >= iteration:
-                at.pop(), values.pop()
-            at.append(iteration), values.append(float(value))
+                at.pop()
+                values.pop()
+            at.append(iteration)
+            values.append(float(value))
     return curves, damaged
 
 

@@ -1,0 +1,123 @@
+"""Rankings of a test set by one model or several, and which of its queries to show.
+
+V queries with a match.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..data.loaders import make_test_loader
+from ..data.transforms import build_transforms
+from ..engine.features import extract
+from ..evaluation.evaluator import SAGAEvaluator, rank_in_blocks, result_row
+from ..modeling.build import model_layout
+from ..studies.occlusion import ImageSet, OccludedSet, View
+from ..studies.occlusion_study import Model
+
+__all__ = ["Ranked", "best_median_worst", "contrasting", "rank_test_set", "right_and_wrong", "view_of"]
+
+
+@dataclass
+class Ranked:
+    """One model's ranking of a test set by the evaluator's distances (TEST.FEATURE, METRIC, RERANK ...).
+
+    Attributes:
+        queries: (V,) which of the test set's queries have a match.
+        ap: (V,) average precision, 0..1.
+        nearest: (V, 10 or fewer) gallery images by rank, as indices into the gallery, without images of the query's
+            person by the query's camera.
+    """
+
+    model: Model
+    images: ImageSet
+    queries: np.ndarray
+    ap: np.ndarray
+    nearest: np.ndarray
+
+    def person(self, query: int) -> int:
+        """The pid of a query, 0..V-1."""
+        return self.images.items[self.queries[query]][1]
+
+    def gallery(self, index: int) -> tuple[str, int, int]:
+        """(path, pid, camid) of a gallery image."""
+        return self.images.items[self.images.num_query + index]
+
+    def first_is_right(self) -> np.ndarray:
+        """(V,) bool."""
+        return np.array([self.gallery(g)[1] == self.person(v) for v, g in enumerate(self.nearest[:, 0])])
+
+
+def rank_test_set(models: Sequence[Model], dataset: str = "") -> list[Ranked]:
+    """Rankings of a test set by each model; each image is read once, and models with equal towers share their pass.
+
+    Args:
+        dataset: empty takes the first of the first model's DATASETS.TESTS.
+
+    Raises:
+        OSError, RuntimeError, ValueError: the data set is not there or has nothing to rank.
+    """
+    cfg = models[0].cfg
+    images = ImageSet.read(cfg, dataset or cfg.DATASETS.TESTS[0])
+    views = [view_of(m) for m in models]
+    distinct = {repr(view): view for view in views}
+    loader = make_test_loader(cfg, OccludedSet(images.items, list(distinct.values()), None, images.stem))
+    pairs = [(m.cfg, m.model) for m in models]
+    extractions, labels = extract(pairs, loader, views=[list(distinct).index(repr(view)) for view in views])
+    q = images.num_query
+    ranked = []
+    for m, features in zip(models, (e.features for e in extractions)):
+        layout = model_layout(m.model, features.shape[1])
+        distances = SAGAEvaluator(m.cfg, q, layout=layout).distances(result_row(m.cfg, layout), features, layout)
+        ids = (labels.pids[:q], labels.pids[q:], labels.camids[:q], labels.camids[q:])
+        ranking = rank_in_blocks(distances, *ids, description=m.name)
+        ranked.append(Ranked(m, images, ranking.queries, ranking.ap, ranking.nearest))
+    return ranked
+
+
+def view_of(model: Model) -> View:
+    """The test transform of a model and the cameras that it knows."""
+    return View(build_transforms(model.cfg, is_train=False), tuple(model.cfg.MODEL.CLIP.CAMERAS) or ("none",))
+
+
+def evenly_spaced(values: Sequence[int], count: int) -> list[int]:
+    """At most `count` of the values, evenly spaced."""
+    count = min(count, len(values))
+    return [int(values[i]) for i in np.linspace(0, len(values) - 1, count).astype(int)] if count else []
+
+
+def right_and_wrong(ranked: Ranked, number: int) -> list[int]:
+    """Queries (0..V-1) spread over the set: half of them with a right first match, half without."""
+    first = ranked.first_is_right()
+    right, wrong = np.flatnonzero(first), np.flatnonzero(~first)
+    chosen = evenly_spaced(right, number - min(len(wrong), number // 2))
+    return chosen + evenly_spaced(wrong, number - len(chosen))
+
+
+def best_median_worst(ranked: Ranked, number: int) -> dict[str, list[int]]:
+    """`number` queries (0..V-1) each with the highest, middle and lowest average precision; none twice.
+
+    Where many queries share the highest average precision, the best are evenly spaced among them.
+    """
+    order = np.argsort(-ranked.ap, kind="stable")
+    best = evenly_spaced(order[: max(number, int((ranked.ap == ranked.ap.max()).sum()))], number)
+    rest = [int(v) for v in order if v not in best]
+    worst = rest[::-1][:number]
+    rest = rest[: len(rest) - len(worst)]
+    start = min(max(0, len(ranked.ap) // 2 - len(best) - number // 2), max(0, len(rest) - number))
+    return {"Best queries": best, "Queries around the median": rest[start : start + number], "Worst queries": worst}
+
+
+def contrasting(ranked: Sequence[Ranked], number: int) -> list[int]:
+    """Queries (0..V-1) on which the last model's average precision differs most from the first model's.
+
+    Half of them are queries on which it is higher, the largest difference first; then come those on which it is lower.
+    """
+    gain = ranked[-1].ap - ranked[0].ap
+    order = np.argsort(-gain, kind="stable").tolist()
+    better, worse = [v for v in order if gain[v] > 0], [v for v in reversed(order) if gain[v] < 0]
+    count = max(number - len(worse), min(len(better), number - number // 2))
+    return better[:count] + worse[: number - min(count, len(better))]
