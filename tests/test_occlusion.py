@@ -26,6 +26,7 @@ from sagareid.evaluation.evaluator import rank_in_blocks
 from sagareid.reports import study_page
 from sagareid.studies import occlusion
 from sagareid.studies import occlusion_study as S
+from sagareid.studies.models import load_models
 from sagareid.studies.statistics import Bootstrap
 
 LEVELS = (0.1, 0.3, 0.5, 0.6)
@@ -273,9 +274,9 @@ def test_attention_pooling_says_what_it_attends_to():
 
 def test_seeds_of_a_config_come_together(tmp_path, repo):
     paths = [checkpoint(tmp_path / "saga" / f"seed_{n}", repo, n) for n in (0, 1)]
-    assert [m.name for m in S.load_models(paths)] == ["saga", "saga"]
+    assert [m.name for m in load_models(paths)] == ["saga", "saga"]
     with pytest.raises(ValueError, match="given twice"):
-        S.load_models([paths[0], f"other={paths[0]}/model_final.pth"])
+        load_models([paths[0], f"other={paths[0]}/model_final.pth"])
 
 
 def test_options_name_what_is_wrong():

@@ -15,7 +15,7 @@ from sagareid.reports.attention import Attention, attention_of, choose_anchors, 
 from sagareid.reports.rankings import Ranked
 from sagareid.structures import as_features
 from sagareid.studies.occlusion import ImageSet
-from sagareid.studies.occlusion_study import Model
+from sagareid.studies.models import Model
 
 
 def ranked(ap, nearest=((0,),), pids=(1,)) -> Ranked:

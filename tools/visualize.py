@@ -15,7 +15,7 @@ import sagareid  # noqa: F401  (registers, and lets the host import)
 from sagareid.cli import add_import_argument, errors_in_one_line, import_modules, tool_parser
 from sagareid.files import check_output
 from sagareid.reports import visualize
-from sagareid.studies.occlusion_study import load_models
+from sagareid.studies.models import load_models
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ from ..data.loaders import ReIDDataset
 from ..engine.features import tower_output
 from ..modeling.saga_head import SAGAHead
 from ..structures import as_features
-from ..studies.occlusion_study import Model
+from ..studies.models import Model
 from . import pictures
 from .pictures import Tile
 from .rankings import view_of

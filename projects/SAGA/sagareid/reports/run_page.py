@@ -10,7 +10,7 @@ from typing import Any
 
 from ..config import flatten, get_cfg
 from ..files import check_output
-from ..studies.occlusion_study import load_models
+from ..studies.models import load_models
 from . import html, pictures, rankings, study_page, visualize
 from .attention import without_maps
 from .html import Html

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..studies.occlusion_study import Model
+from ..studies.models import Model
 from . import html, pictures
 from .attention import (
     ALL,

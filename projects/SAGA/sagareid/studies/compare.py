@@ -1,7 +1,7 @@
-"""Several configs, several seeds each, one table: every run is what tools/train_net.py makes of its config.
+"""Several configs with several seeds each in one table; tools/train_net.py trains every run.
 
-A run's folder is OUTPUT/<config>/seed_<n>. What is finished there is not run again, what is not goes on where it stopped, and
-a run that fails does not stop the others.
+The folder of a run is OUTPUT/<config>/seed_<n>. A finished run is not trained again, an unfinished one goes on where it
+stopped, and one that fails does not stop the others.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ class Trial:
     """One config with one seed.
 
     Attributes:
-        name: of the config, unique among those compared.
-        result: of its last stage, with "seconds" and "steps" of all stages; None for a run that failed.
+        name: the config's, unique among those compared.
+        result: the result of its last stage, with "seconds" and "steps" of all stages; None for a run that failed.
         cost: `Complexity` of its model, by field.
-        error: why it failed.
+        error: why it failed; None for a run that did not.
     """
 
     name: str
@@ -53,10 +53,10 @@ class Trial:
 def split_words(words: Sequence[str], seeds: Sequence[str]) -> tuple[list[str], list[int], list[str]]:
     """Configs, seeds and KEY VALUE pairs of a command line on which pairs may come after either list.
 
-    Base-*.yml, on which others stand, are left out, so that a folder's *.yml may be named.
+    Base-*.yml, which other configs extend, are left out, so that a folder's *.yml may be named.
 
     Raises:
-        ValueError: no config, or a pair that is none.
+        ValueError: no config, no seed, or words that are not pairs.
     """
     count = next((i for i, s in enumerate(seeds) if not s.isdigit()), len(seeds))
     files = [w for w in words if w.endswith((".yml", ".yaml"))]
@@ -75,7 +75,7 @@ def split_words(words: Sequence[str], seeds: Sequence[str]) -> tuple[list[str], 
 
 
 def names_of(configs: Sequence[str]) -> list[str]:
-    """As much of the end of each path as tells the configs apart: occ_duke, or SAGA-occ_duke and CLIPReID-occ_duke.
+    """The shortest ends of the paths that tell the configs apart: occ_duke, or SAGA-occ_duke and CLIPReID-occ_duke.
 
     Raises:
         ValueError: a config that is named twice.
@@ -101,11 +101,11 @@ def compare(
 
     Args:
         opts: KEY VALUE pairs for all runs.
-        arguments: further ones of tools/train_net.py, such as ["--num-gpus", "2"].
-        rows: rows of the evaluation that the table shows beside the result's, where a model gives them.
+        arguments: further arguments of tools/train_net.py, such as ["--num-gpus", "2"].
+        rows: features that the table shows beside the result's, where a model gives them.
 
     Raises:
-        ValueError, FileNotFoundError: a config that cannot be planned; nothing has been run then.
+        ValueError, FileNotFoundError: a config that cannot be planned; nothing is trained then.
     """
     output = Path(output)
     trials = [
@@ -118,20 +118,20 @@ def compare(
     with tqdm(trials, desc="comparing", unit="run", disable=None) as bar:
         for trial in bar:
             bar.set_postfix_str(f"{trial.name}, seed {trial.seed}")
-            _run(trial, opts, arguments)
+            _train(trial, opts, arguments)
             done = [t for t in trials if t.result or t.error]
             _write(output, done, summarise(done, rows))
     return trials
 
 
-def _run(trial: Trial, opts: Sequence[str], arguments: Sequence[str]) -> None:
-    own = [*opts, "SEED", str(trial.seed), "OUTPUT_DIR", trial.folder]
-    args = argument_parser().parse_args(["--config-file", trial.config, "--resume", *arguments, *own])
+def _train(trial: Trial, opts: Sequence[str], arguments: Sequence[str]) -> None:
+    own_opts = [*opts, "SEED", str(trial.seed), "OUTPUT_DIR", trial.folder]
+    args = argument_parser().parse_args(["--config-file", trial.config, "--resume", *arguments, *own_opts])
     try:
-        results = _finished(trial, own)
+        results = _finished(trial, own_opts)
         if results is None:
             launch_runs(args)
-            results = _finished(trial, own)
+            results = _finished(trial, own_opts)
         cfg, model = load_model(results[-1]["checkpoint"], device="cpu")
         trial.cost = asdict(complexity(cfg, model))
         trial.result = results[-1] | {key: sum(r[key] for r in results) for key in ("seconds", "steps")}
@@ -141,14 +141,14 @@ def _run(trial: Trial, opts: Sequence[str], arguments: Sequence[str]) -> None:
 
 
 def _finished(trial: Trial, opts: Sequence[str]) -> list[dict] | None:
-    """Results of all stages where all are finished and of this very configuration."""
+    """The results of all stages, where all are finished with this very configuration; None otherwise."""
     runs = stages.plan(trial.config, opts)
     results = [run.result() for run in runs]
     return results if all(results) and not any(stages.differences(run) for run in runs) else None
 
 
 def summarise(trials: Sequence[Trial], rows: Sequence[str] = ("refined",)) -> list[dict]:
-    """Mean and standard deviation over the seeds of each config, test set and row, with what the model costs."""
+    """Mean and standard deviation over the seeds for each config, test set and feature, with the model's cost."""
     out = []
     for name in dict.fromkeys(t.name for t in trials):
         done = [t for t in trials if t.name == name and t.result]
@@ -157,58 +157,60 @@ def summarise(trials: Sequence[Trial], rows: Sequence[str] = ("refined",)) -> li
         results = [t.result for t in done]
         cost = {
             **done[0].cost,
-            "steps": _spread([r["steps"] for r in results]),
-            "minutes": _spread([r["seconds"] / 60 for r in results]),
+            "steps": _mean_and_sd([r["steps"] for r in results]),
+            "minutes": _mean_and_sd([r["seconds"] / 60 for r in results]),
         }
         if all("validation" in r for r in results):
-            cost["validation"] = _spread([r["validation"]["metric"] for r in results])
-            cost["chosen_steps"] = _spread([r["validation"]["steps"] for r in results])
+            cost["validation"] = _mean_and_sd([r["validation"]["metric"] for r in results])
+            cost["chosen_steps"] = _mean_and_sd([r["validation"]["steps"] for r in results])
         sets = [by_set(r["metrics"]) for r in results]
         for dataset in sets[0]:
             for row, prefix in _rows(sets[0][dataset], rows):
-                figures = {m: _spread([s[dataset][prefix + m] for s in sets]) for m in METRICS}
+                metrics = {m: _mean_and_sd([s[dataset][prefix + m] for s in sets]) for m in METRICS}
                 seeds = [t.seed for t in done]
-                out.append({"name": name, "dataset": dataset, "row": row, "seeds": seeds, **figures, **cost})
+                out.append({"name": name, "dataset": dataset, "row": row, "seeds": seeds, **metrics, **cost})
     return out
 
 
 def _rows(metrics: Mapping[str, float], rows: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """The result, and those of `rows` that the metrics have: name and prefix of the metrics' keys."""
     yield "result", ""
     for row in rows:
         if f"{row}/mAP" in metrics:
             yield row, f"{row}/"
 
 
-def _spread(values: Sequence[float]) -> dict[str, float | None]:
+def _mean_and_sd(values: Sequence[float]) -> dict[str, float | None]:
     """Mean, and sample standard deviation of two or more."""
     return {"mean": fmean(values), "sd": stdev(values) if len(values) > 1 else None}
 
 
+def _with_sd(value: Mapping | None, digits: int = 1) -> str:
+    if value is None:
+        return ""
+    sd = "" if value["sd"] is None else f" ± {value['sd']:.{digits}f}"
+    return f"{value['mean']:.{digits}f}{sd}"
+
+
+def _number(value: float | None, scale: float = 1.0) -> str:
+    return "" if value is None else f"{value / scale:.3g}"
+
+
 def table(summary: Sequence[dict], trials: Sequence[Trial] = ()) -> str:
     """The summary as a Markdown table, and a line for each run that failed."""
-
-    def figure(value: Mapping | None, digits: int = 1) -> str:
-        if value is None:
-            return ""
-        spread = "" if value["sd"] is None else f" ± {value['sd']:.{digits}f}"
-        return f"{value['mean']:.{digits}f}{spread}"
-
-    def number(value: float | None, scale: float = 1.0) -> str:
-        return "" if value is None else f"{value / scale:.3g}"
-
     columns = {
         "config": lambda s: s["name"],
         "data set": lambda s: s["dataset"],
         "row": lambda s: s["row"],
         "seeds": lambda s: str(len(s["seeds"])),
-        **{m: lambda s, m=m: figure(s[m]) for m in METRICS},
-        "validation": lambda s: figure(s.get("validation")),
-        "M parameters": lambda s: number(s["parameters"], 1e6),
-        "M trained": lambda s: number(s["trained"], 1e6),
-        "GFLOPs": lambda s: number(s["gflops"]),
-        "head GFLOPs": lambda s: number(s["head_gflops"]),
-        "steps": lambda s: figure(s["steps"], 0),
-        "minutes": lambda s: figure(s["minutes"]),
+        **{m: lambda s, m=m: _with_sd(s[m]) for m in METRICS},
+        "validation": lambda s: _with_sd(s.get("validation")),
+        "M parameters": lambda s: _number(s["parameters"], 1e6),
+        "M trained": lambda s: _number(s["trained"], 1e6),
+        "GFLOPs": lambda s: _number(s["gflops"]),
+        "head GFLOPs": lambda s: _number(s["head_gflops"]),
+        "steps": lambda s: _with_sd(s["steps"], 0),
+        "minutes": lambda s: _with_sd(s["minutes"]),
     }
     cells = {title: [cell(s) for s in summary] for title, cell in columns.items()}
     used = {title: column for title, column in cells.items() if any(column)}

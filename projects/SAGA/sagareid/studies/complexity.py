@@ -1,4 +1,4 @@
-"""How large and how dear a model is."""
+"""The size and the computational cost of a model."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Complexity:
-    """Of a model as it is evaluated (a text tower whose anchors are stored is no part of it).
+    """Size and cost of a model as it is evaluated, without a text tower whose anchors are stored.
 
     Attributes:
-        parameters: all of them. trained: those that training changes.
-        gflops: 1e9 floating-point operations of one image, a multiplication and an addition being two; matrix products,
-            convolutions and attention are counted.
-        head_parameters, head_gflops: of `model.heads`; None for a model without, such as FastReID's MGN.
+        parameters: number of all parameters.
+        trained: number of those that training changes.
+        gflops: 1e9 floating-point operations for one image, two per multiply-add; matrix products, convolutions and
+            attention are counted.
+        head_parameters, head_gflops: those of `model.heads`; None for a model without one, such as FastReID's MGN.
     """
 
     parameters: int
@@ -34,7 +35,7 @@ class Complexity:
 
 
 def complexity(cfg, model: nn.Module) -> Complexity:
-    """Count a model in evaluation mode, as `load_model` gives it, on one image of INPUT.SIZE_TEST."""
+    """Measure a model in evaluation mode, as `load_model` gives it, on one image of INPUT.SIZE_TEST."""
     images = torch.zeros(1, 3, *cfg.INPUT.SIZE_TEST, device=model.pixel_mean.device)
     counter = count_flops(lambda: model({"images": images}))
     heads = getattr(model, "heads", None)

@@ -1,5 +1,6 @@
-"""Test sets under controlled occlusion: FastReID's items through our data set class, each picture occluded before its
-test transforms, and the people who are pasted in front.
+"""Test sets under controlled occlusion: every picture is occluded before its test transforms.
+
+The items are FastReID's. This module also chooses the people who are pasted in front.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from ..data.loaders import ReIDDataset
 
 __all__ = ["DistractorPeople", "ImageSet", "OccludedSet", "Occluder", "Occlusion", "View", "distractor_people"]
 
-# A pasted person must be seen whole, so that the cut-out has a person's outline; best of this many where few are.
+# A pasted person must be seen whole, so that the cut-out has a person's outline; where few are, the best of this many.
 WHOLE, ATTEMPTS = 0.95, 20
 
 
@@ -32,9 +33,10 @@ class ImageSet:
 
     Attributes:
         items: (path, pid, camid), queries first.
-        root: folder of data sets; paths inside it name a picture on every machine.
-        mask_path: picture's path -> label mask's path; None: this data set has no masks, a person is the whole picture.
-        stem: what the data set calls itself in its training names; with a pid it names a person.
+        root: folder of data sets; a path inside it names a picture on every machine.
+        mask_path: picture's path -> label mask's path; None for a data set without masks, where a person is the whole
+            picture.
+        stem: the data set's name in its training names; with a pid it names a person.
     """
 
     name: str
@@ -46,7 +48,8 @@ class ImageSet:
 
     @classmethod
     def read(cls, cfg, name: str) -> ImageSet:
-        """
+        """The test split of a registered data set.
+
         Raises:
             ValueError: one of its splits is empty.
         """
@@ -90,30 +93,30 @@ class DistractorPeople:
 
     def choose(self, rng: np.random.Generator) -> Image.Image:
         """RGBA cut-out of one of them, drawn until one is seen whole."""
-        best, seen = None, -1.0
+        best, most = None, -1.0
         for _ in range(ATTEMPTS):
             path = self.paths[int(rng.random() * len(self.paths))]
             image = read_image(path)
             person = silhouette(path, self.mask_path, image)
             whole = person.visible.sum() / person.whole.sum()
-            if whole > seen:
-                best, seen = occluders.cut_out(image, person), whole
+            if whole > most:
+                best, most = occluders.cut_out(image, person), whole
             if whole >= WHOLE:
                 break
         return best
 
 
 def distractor_people(cfg, test: ImageSet, source: str = "") -> tuple[DistractorPeople, str]:
-    """Who is pasted.
+    """The people who are pasted.
 
     Args:
         cfg: knows the data sets of DATASETS.CUSTOM.
-        source: "train": the data set's own training pictures; the name of a registered data set: its query and gallery.
-            Empty: what the data set's class names as `distractor_source`, or "train".
+        source: "train" takes the data set's own training pictures, the name of a registered data set its query and
+            gallery; empty takes what the data set's class names as `distractor_source`, or "train".
 
     Returns:
-        The people and the source's name. Whoever is in the query or gallery under test is left out, by the data set's own
-        name and the person's number, and so are the numbers 0 and below, which are no particular person.
+        The people and the name of their source. Everyone in the query or gallery under test is left out, by the data
+        set's name and the pid, and so are pids of 0 and below, which are no particular person.
 
     Raises:
         ValueError: nobody is left.
@@ -141,7 +144,8 @@ class Occlusion:
     """What is done to a picture.
 
     Attributes:
-        condition: one of `occluders.CONDITIONS`. level: share of the visible person, 0 to `occluders.MAX_LEVEL`.
+        condition: one of `occluders.CONDITIONS`.
+        level: share of the visible person, 0 to `occluders.MAX_LEVEL`.
         shapes, fill: of the mask, see `occluders.mask_region`.
     """
 
@@ -155,34 +159,35 @@ class Occlusion:
 class Occluder:
     """Occludes a picture of a test set by its path; the same picture and seed give the same bytes anywhere."""
 
-    def __init__(self, what: Occlusion, test: ImageSet, people: DistractorPeople | None = None):
-        """people: for the condition distractor."""
-        self.what, self.people = what, people
+    def __init__(self, occlusion: Occlusion, test: ImageSet, people: DistractorPeople | None = None):
+        """`people` are needed for the condition "distractor"."""
+        self.occlusion, self.people = occlusion, people
         self.root, self.mask_path = test.root, test.mask_path
 
     def __call__(self, image: Image.Image, path: str) -> occluders.Occluded:
-        what, key = self.what, _inside(path, self.root)
-        rng = occluders.generator(what.seed, what.condition, key)
+        chosen, key = self.occlusion, _inside(path, self.root)
+        rng = occluders.generator(chosen.seed, chosen.condition, key)
         person = silhouette(path, self.mask_path, image)
-        if what.condition == "mask":
-            return occluders.mask_region(image, person, what.level, rng, shapes=what.shapes, fill=what.fill)
-        other = self.people.choose(occluders.generator(what.seed, "who is pasted", key))
-        return occluders.paste_person(image, person, what.level, rng, other=other)
+        if chosen.condition == "mask":
+            return occluders.mask_region(image, person, chosen.level, rng, shapes=chosen.shapes, fill=chosen.fill)
+        assert self.people is not None, "the condition distractor needs people to paste"
+        other = self.people.choose(occluders.generator(chosen.seed, "who is pasted", key))
+        return occluders.paste_person(image, person, chosen.level, rng, other=other)
 
 
 class View(NamedTuple):
-    """How a model wants its pictures: test transform, and names of its training cameras (see `ReIDDataset`)."""
+    """The form of a model's input: its test transform and the names of its training cameras (see `ReIDDataset`)."""
 
     transform: Any
     cameras: tuple[str, ...] = ("none",)
 
 
 class OccludedSet(ReIDDataset):
-    """Pictures read and occluded once, and then handed on in every view that some model wants.
+    """Pictures that are read and occluded once and then transformed for every view.
 
     An item holds FastReID's `targets`, `camids`, `img_paths`; for view i `images/i`, `cameras/i`; and with an occluder
-    `share`, of the visible person that is covered, and for view i the (H, W) maps `occluder/i` and, where the data set has
-    masks, `person/i`: how much of each input pixel is the occluder's, or still the person's.
+    `share`, the covered share of the visible person, and for view i the (H, W) maps `occluder/i` and, where the data
+    set has masks, `person/i`: which share of an input pixel shows the occluder, or still the person.
     """
 
     def __init__(self, items: Sequence[tuple], views: Sequence[View], occluder: Occluder | None, stem: str):

@@ -1,4 +1,4 @@
-"""The occlusion study: any models on any test set, more and more of the person hidden, figures paired query by query.
+"""The occlusion study: models on a test set, a growing share of the person hidden, metrics paired by query.
 
 A *cell* is one model under one condition at one level. Cells are kept as they come, under a name made of everything
 that changes them, so that an interrupted study goes on and a further model adds only its own cells.
@@ -11,7 +11,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import logging
-import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,39 +18,41 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from ..data import occluders
 from ..data.loaders import make_test_loader
 from ..data.transforms import build_transforms
-from ..deploy.load import load_model
-from ..engine.features import Extraction, Labels, extract, share_towers
-from ..evaluation.evaluator import SAGAEvaluator, available_rows, rank_in_blocks, result_row
-from ..files import write_atomically
-from ..modeling.build import fingerprint, model_layout
-from ..weights import load_state
+from ..engine.features import Extraction, Labels, extract
+from ..evaluation.evaluator import SAGAEvaluator, rank_in_blocks
+from ..modeling.build import model_layout
+from .cells import Cell
+from .models import AUTO, Model
 from .occlusion import ImageSet, OccludedSet, Occluder, Occlusion, View, distractor_people
 from .statistics import Bootstrap
 
-__all__ = ["METRICS", "OCCLUDE", "Cell", "Model", "Options", "Study", "load_models"]
+__all__ = [
+    "METRICS",
+    "OCCLUDE",
+    "Options",
+    "Study",
+]
 
 logger = logging.getLogger(__name__)
 
 METRICS = ("Rank-1", "mAP", "mINP")
 OCCLUDE = ("query", "gallery", "both")
 CLEAN = "clean"
-AUTO = "auto"
 
 
 @dataclass(frozen=True)
 class Options:
-    """What is studied; with the models and the data it decides every figure.
+    """What is studied; with the models and the data it decides every metric.
 
     Attributes:
         levels: shares of the visible person; 0, nothing hidden, is always studied.
         occlude: one of `OCCLUDE`.
-        features: rows of the evaluator; "auto": each model's own result.
-        distractors: see `data.occlusion_sets.distractor_people`.
+        features: what the evaluator ranks by; "auto": the feature that each model's config names.
+        distractors: see `occlusion.distractor_people`.
     """
 
     conditions: tuple[str, ...] = occluders.CONDITIONS
@@ -84,131 +85,15 @@ class Options:
 
 
 @dataclass
-class Model:
-    """A trained model.
-
-    Attributes:
-        name: models of one name are seeds of one thing: their figures are averaged query by query.
-        key: digits of its weights and of the settings that its figures depend on.
-    """
-
-    name: str
-    path: str
-    cfg: Any
-    model: nn.Module
-    key: str
-
-    @property
-    def head(self) -> str:
-        return type(self.model.heads).__name__ if hasattr(self.model, "heads") else type(self.model).__name__
-
-    def row(self, wanted: str, width: int) -> str | None:
-        """The evaluator's row for a wanted feature; None where the model does not give it."""
-        layout = model_layout(self.model, width)
-        if wanted == AUTO:
-            return result_row(self.cfg, layout)
-        return wanted if wanted in available_rows(layout) else None
-
-
-def load_models(weights: Sequence[str], cfg: Any | None = None, device: str | None = None) -> list[Model]:
-    """Models by ``[NAME=]PATH``, a run's folder or a .pth file.
-
-    Without a name, the folder's own and its parent's; the parent's alone where the folder is ``seed_<n>``, as
-    tools/compare.py writes them, so that the seeds of a config come together.
-
-    Args:
-        cfg: for checkpoints that hold no configuration.
-
-    Raises:
-        ValueError: one of them is given twice, or does not fit its configuration.
-    """
-    models = []
-    for text in weights:
-        name, found, path = text.partition("=")
-        path = Path(path if found else text)
-        folder = path if path.is_dir() or not path.suffix else path.parent
-        if not found:
-            parent, own_name = folder.resolve().parts[-2:]
-            name = parent if re.fullmatch(r"seed_\d+", own_name) else f"{parent}/{own_name}"
-        holds_config = path.is_dir() or "config" in load_state(path)
-        own, model = load_model(path, None if holds_config else cfg, device)
-        key = fingerprint(model.state_dict(), own.MODEL, own.INPUT, own.TEST)
-        if key in [m.key for m in models]:
-            raise ValueError(f"{path} is given twice, or equals another of the models in weights and settings")
-        models.append(Model(name, str(path), own, model, key))
-    share_towers([(m.cfg, m.model) for m in models])
-    return models
-
-
-@dataclass
-class Cell:
-    """What one model does under one condition at one level.
-
-    Attributes:
-        queries: (V,) which queries have a match.
-        rows: feature asked for -> the evaluator's row that stood for it.
-        values: (feature, metric) -> (V,) 0..1 of each of them.
-        nearest: feature -> (V, 10 or fewer) gallery indices by rank.
-        share: (n,) of the visible person really covered, of the images that are occluded; empty where none are.
-        area: (n,) shares of these pictures that are "occluder" and, with masks, "person": what still shows of the person.
-        on: (Q,) shares of the head's patch weights on these two; empty for a head without weights or where the queries are
-            not occluded.
-        weights: (Q, h, w) these weights; None for a head without.
-    """
-
-    queries: np.ndarray
-    rows: dict[str, str]
-    values: dict[tuple[str, str], np.ndarray]
-    nearest: dict[str, np.ndarray]
-    share: np.ndarray
-    area: dict[str, np.ndarray]
-    on: dict[str, np.ndarray]
-    weights: np.ndarray | None = None
-
-    def save(self, path: Path) -> None:
-        arrays = {"queries": self.queries, "share": self.share}
-        arrays |= {f"row/{f}": np.array(row) for f, row in self.rows.items()}
-        arrays |= {f"value/{f}/{m}": v.astype(np.float32) for (f, m), v in self.values.items()}
-        arrays |= {f"nearest/{f}": v.astype(np.int32) for f, v in self.nearest.items()}
-        arrays |= {f"area/{k}": v for k, v in self.area.items()} | {f"on/{k}": v for k, v in self.on.items()}
-        if self.weights is not None:
-            arrays["weights"] = self.weights.astype(np.float16)
-
-        def write(temporary: str) -> None:
-            with open(temporary, "wb") as file:  # a file: by a path numpy would add a suffix of its own
-                np.savez_compressed(file, **arrays)
-
-        write_atomically(path, write)
-
-    @classmethod
-    def load(cls, path: Path) -> Cell:
-        with np.load(path) as file:
-            arrays = dict(file)
-        by = {kind: {} for kind in ("row", "value", "nearest", "area", "on")}
-        for name, value in arrays.items():
-            kind, _, rest = name.partition("/")
-            if kind in by and rest:
-                by[kind][rest] = value
-        return cls(
-            queries=arrays["queries"],
-            rows={f: str(row) for f, row in by["row"].items()},
-            values={tuple(k.rsplit("/", 1)): v for k, v in by["value"].items()},
-            nearest=by["nearest"],
-            share=arrays["share"],
-            area=by["area"],
-            on=by["on"],
-            weights=arrays.get("weights"),
-        )
-
-
-@dataclass
 class Study:
     """Models on one test set.
 
     Attributes:
         cfg: data sets (DATASETS.CUSTOM), workers, batch and device of the passes.
         folder: cells are kept in its `cells/`.
-        workers: processes that read images; None for the config's. They change no figure.
+        workers: processes that read images; None takes the config's. They change no metric.
+        source: where the pasted people come from.
+        cells: by model key, condition and level.
     """
 
     cfg: Any
@@ -219,7 +104,7 @@ class Study:
     workers: int | None = None
     images: ImageSet = field(init=False)
     source: str = field(init=False, default="")
-    cells: dict[tuple[str, str, float], Cell] = field(init=False, default_factory=dict)  # by model key
+    cells: dict[tuple[str, str, float], Cell] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self.images = ImageSet.read(self.cfg, self.dataset)
@@ -239,7 +124,7 @@ class Study:
             self._view_of[m.key] = seen[key]
         self._whole: dict[tuple[str, str], Extraction] = {}  # nothing hidden: (part, model key)
 
-    # ---- keys ------------------------------------------------------------------------------------------------------
+    # ---- keys --------------------------------------------------------------------------------------------------------
 
     @functools.cached_property
     def data_key(self) -> str:
@@ -261,10 +146,10 @@ class Study:
         digits = hashlib.blake2b(repr(parts).encode(), digest_size=4).hexdigest()
         return self.folder / "cells" / model.key / f"{condition}-{100 * level:g}-{digits}.npz"
 
-    # ---- running ---------------------------------------------------------------------------------------------------
+    # ---- running -----------------------------------------------------------------------------------------------------
 
     def run(self, resume: bool = False) -> Study:
-        """Fill `cells`, writing each as it comes. resume: take those that are there already."""
+        """Fill `cells`, and write each as it comes; `resume` reads those that were written before."""
         todo = self.options.cells()
         for number, (condition, level) in enumerate(todo, 1):
             missing = []
@@ -276,19 +161,17 @@ class Study:
                     missing.append(m)
             if not missing:
                 continue
-            what = None if condition == CLEAN else Occlusion(
-                condition, level, self.options.seed, self.options.shapes, self.options.fill
-            )  # fmt: skip
-            name = f"{number}/{len(todo)} {condition}" + (f" {level:.0%}" if what else "")
-            for m, cell in zip(missing, self._cells(missing, what, name)):
+            occlusion = None if condition == CLEAN else self._occlusion(condition, level)
+            name = f"{number}/{len(todo)} {condition}" + (f" {level:.0%}" if occlusion else "")
+            for m, cell in zip(missing, self._cells(missing, occlusion, name)):
                 cell.save(self._path(m, condition, level))
                 self.cells[m.key, condition, level] = cell
         return self
 
-    def _pass(self, part: str, models: Sequence[Model], what: Occlusion | None, name: str, weights: bool):
+    def _pass(self, part: str, models: Sequence[Model], occlusion: Occlusion | None, name: str, weights: bool):
         q = self.images.num_query
         items = self.images.items[:q] if part == "query" else self.images.items[q:]
-        occluder = Occluder(what, self.images, self._people) if what else None
+        occluder = Occluder(occlusion, self.images, self._people) if occlusion else None
         used = sorted({self._view_of[m.key] for m in models})
         dataset = OccludedSet(items, [self._views[v] for v in used], occluder, self.images.stem)
         loader = make_test_loader(self.cfg, dataset, self.workers)
@@ -296,19 +179,19 @@ class Study:
         pairs = [(m.cfg, m.model) for m in models]
         return extract(pairs, loader, views=views, weights=weights, description=f"{name}, {part}")
 
-    def _part(self, part: str, models: Sequence[Model], what: Occlusion | None, name: str):
+    def _part(self, part: str, models: Sequence[Model], occlusion: Occlusion | None, name: str):
         """Extractions of the queries or the gallery, and their labels (None where nothing is hidden)."""
-        if what is not None and self.options.occlude in (part, "both"):
-            return self._pass(part, models, what, name, weights=part == "query")
+        if occlusion is not None and self.options.occlude in (part, "both"):
+            return self._pass(part, models, occlusion, name, weights=part == "query")
         new = [m for m in models if (part, m.key) not in self._whole]
         if new:
             for m, e in zip(new, self._pass(part, new, None, name, weights=part == "query")[0]):
                 self._whole[part, m.key] = e
         return [self._whole[part, m.key] for m in models], None
 
-    def _cells(self, models: Sequence[Model], what: Occlusion | None, name: str) -> list[Cell]:
-        queries, q_labels = self._part("query", models, what, name)
-        gallery, g_labels = self._part("gallery", models, what, name)
+    def _cells(self, models: Sequence[Model], occlusion: Occlusion | None, name: str) -> list[Cell]:
+        queries, q_labels = self._part("query", models, occlusion, name)
+        gallery, g_labels = self._part("gallery", models, occlusion, name)
         hidden: list[Labels] = [labels for labels in (q_labels, g_labels) if labels is not None]
         share = np.concatenate([labels.share for labels in hidden]) if hidden else np.zeros(0)
         area = {k: np.concatenate([labels.area[k] for labels in hidden]) for k in (hidden[0].area if hidden else ())}
@@ -331,7 +214,7 @@ class Study:
         weights = None if query.weights is None else query.weights.numpy()
         return Cell(valid, rows, values, nearest, share, area, query.on, weights)
 
-    # ---- figures ---------------------------------------------------------------------------------------------------
+    # ---- metrics -----------------------------------------------------------------------------------------------------
 
     @property
     def names(self) -> list[str]:
@@ -348,10 +231,10 @@ class Study:
         return np.stack([cell.values[feature, metric] for cell in cells])
 
     def results(self, reference: str) -> list[dict[str, Any]]:
-        """One record per model, condition, level and feature; figures in percent.
+        """One record for each model, condition, level and feature, in percent.
 
-        Each metric holds `mean`, `low` and `high` (95 %, over queries, of the mean over seeds), `spread` (standard deviation
-        over seeds; None for one) and, for every model but the reference, `difference` to it with its own interval.
+        Each metric holds `mean`, `low` and `high` (95 %, over queries, of the mean over seeds), `spread` (standard
+        deviation over seeds; None for one) and, for every model but the reference, `difference` to it with an interval.
 
         Raises:
             ValueError: there is no model of the reference's name, or a feature that no model gives.
@@ -363,7 +246,7 @@ class Study:
         found = []
         for feature in self.options.features:
             if not any(feature in cell.rows for cell in self.cells.values()):
-                raise ValueError(f"--feature {feature}: none of the models gives this row")
+                raise ValueError(f"--feature {feature}: none of the models gives this feature")
             for condition, level in self.options.cells():
                 for name in self.names:
                     record = self._record(bootstrap, reference, name, condition, level, feature)
@@ -371,20 +254,22 @@ class Study:
                         found.append(record)
         return found
 
-    def _record(self, bootstrap: Bootstrap, reference, name, condition, level, feature) -> dict[str, Any] | None:
+    def _record(
+        self, bootstrap: Bootstrap, reference: str, name: str, condition: str, level: float, feature: str
+    ) -> dict[str, Any] | None:
         cells = [self.cells[m.key, condition, level] for m in self.seeds(name)]
-        record = {"model": name, "condition": condition, "level": level, "feature": feature}
+        record: dict[str, Any] = {"model": name, "condition": condition, "level": level, "feature": feature}
         for metric in METRICS:
             values = self.per_query(name, condition, level, feature, metric)
             if values is None:
                 return None
-            figures = _percent(bootstrap.interval(values.mean(0)))
-            figures["seeds"] = [100 * float(v) for v in values.mean(1)]
-            figures["spread"] = float(np.std(figures["seeds"], ddof=1)) if len(values) > 1 else None
+            estimate: dict[str, Any] = _percent(bootstrap.interval(values.mean(0)))
+            estimate["seeds"] = [100 * float(v) for v in values.mean(1)]
+            estimate["spread"] = float(np.std(estimate["seeds"], ddof=1)) if len(values) > 1 else None
             other = self.per_query(reference, condition, level, feature, metric)
             if name != reference and other is not None:
-                figures["difference"] = _percent(bootstrap.interval(values.mean(0) - other.mean(0)))
-            record[metric] = figures
+                estimate["difference"] = _percent(bootstrap.interval(values.mean(0) - other.mean(0)))
+            record[metric] = estimate
         record["row"] = cells[0].rows[feature]
         for kind in cells[0].on:
             weight = 100 * float(np.mean([cell.on[kind] for cell in cells]))
@@ -397,7 +282,7 @@ class Study:
         return record
 
     def shares(self) -> list[dict[str, Any]]:
-        """What was really covered, in percent of the visible person and of the picture, by condition and level (a share)."""
+        """What was really covered, in percent of the visible person and of the picture, by condition and level."""
         found = []
         for condition, level in self.options.cells()[1:]:
             cell = self.cells[self.models[0].key, condition, level]
@@ -445,9 +330,11 @@ class Study:
         }
 
     def occluder(self, condition: str, level: float) -> Occluder:
-        """What drew the pictures of a cell, to draw them again."""
-        what = Occlusion(condition, level, self.options.seed, self.options.shapes, self.options.fill)
-        return Occluder(what, self.images, self._people)
+        """Draws the pictures of a cell again."""
+        return Occluder(self._occlusion(condition, level), self.images, self._people)
+
+    def _occlusion(self, condition: str, level: float) -> Occlusion:
+        return Occlusion(condition, level, self.options.seed, self.options.shapes, self.options.fill)
 
 
 def _percent(interval) -> dict[str, float]:

@@ -24,7 +24,8 @@ class Bootstrap:
     """Percentile bootstrap (Efron and Tibshirani 1993, chapter 13) of means over queries."""
 
     def __init__(self, num_query: int, *, resamples: int = 1000, seed: int = 0):
-        """
+        """Draw the resamples.
+
         Raises:
             ValueError: fewer than one query or resample.
         """
@@ -34,7 +35,7 @@ class Bootstrap:
         self.weights = (counts / num_query).astype(np.float32)  # (R, Q): how often a resample holds each query
 
     def interval(self, values: np.ndarray) -> Interval:
-        """Of (Q,) values; of a difference, give the values' difference query by query."""
+        """The interval of the mean of (Q,) values; for a paired difference, pass the differences by query."""
         means = self.weights @ np.asarray(values, np.float32)
         low, high = np.percentile(means, [2.5, 97.5])
         return Interval(float(np.mean(values)), float(low), float(high))

@@ -1,0 +1,80 @@
+"""Trained models that are studied side by side, by name and by what their metrics depend on."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ..deploy.load import load_model
+from ..engine.features import share_towers
+from ..evaluation.evaluator import available_rows, result_row
+from ..modeling.build import fingerprint, model_layout
+from ..weights import load_state
+
+__all__ = ["AUTO", "Model", "load_models"]
+
+AUTO = "auto"  # the feature that a model's own config ranks by
+
+
+@dataclass
+class Model:
+    """A trained model.
+
+    Attributes:
+        name: models that share a name are seeds of one config; their metrics are averaged query by query.
+        path: the folder or file that it was loaded from.
+        key: digits of its weights and of the settings that its metrics depend on.
+    """
+
+    name: str
+    path: str
+    cfg: Any
+    model: nn.Module
+    key: str
+
+    @property
+    def head(self) -> str:
+        """The class of its head; of the whole model where that has no head of its own, such as FastReID's MGN."""
+        return type(self.model.heads).__name__ if hasattr(self.model, "heads") else type(self.model).__name__
+
+    def row(self, wanted: str, width: int) -> str | None:
+        """The evaluator's row for a wanted feature; None where the model does not give it."""
+        layout = model_layout(self.model, width)
+        if wanted == AUTO:
+            return result_row(self.cfg, layout)
+        return wanted if wanted in available_rows(layout) else None
+
+
+def load_models(weights: Sequence[str], cfg: Any | None = None, device: str | None = None) -> list[Model]:
+    """Models by ``[NAME=]PATH``, the folder of a run or a .pth file.
+
+    Without a name, a model is called after its folder and the folder's parent; after the parent alone where the folder
+    is ``seed_<n>``, as tools/compare.py writes it, so that the seeds of a config share a name.
+
+    Args:
+        cfg: for checkpoints that hold no configuration.
+
+    Raises:
+        ValueError: one of them is given twice, or does not fit its configuration.
+    """
+    models = []
+    for text in weights:
+        name, found, path = text.partition("=")
+        path = Path(path if found else text)
+        folder = path if path.is_dir() or not path.suffix else path.parent
+        if not found:
+            parent, own_name = folder.resolve().parts[-2:]
+            name = parent if re.fullmatch(r"seed_\d+", own_name) else f"{parent}/{own_name}"
+        holds_config = path.is_dir() or "config" in load_state(path)
+        own_cfg, model = load_model(path, None if holds_config else cfg, device)
+        key = fingerprint(model.state_dict(), own_cfg.MODEL, own_cfg.INPUT, own_cfg.TEST)
+        if key in [m.key for m in models]:
+            raise ValueError(f"{path} is given twice, or equals another of the models in weights and settings")
+        models.append(Model(name, str(path), own_cfg, model, key))
+    share_towers([(m.cfg, m.model) for m in models])
+    return models
