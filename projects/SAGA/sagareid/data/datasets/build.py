@@ -34,14 +34,19 @@ def build_dataset(cfg, name: str, **options) -> ImageDataset:
         raise ValueError(
             f"{name} is neither a registered data set nor in DATASETS.CUSTOM"
             + (f"; did you mean {' or '.join(close)}?" if close else "")
+            + f" Known: {', '.join(sorted(known, key=str.lower))}. Another is registered by its module (--import)"
         )
     cls, own = known[name]
     root = compat.dataset_root()
-    builtin.check_names(cls.__name__, root)
+    if not builtin.is_builtin(cls):
+        return cls(root=root, **own, **options)
+    cls, root, folder = builtin.find_folder(name, cls, root)
+    builtin.check_names(cls.__name__, folder)
     try:
         return cls(root=root, **own, **options)
-    except AssertionError as error:  # some of FastReID's own
-        raise RuntimeError(f"{name}: {error or 'wrong file names'} (FASTREID_DATASETS is {root})") from error
+    except (AssertionError, RuntimeError, OSError) as error:
+        what = str(error).rstrip(".") or "a file of another name than it expects"
+        raise RuntimeError(f"{name}: {what}. Expected the whole data set in {folder}; was it fully unpacked?") from error
 
 
 def queries_without_match(query: Sequence[tuple], gallery: Sequence[tuple]) -> list[tuple]:

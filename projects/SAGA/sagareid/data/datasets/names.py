@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ...files import printable
-from .builtin import COUNTS_CAMERAS_FROM_0
+from .builtin import COUNTS_CAMERAS_FROM_0, is_builtin
 
 __all__ = ["Names"]
 
@@ -19,7 +19,7 @@ class Names:
     def __init__(self, data: object):
         self._person = getattr(data, "person_name", None)
         self._camera = getattr(data, "camera_name", None)
-        foreign = type(data).__module__.startswith("fastreid.")
+        foreign = is_builtin(type(data))
         self._first = 0 if foreign and type(data).__name__ not in COUNTS_CAMERAS_FROM_0 else 1
 
     def person(self, pid: int | str) -> str:
