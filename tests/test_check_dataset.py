@@ -192,6 +192,9 @@ def test_ones_own_data_by_config_keys(tool, tmp_path, monkeypatch):
     code, out, _ = tool("check_dataset.py", "shop", "DATASETS.CUSTOM", custom)
     assert code == 1 and "not in the gallery" in out and "no published statistics" in out
     assert "no cameras are known" in out and "1 people are in training and in test" in out
+    assert tool("check_dataset.py", "shop", "DATASETS.CUSTOM", custom.replace("'", "")) == (code, out, "")
+    code, _, err = tool("check_dataset.py", "shop", "DATASETS.CUSTOM", "{NAME: shop}")
+    assert code == 2 and "DATASETS.CUSTOM is '{NAME: shop}'; expected a list in quotes, such as" in err
     code, _, err = tool("check_dataset.py", "shpo", "DATASETS.CUSTOM", custom)
     assert code == 2 and "did you mean shop" in err
     (tmp_path / "shop.csv").write_text("path\n")

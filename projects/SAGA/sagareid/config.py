@@ -6,18 +6,21 @@ PRETRAIN_PATH}``, ``MODEL.LOSSES.{CE,TRI}``, ``SOLVER.*``, ``TEST.{FLIP,AQE,RERA
 
 from __future__ import annotations
 
+import ast
 import difflib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
+
+import yaml
 
 from fastreid.config import CfgNode as CN
 from fastreid.config import get_cfg as fastreid_cfg
 
 from .compat import registered
 
-__all__ = ["add_saga_config", "check_config", "custom_datasets", "flatten", "get_cfg", "reads_cameras"]
+__all__ = ["add_saga_config", "check_config", "custom_datasets", "flatten", "get_cfg", "option_values", "reads_cameras"]
 
 
 def add_saga_config(cfg: CN) -> None:
@@ -408,6 +411,42 @@ def get_cfg() -> CN:
     cfg = fastreid_cfg()
     add_saga_config(cfg)
     return cfg
+
+
+def option_values(cfg: CN, opts: Sequence[str]) -> list[str]:
+    """KEY VALUE pairs for `merge_from_list`, which reads lists as Python writes them: those of YAML are rewritten.
+
+    So ``DATASETS.CUSTOM "[{NAME: shop, TYPE: CSVDataset, PATH: crops.csv}]"`` needs no quotes inside, as in a file.
+
+    Raises:
+        ValueError: the value of a key that takes a list is none.
+    """
+    values = [str(opt) for opt in opts]
+    known = flatten(cfg)
+    for i in range(1, len(values), 2):
+        key, value = values[i - 1], values[i]
+        if not isinstance(known.get(key), list) or _is_literal(value):
+            continue
+        try:
+            read = yaml.safe_load(value)
+        except yaml.YAMLError:
+            read = None
+        if not isinstance(read, list):
+            example = "[{NAME: shop, TYPE: CSVDataset, PATH: crops.csv}]" if key.endswith("CUSTOM") else "[a, b]"
+            raise ValueError(
+                f"{key} is {value!r}; expected a list in quotes, such as \"{example}\", with text of special characters "
+                "in quotes of the other kind"
+            )
+        values[i] = repr(read)
+    return values
+
+
+def _is_literal(text: str) -> bool:
+    try:
+        ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return False
+    return True
 
 
 def flatten(cfg: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -24,7 +24,7 @@ from fastreid.utils.env import seed_all_rng
 from fastreid.utils.logger import setup_logger
 
 from .. import compat
-from ..config import check_config, flatten, get_cfg
+from ..config import check_config, flatten, get_cfg, option_values
 from ..data.datasets.build import DataSets
 from ..deploy.load import load_model
 from ..files import check_output, write_json
@@ -100,7 +100,7 @@ def _merge_file(cfg, file: str | Path, opts: Sequence[str] = ()) -> None:
         raise FileNotFoundError(f"no config file at {file}; the ones that ship are under configs/")
     with _readable_errors(cfg, file):
         cfg.merge_from_file(str(file))
-        cfg.merge_from_list(list(opts))
+        cfg.merge_from_list(option_values(cfg, opts))
 
 
 def read_config(config_file: str | Path | None = None, opts: Sequence[str] = ()):
@@ -110,7 +110,7 @@ def read_config(config_file: str | Path | None = None, opts: Sequence[str] = ())
         _merge_file(cfg, config_file, opts)
     else:
         with _readable_errors(cfg, "command line"):
-            cfg.merge_from_list(list(opts))
+            cfg.merge_from_list(option_values(cfg, opts))
     return cfg
 
 
@@ -157,7 +157,7 @@ def plan(config_file: str | Path, opts: Sequence[str] = (), stage: str | None = 
         _merge_file(cfg, config_file)
         _merge_file(cfg, folder / entry["FILE"], [str(o) for o in entry.get("OPTS", ())])
         with _readable_errors(cfg, config_file):
-            cfg.merge_from_list(opts)
+            cfg.merge_from_list(option_values(cfg, opts))
         cfg.STAGES = []
         cfg.CACHE.DIR = str(cache_folder(whole))
         cfg.OUTPUT_DIR = str(Path(whole.OUTPUT_DIR, entry["NAME"]))
