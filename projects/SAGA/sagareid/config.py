@@ -19,6 +19,7 @@ from fastreid.config import CfgNode as CN
 from fastreid.config import get_cfg as fastreid_cfg
 
 from .compat import registered
+from .hardware import compiler_problem
 
 __all__ = ["add_saga_config", "check_config", "custom_datasets", "flatten", "get_cfg", "option_values", "reads_cameras"]
 
@@ -64,6 +65,10 @@ def add_saga_config(cfg: CN) -> None:
     cfg.MODEL.BACKBONE.OUTPUT = "tokens"
     # Recompute block activations in the backward pass: less memory, about a third more time.
     cfg.MODEL.BACKBONE.GRAD_CHECKPOINT = False
+    # Compile training steps by torch.compile: default (fused kernels), reduce-overhead (also CUDA graphs: one launch
+    # replays a pass), or empty for none. On a GPU steps of prompts and cached anchors mostly wait for launches
+    # (docs/benchmarks); the first step takes about half a minute. Values differ by rounding, dropout draws other masks.
+    cfg.MODEL.COMPILE = ""
 
     # ---- identity prompts (PromptHead) ----------------------------------------------------------------------------
     cfg.MODEL.PROMPT = CN()
@@ -303,6 +308,7 @@ def check_config(cfg: CN) -> None:
             f"MODEL.ACCEPT_DIFFERENCES: {pattern!r} matches no key; expected such as INPUT.SIZE_TEST, identities or cameras",
         )
     one_of("SOLVER.SCHED", cfg.SOLVER.SCHED, SCHEDULES)
+    one_of("MODEL.COMPILE", model.COMPILE, ("", "default", "reduce-overhead"))
     one_of("SOLVER.AMP.DTYPE", cfg.SOLVER.AMP.DTYPE, ("auto", "bfloat16", "float16"))
     one_of("CACHE.DTYPE", cfg.CACHE.DTYPE, ("float16", "bfloat16", "float32"))
     one_of("INPUT.INTERPOLATION_TEST", cfg.INPUT.INTERPOLATION_TEST, ("bilinear", "bicubic"))
@@ -318,6 +324,17 @@ def check_config(cfg: CN) -> None:
         not (cfg.SOLVER.AMP.ENABLED and cfg.SOLVER.AMP.DTYPE == "float16" and device == "cpu"),
         "SOLVER.AMP.DTYPE float16 needs a GPU; use auto or bfloat16 on the CPU",
     )
+    if model.COMPILE:
+        needs(
+            model.META_ARCHITECTURE == "SAGABaseline",
+            f"MODEL.COMPILE compiles steps of MODEL.META_ARCHITECTURE SAGABaseline, not of {model.META_ARCHITECTURE}",
+        )
+        needs(
+            model.COMPILE != "reduce-overhead" or device == "cuda",
+            f"MODEL.COMPILE reduce-overhead replays CUDA graphs, and MODEL.DEVICE is {model.DEVICE}: use default",
+        )
+        problem = compiler_problem(device)
+        needs(problem is None, f"MODEL.COMPILE {model.COMPILE}: torch.compile does not work here: {problem}")
     needs(
         cfg.TEST.EVAL_PERIOD >= 1,
         f"TEST.EVAL_PERIOD is {cfg.TEST.EVAL_PERIOD}; it counts epochs, 1 or more (the last is always evaluated)",

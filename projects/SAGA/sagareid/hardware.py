@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import platform
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import torch
 
 from .errors import first_line
 
-__all__ = ["bfloat16_instructions", "cpu_info", "machine", "pick_device"]
+__all__ = ["bfloat16_instructions", "compiler_problem", "cpu_info", "machine", "pick_device"]
 
 
 def cpu_info() -> dict[str, str]:
@@ -50,6 +52,15 @@ def pick_device(device: str) -> str:
             "that has it; or install a CUDA build of PyTorch and its driver"
         ) from None
     return device
+
+
+def compiler_problem(device: str) -> str | None:
+    """Why torch.compile cannot build kernels for a device here; None where it can."""
+    if device.startswith("cuda") and importlib.util.find_spec("triton") is None:
+        return "no Triton; install a build of PyTorch that brings it"
+    if not any(shutil.which(os.environ.get(name, default)) for name, default in (("CC", "gcc"), ("CXX", "g++"))):
+        return "no C compiler; install gcc and g++, or name them by CC and CXX"
+    return None
 
 
 def machine(device: str) -> dict[str, Any]:

@@ -92,7 +92,9 @@ def plain_anchor_losses(
     if "AnchorDiversityLoss" in head.loss_weights:
         again = plain_anchors(head, text)
         terms["loss_anchor_div"] = head.loss_weights["AnchorDiversityLoss"]["scale"] * L.anchor_diversity_loss(again)
-    return model.losses(head_outputs(logits, feature, terms), targets)
+    outputs = head_outputs(logits, feature, terms)
+    L.classification_accuracy(outputs["pred_class_logits"].detach(), targets)  # logged in each step
+    return model.losses(outputs, targets)
 
 
 def plain_prompt_losses(model: nn.Module, text: PlainTextTower, batch: dict[str, Tensor]) -> dict[str, Tensor]:

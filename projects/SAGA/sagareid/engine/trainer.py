@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fastreid.engine import hooks
 from fastreid.evaluation import inference_on_dataset
 from fastreid.evaluation.testing import print_csv_format
 from fastreid.utils import comm
+from fastreid.utils.events import get_event_storage
 
 from .. import compat
 from ..compat.trainer import OpenStepTrainer, OpenTrainer
@@ -63,18 +64,43 @@ class StepTrainer(OpenStepTrainer):
         start = time.perf_counter()
         data = self.next_batch()
         data_time = time.perf_counter() - start
+        self.optimizer.zero_grad()
         with torch.autocast(self.device_type, dtype=self.autocast, enabled=self.autocast is not None):
             loss_dict = self.model(data)
-        loss = sum(loss_dict.values())
-        self.write_metrics(loss_dict, data_time)  # stops a run whose loss is not finite before it reaches the weights
-        self.optimizer.zero_grad()
+        loss, numbers = sum(loss_dict.values()), _Numbers(loss_dict | getattr(_unwrapped(self.model), "measured", {}))
+        (loss if self.grad_scaler is None else self.grad_scaler.scale(loss)).backward()
+        self._write(loss_dict, numbers.read(), data_time)
         if self.grad_scaler is None:
-            loss.backward()
             self.optimizer.step()
             return
-        self.grad_scaler.scale(loss).backward()
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
+
+    def _write(self, loss_dict: Mapping[str, Tensor], values: Mapping[str, Tensor], data_time: float) -> None:
+        """Losses, and what the model measured beside them, to the event storage. A loss that is not finite stops the run
+        before it reaches the weights."""
+        self.write_metrics({name: values[name] for name in loss_dict}, data_time)
+        for name in values.keys() - loss_dict.keys():
+            get_event_storage().put_scalar(name, values[name])
+
+
+class _Numbers:
+    """Scalars on their way to the host in one copy, which is waited for when they are read: on a GPU the backward pass is
+    asked for in the meantime."""
+
+    def __init__(self, scalars: Mapping[str, Tensor]):
+        self._names = list(scalars)
+        values = torch.stack([value.detach().float() for value in scalars.values()])
+        self._values = values.to("cpu", non_blocking=True)
+        self._copied = None
+        if values.is_cuda:
+            self._copied = torch.cuda.Event()
+            self._copied.record()
+
+    def read(self) -> dict[str, Tensor]:
+        if self._copied is not None:
+            self._copied.synchronize()
+        return dict(zip(self._names, self._values))
 
 
 class _Stop(BaseException):
@@ -121,6 +147,8 @@ class SAGATrainer(OpenTrainer):
             **self.scheduler,
             **extra,
         )
+        if cfg.MODEL.COMPILE:
+            self.model.compile_mode = cfg.MODEL.COMPILE
         self._random_state: dict | None = None
 
     # ---- build overrides -------------------------------------------------------------------------------------------

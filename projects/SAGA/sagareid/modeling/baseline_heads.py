@@ -21,12 +21,12 @@ from .distributed import gather_batch
 from .fast.blocks import block_at_row
 from .heads import (
     ClassifierHead,
+    StoredText,
     batch_norm_neck,
     clip_parts,
     embedding_layer,
     head_outputs,
     identity_classifier,
-    image_text_term,
 )
 
 __all__ = ["AttentionPoolHead", "CLSHead", "LastBlockHead", "PartStripesHead", "PatchPoolHead", "SequentialHead"]
@@ -78,6 +78,7 @@ class CLSHead(nn.Module):
         if i2t is not None:
             self.register_buffer("text_features", torch.zeros(num_classes, embed_dim))
             self.register_buffer("prompt_context", torch.zeros(context_shape))
+            self._stored_text = StoredText()
 
     @classmethod
     def from_config(cls, cfg):
@@ -111,12 +112,23 @@ class CLSHead(nn.Module):
         own = {"refined": self.embedding_dim} if self.embedding_dim else {}
         return own | {"cls": self.feat_dim, "proj": self.embed_dim}
 
+    def prepare(self) -> None:
+        """What `forward` needs and a compiled step cannot do, called in front of each of either.
+
+        Raises:
+            ValueError: I2TLoss without text features.
+        """
+        if self.training and self.i2t:
+            self._stored_text.check(self.text_features)
+
     def forward(self, features: CLIPFeatures, targets: Tensor | None = None):
         """Training: `head_outputs`. Evaluation: (B, F+D+E) raw embedding (if any), class token and its projection."""
         if not isinstance(features, CLIPFeatures) or features.cls is None or features.proj is None:
             raise TypeError(
                 "CLSHead needs a class token: use build_clip_vit_backbone with MODEL.BACKBONE.OUTPUT tokens"
             )
+        if not torch.compiler.is_compiling():
+            self.prepare()
         features = features.float()
         cls, proj = features.cls, features.proj
         feature = self.embedding(cls)
@@ -135,7 +147,7 @@ class CLSHead(nn.Module):
                 triplet = losses.batch_hard_triplet_loss(gather_batch(other), identities, p["margin"])
                 terms[f"loss_triplet_{name}"] = p["tri_scale"] * triplet
         if self.i2t:
-            i2t = image_text_term(proj, self.text_features, targets, self.i2t["epsilon"])
+            i2t = losses.image_text_loss(proj, self.text_features, targets, self.i2t["epsilon"])
             terms["loss_i2t"] = self.i2t["scale"] * i2t
         return head_outputs(self.classifier(self.bottleneck(feature))[None], feature, terms)
 

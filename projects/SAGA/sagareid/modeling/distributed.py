@@ -43,8 +43,11 @@ def gather_batch(x: Tensor) -> Tensor:
     DistributedDataParallel's mean over the processes, the gradient of one process with the whole batch; so has a mean over
     a process's own rows against gathered ones.
     """
-    if _size() == 1:
-        return x
+    return x if _size() == 1 else _gathered(x)
+
+
+@torch.compiler.disable  # the exchange is not compiled: what stands before and after it is
+def _gathered(x: Tensor) -> Tensor:
     return _Gather.apply(x.float() if x.is_floating_point() else x)
 
 

@@ -9,20 +9,19 @@ import torch
 from torch import Tensor, nn
 
 from ..structures import CLIPFeatures
-from . import losses
 from .clip import towers
 from .clip.text import PROMPT_LENGTH
 from .distributed import GlobalBatchNorm1d
 
 __all__ = [
     "ClassifierHead",
+    "StoredText",
     "batch_norm_neck",
     "clip_parts",
     "embedding_layer",
     "frozen_text_encoder",
     "head_outputs",
     "identity_classifier",
-    "image_text_term",
 ]
 
 
@@ -105,18 +104,29 @@ def frozen_text_encoder(cfg):
     return encoder, template, state
 
 
-def image_text_term(proj: Tensor, text_features: Tensor, targets: Tensor, epsilon: float) -> Tensor:
-    """I2TLoss against stored text features.
+class StoredText:
+    """Whether a head holds the text features of the identities that I2TLoss compares with.
 
-    Raises:
-        ValueError: none are stored.
+    Reading them makes the host wait for the device, so it is done once for each state of the buffer.
     """
-    if not bool(text_features.any()):
-        raise ValueError(
-            "I2TLoss: no text features of the identities. Start from a checkpoint that descends from the prompt stage "
-            "(MODEL.WEIGHTS), or leave I2TLoss out of MODEL.LOSSES.NAME"
-        )
-    return losses.image_text_loss(proj, text_features, targets, epsilon)
+
+    def __init__(self):
+        self._seen: tuple[int, int] | None = None
+
+    def check(self, text_features: Tensor) -> None:
+        """
+        Raises:
+            ValueError: none are stored.
+        """
+        state = text_features.data_ptr(), text_features._version
+        if state == self._seen:
+            return
+        if not bool(text_features.any()):
+            raise ValueError(
+                "I2TLoss: no text features of the identities. Start from a checkpoint that descends from the prompt stage "
+                "(MODEL.WEIGHTS), or leave I2TLoss out of MODEL.LOSSES.NAME"
+            )
+        self._seen = state
 
 
 class ClassifierHead(nn.Module):

@@ -15,6 +15,7 @@ __all__ = [
     "anchor_consistency_loss",
     "anchor_diversity_loss",
     "batch_hard_triplet_loss",
+    "classification_accuracy",
     "classifier_diversity_loss",
     "decorrelation_loss",
     "identity_loss",
@@ -48,6 +49,11 @@ def identity_loss(logits: Tensor, targets: Tensor, epsilon: float = 0.1) -> Tens
     logits = logits if logits.dim() == 3 else logits[None]
     flat = logits.flatten(0, 1)
     return F.cross_entropy(flat, targets.repeat(logits.shape[0]), label_smoothing=epsilon)
+
+
+def classification_accuracy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Share of a batch whose largest logit is that of its identity, a scalar. logits: (B, C). targets: (B,)."""
+    return (logits.argmax(1) == targets).float().mean()
 
 
 @_float32
@@ -92,14 +98,12 @@ def batch_hard_triplet_loss(features: Tensor, targets: Tensor, margin: float | N
     squared = features.pow(2).sum(1)
     distance = (squared[:, None] + squared[None, :] - 2 * features @ features.t()).clamp(min=1e-12).sqrt()
     same = targets[:, None] == targets[None, :]
-    has_negative = ~same.all(1)
-    if not bool(has_negative.any()):
-        return features.sum() * 0.0
-    hardest_positive = distance.masked_fill(~same, -torch.inf).amax(1)[has_negative]
-    hardest_negative = distance.masked_fill(same, torch.inf).amin(1)[has_negative]
-    if margin is None:
-        return F.softplus(hardest_positive - hardest_negative).mean()
-    return F.relu(margin + hardest_positive - hardest_negative).mean()
+    hardest_positive = distance.masked_fill(~same, -torch.inf).amax(1)
+    hardest_negative = distance.masked_fill(same, torch.inf).amin(1)  # infinite without a negative: nothing is violated
+    violation = hardest_positive - hardest_negative
+    violation = F.softplus(violation) if margin is None else F.relu(margin + violation)
+    # sum over count, not a mean of those picked by a mask: picking would make the host wait for the device
+    return violation.sum() / (~same.all(1)).sum().clamp(min=1)
 
 
 @_float32

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fastreid.config import configurable
-from fastreid.modeling.losses import log_accuracy
 from fastreid.modeling.meta_arch import META_ARCH_REGISTRY
 from fastreid.modeling.meta_arch.baseline import Baseline
 
@@ -33,6 +35,8 @@ class SAGABaseline(Baseline):
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
         self.modules_in_eval: list[nn.Module] = []
+        self.compile_mode = ""  # of torch.compile for training steps (MODEL.COMPILE), the trainer's to set
+        self.measured: dict[str, Tensor] = {}  # what the last training step measured beside its losses, by log name
         if isinstance(self.backbone, CLIPBackbone) and self.every_parameter_learns:
             for parameter in self.backbone.unread(self.heads.learns_from):
                 parameter.requires_grad_(False)
@@ -100,21 +104,40 @@ class SAGABaseline(Baseline):
 
     def forward(self, batched_inputs):
         """
-        Training: dict of weighted scalar losses. Evaluation: (B, F) float32 features, raw.
+        Training: dict of weighted scalar losses; `measured` then holds the accuracy of the classifiers. Evaluation: (B, F)
+        float32 features, raw.
 
         Raises:
             KeyError: training without "targets".
         """
-        features = self.extract(batched_inputs)
         if not self.training:
-            return self.heads(features)
+            return self.heads(self.extract(batched_inputs))
         if "targets" not in batched_inputs:
             raise KeyError("training needs the identities of the batch under 'targets'")
-        targets = batched_inputs["targets"].to(self.device)
-        return self.losses(self.heads(features, targets), targets)
+        step = self.training_step
+        if self.compile_mode:
+            if hasattr(self.heads, "prepare"):
+                self.heads.prepare()
+            torch.compiler.cudagraph_mark_step_begin()  # the last step's losses may be overwritten
+            # nothing but tensors on the device enters a compiled step
+            tensors = {k: v for k, v in batched_inputs.items() if isinstance(v, Tensor)}
+            batched_inputs = {k: v.to(self.device, non_blocking=True) for k, v in tensors.items()}
+            step = functools.partial(_compiled_step(self.compile_mode), self)
+        terms, self.measured = step(batched_inputs)
+        return terms
+
+    def training_step(self, batch: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The losses of a batch, and what is measured beside them. Nothing in here makes the host wait for the device,
+        with a head of ours."""
+        targets = batch["targets"].to(self.device)
+        outputs = self.heads(self.extract(batch), targets)
+        measured = {}
+        if "logits" in outputs:
+            measured["cls_accuracy"] = L.classification_accuracy(outputs["pred_class_logits"].detach(), targets)
+        return self.losses(outputs, targets), measured
 
     def losses(self, outputs: dict, gt_labels: Tensor) -> dict[str, Tensor]:
-        """FastReID's loss names and log keys; identity and triplet loss in float32, over every classifier of the head.
+        """FastReID's loss names; identity and triplet loss in float32, over every classifier of the head.
 
         With several processes the triplets are those of all their images. FastReID's own heads keep its losses, which see
         the images of one process.
@@ -124,7 +147,6 @@ class SAGABaseline(Baseline):
             return dict(own)
         if "logits" not in outputs:  # one of FastReID's heads
             return super().losses(outputs, gt_labels)
-        log_accuracy(outputs["pred_class_logits"].detach(), gt_labels)
         names, kwargs, terms = self.loss_kwargs["loss_names"], self.loss_kwargs, {}
         if "CrossEntropyLoss" in names:
             ce = kwargs["ce"]
@@ -136,3 +158,14 @@ class SAGABaseline(Baseline):
             margin = tri["margin"] or None  # FastReID: margin 0 is the soft margin
             terms["loss_triplet"] = tri["scale"] * L.batch_hard_triplet_loss(features, identities, margin)
         return terms | own
+
+
+def _step(model: SAGABaseline, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    return model.training_step(batch)
+
+
+@functools.cache
+def _compiled_step(mode: str) -> Callable[..., tuple[dict[str, Tensor], dict[str, Tensor]]]:
+    """`training_step` of any model under torch.compile. The model is an argument, so that its names stay as they are and a
+    copy of it is a model of its own; shapes are static, since training batches are full."""
+    return torch.compile(_step, mode=mode, dynamic=False)

@@ -86,7 +86,12 @@ class PromptHead(nn.Module):
                 self.text_features[part] = self.text_encoder(self.prompts(part))
 
     def text(self, labels: Tensor) -> Tensor:
-        """(B,) identities to (B, E) text features; each identity of the batch is encoded once."""
+        """(B,) identities to (B, E) text features; each identity of the batch is encoded once.
+
+        A compiled step encodes one prompt for each image: how many identities a batch has would be a new shape each time.
+        """
+        if torch.compiler.is_compiling():
+            return self.text_encoder(self.prompts(labels))
         unique, inverse = labels.unique(return_inverse=True)
         return self.text_encoder(self.prompts(unique))[inverse]
 

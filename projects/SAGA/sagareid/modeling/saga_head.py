@@ -22,12 +22,12 @@ from .clip.text import TextEncoder
 from .distributed import gather_batch
 from .fast import refinement as faster
 from .heads import (
+    StoredText,
     batch_norm_neck,
     clip_parts,
     frozen_text_encoder,
     head_outputs,
     identity_classifier,
-    image_text_term,
 )
 from .pooling import AnchorPool, MeanPool, anchor_features
 from .refinement import SemanticRefinement
@@ -135,6 +135,7 @@ class SAGAHead(nn.Module):
         self.classifier_dropout = nn.Dropout(classifier_dropout)
         if clip_parts:  # of the identity prompts, handed on for a later stage that trains the image tower with I2TLoss
             self.register_buffer("text_features", torch.zeros(num_classes, clip_parts[1]))
+            self._stored_text = StoredText()
         self._anchors_of: tuple | None = None
         self.register_state_dict_pre_hook(lambda module, prefix, keep_vars: module.refresh_anchors())
 
@@ -276,10 +277,22 @@ class SAGAHead(nn.Module):
             if self.text_encoder is None:
                 raise ValueError("SAGAHead trains its text anchors with the text tower: set MODEL.CLIP.TEXT_TOWER True")
             return self.text_anchors.compute(self.text_encoder)
-        self.refresh_anchors()
+        if not torch.compiler.is_compiling():
+            self.refresh_anchors()
         return self.text_anchors.anchors
 
     # ---- forward ---------------------------------------------------------------------------------------------------
+
+    def prepare(self) -> None:
+        """What `forward` needs and a compiled step cannot do, called in front of each of either.
+
+        Raises:
+            ValueError: I2TLoss without text features.
+        """
+        if not self.training:
+            self.refresh_anchors()
+        elif "I2TLoss" in self.loss_weights:
+            self._stored_text.check(self.text_features)
 
     def refine_and_pool(self, features: CLIPFeatures, keep_tokens: bool = True) -> Refined:
         """The method itself, from patch tokens to the pooled feature.
@@ -334,6 +347,8 @@ class SAGAHead(nn.Module):
             In training `head_outputs` with (Q, B, C) logits; in evaluation the (B, F_all) raw concatenation of the pooled
             feature, before or after the neck by NECK_FEAT, and what `feature_layout` names beside it.
         """
+        if self.training and not torch.compiler.is_compiling():
+            self.prepare()
         features = as_features(features).float()
         refined = self.refine_and_pool(features, keep_tokens=self.training or bool(self.parts))
         if self.training:
@@ -363,7 +378,8 @@ class SAGAHead(nn.Module):
             return losses.anchor_consistency_loss(parts, mass, gather_batch(targets), margin)
 
         def image_text():
-            return image_text_term(features.proj, self.text_features, targets, self.loss_weights["I2TLoss"]["epsilon"])
+            epsilon = self.loss_weights["I2TLoss"]["epsilon"]
+            return losses.image_text_loss(features.proj, self.text_features, targets, epsilon)
 
         def decorrelation():
             return losses.decorrelation_loss(gather_batch(refined.feature), gather_batch(features.cls))

@@ -17,7 +17,7 @@ _LEVELS = 2**16
 def _mask(x: Tensor, p: float, training: bool) -> Tensor | None:
     """0 with probability p, else 1/(1-p), for each number of x; None where torch's own dropout is as good, or is exact."""
     dropped = round(p * _LEVELS)
-    if not training or x.device.type != "cpu" or not 0 < dropped < _LEVELS:
+    if not training or x.device.type != "cpu" or not 0 < dropped < _LEVELS or torch.compiler.is_compiling():
         return None
     seed = int(torch.randint(2**63 - 1, ()))
     bits = np.random.SFC64(seed).random_raw(-(-x.numel() // 4)).view(np.int16)[: x.numel()]
