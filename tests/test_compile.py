@@ -1,4 +1,4 @@
-"""MODEL.COMPILE and Extractor(compile=True): what torch.compile computes equals what runs eagerly, in one graph."""
+"""MODEL.COMPILE and `Extractor(compile=True)`: what torch.compile computes equals what runs eagerly, in one graph."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import itertools
 import pytest
 import torch
 
+from sagareid import Extractor
 from sagareid.benchmarks import gpu_steps
+from sagareid.config import check_config
 from sagareid.engine.trainer import SAGATrainer, StepTrainer
 from sagareid.hardware import compiler_problem
 from sagareid.modeling import meta_arch
@@ -17,7 +19,6 @@ from fastreid.modeling.meta_arch import build_model
 from fastreid.utils.events import EventStorage
 
 needs_compiler = pytest.mark.skipif(compiler_problem("cpu") is not None, reason=str(compiler_problem("cpu")))
-NO_DROPOUT = ("MODEL.SAGA.DROPOUT", 0.0)  # masks are drawn in another order
 
 
 @pytest.fixture(autouse=True)
@@ -27,42 +28,99 @@ def fresh_compiler():
     torch.compiler.reset()
 
 
+@pytest.fixture
+def traced(monkeypatch):
+    """Compiled steps are traced into one graph or fail, and its operations run as they are: no kernel is built."""
+    step = torch.compile(meta_arch._step, backend="aot_eager", fullgraph=True, dynamic=False)
+    monkeypatch.setattr(meta_arch, "_compiled_step", lambda mode: step)
+
+
 def _model(head: str, *opts):
-    cfg = gpu_steps.model_config(head, *NO_DROPOUT, *opts)
+    # no dropout, whose masks a compiled step draws otherwise; SGD, since Adam makes steps of what is rounding alone
+    opts = ("MODEL.SAGA.DROPOUT", 0.0, "SOLVER.OPT", "SGD", "SOLVER.BASE_LR", 0.01, *opts)
+    cfg = gpu_steps.model_config(head, *opts)
     torch.manual_seed(0)
     return cfg, build_model(cfg)
 
 
-def _trained(cfg, model, steps: int = 3):
-    """State, losses and accuracies of a model after some steps."""
+def _cached_batch(model) -> dict:
+    batch = gpu_steps.model_batch("cpu")
+    with torch.no_grad():
+        features = model.extract(batch)
+    fields = {name: getattr(features, name).half() for name in ("patches", "cls", "proj", "layer_cls")}
+    return fields | {"targets": batch["targets"], "img_paths": ["a.jpg"]}
+
+
+def _trained(cfg, model, batches, steps: int = 2) -> tuple[dict, list]:
+    """The last gradients, and losses and accuracies of some steps."""
     optimizer = SAGATrainer.build_optimizer(cfg, model)[0]
-    batches = itertools.cycle([gpu_steps.model_batch("cpu")])
-    trainer, seen = StepTrainer(model, batches, optimizer, None, None), []
+    trainer, seen = StepTrainer(model, itertools.cycle(batches), optimizer, None, None), []
     with EventStorage() as storage:
         for trainer.iter in range(steps):
             trainer.run_step()
             latest = storage.latest()
-            seen.append([latest[n][0] for n in ("total_loss", "cls_accuracy") if n in latest])
-    return model.state_dict(), seen
+            seen.append({name: latest[name][0] for name in ("total_loss", "cls_accuracy") if name in latest})
+    return {f"grad {n}": p.grad for n, p in model.named_parameters() if p.grad is not None}, seen
 
 
-@needs_compiler
-@pytest.mark.parametrize("head", gpu_steps.own_heads())
-def test_a_step_is_one_graph(head):
-    """A break is a place where the host waits for the device, and the end of a CUDA graph."""
-    model = _model(head)[1].train()
-    found = torch._dynamo.explain(meta_arch._step)(model, gpu_steps.model_batch("cpu"))
-    assert found.graph_break_count == 0, [str(r.reason) for r in found.break_reasons]
-
-
-@needs_compiler
-@pytest.mark.parametrize("head", ["PromptHead", "SAGAHead"])
-def test_compiled_training_equals_eager(head):
-    cfg, eager = _model(head)
+def _compare(cfg, eager, batches) -> None:
     compiled = copy.deepcopy(eager)
     compiled.compile_mode = "default"
-    (expected, losses), (state, found) = _trained(cfg, eager), _trained(cfg, compiled)
-    assert list(state) == list(expected)  # no name of a checkpoint changes
-    torch.testing.assert_close(torch.tensor(found), torch.tensor(losses), rtol=1e-4, atol=1e-5)
-    for name, value in expected.items():
-        torch.testing.assert_close(state[name], value, rtol=1e-3, atol=2e-5, msg=name)
+    (expected, losses), (found, compiled_losses) = (_trained(cfg, model, batches) for model in (eager, compiled))
+    assert list(compiled.state_dict()) == list(eager.state_dict())  # no name of a checkpoint changes
+    for step, other in zip(compiled_losses, losses, strict=True):
+        assert step == pytest.approx(other, rel=1e-4)
+    assert gpu_steps.steps.largest_difference(found, expected) < 1e-3
+
+
+# torch.compile leaves the GRU of SequentialHead as it is
+@pytest.mark.parametrize("head", sorted(set(gpu_steps.own_heads()) - {"SequentialHead"}))
+def test_a_step_is_one_graph_and_equals_the_eager_one(head, traced):
+    """A break is a place where the host waits for the device, and the end of a CUDA graph. The second batch has another
+    number of identities, and both are of one graph."""
+    cfg, model = _model(head)
+    batches = [_cached_batch(model) for _ in range(2)]
+    batches[1]["targets"] = torch.zeros_like(batches[1]["targets"])
+    _compare(cfg, model, batches[:1])
+    compiled = copy.deepcopy(model).train()
+    compiled.compile_mode = "default"
+    compiled(batches[0])
+    with torch.compiler.set_stance("fail_on_recompile"):
+        compiled(batches[1])
+
+
+def test_the_image_tower_is_of_the_same_graph(traced):
+    cfg, model = _model("CLSHead")
+    _compare(cfg, model, [gpu_steps.model_batch("cpu")])
+
+
+@needs_compiler
+def test_compiled_kernels_give_the_eager_values():
+    cfg, model = _model("CLSHead", "MODEL.HEADS.EMBEDDING_DIM", 64)
+    _compare(cfg, model, [_cached_batch(model)])
+
+
+def test_what_cannot_compile_is_refused(monkeypatch):
+    cfg = gpu_steps.model_config("CLSHead")
+    for value, message in (("fast", "MODEL.COMPILE is 'fast'"), ("reduce-overhead", "MODEL.DEVICE is cpu: use default")):
+        cfg.MODEL.COMPILE = value
+        with pytest.raises(ValueError, match=message):
+            check_config(cfg)
+    cfg.MODEL.COMPILE = "default"
+    for name in ("CC", "CXX"):
+        monkeypatch.setenv(name, "/no/such/compiler")
+    with pytest.raises(ValueError, match="no C compiler"):
+        check_config(cfg)
+
+
+@needs_compiler
+def test_a_compiled_extractor_gives_the_features_of_the_eager_one(tiny_run, monkeypatch):
+    """Full batches are compiled, once; the last one, which is smaller, is not."""
+    compiler = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda module, **options: compiler(module, backend="aot_eager", **options))
+    images = torch.rand(5, 3, 48, 24) * 255
+    expected = Extractor.from_checkpoint(tiny_run, device="cpu")(images)
+    extractor = Extractor.from_checkpoint(tiny_run, device="cpu", compile=True)
+    extractor(images[:2], batch_size=2)
+    with torch.compiler.set_stance("fail_on_recompile"):
+        torch.testing.assert_close(extractor(images, batch_size=2), expected, rtol=1e-4, atol=1e-5)

@@ -18,7 +18,7 @@ from fastreid.config import CfgNode
 
 from .. import compat
 from ..engine import stages
-from ..engine.trainer import SAGATrainer
+from ..engine.trainer import HostScalars, SAGATrainer
 from ..modeling.prompt_head import PromptHead
 from ..modeling.saga_head import SAGAHead
 from .plain import (
@@ -104,12 +104,14 @@ def _cached_features(model: nn.Module, images: Tensor, names: Sequence[str]) -> 
 
 
 def _step(optimizer: torch.optim.Optimizer, losses: Callable[[], dict[str, Tensor]]) -> Callable[[], None]:
-    """FastReID's training step."""
+    """A training step as the trainer takes it: the losses are read while the backward pass runs."""
 
     def step() -> None:
-        terms = losses()
         optimizer.zero_grad()
+        terms = losses()
+        scalars = HostScalars(terms)
         sum(terms.values()).backward()
+        scalars.read()
         optimizer.step()
 
     return step

@@ -154,11 +154,19 @@ def _logs(work: Path, names: Sequence[str]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def _machine(results: dict[str, Any]) -> str:
+    """What it ran on, in words, of the first step that says so; empty before."""
+    for step in results["steps"].values():
+        if found := step["values"].get("machine"):
+            return f"{found.get('gpu') or found['cpu']}, torch {found['torch']}."
+    return ""
+
+
 def table(results: dict[str, Any]) -> str:
     """What every step found, in Markdown."""
     rows = [[name, s["status"], f"{s['seconds']:.0f}"] for name, s in results["steps"].items()]
     lines = [
-        f"`{results['command']}`, {results['date']}, {results['seconds']:.0f} s.",
+        f"`{results['command']}`, {results['date']}, {results['seconds']:.0f} s. {_machine(results)}".rstrip(),
         "",
         tabulate(rows, ["step", "status", "seconds"], tablefmt="github", disable_numparse=True),
         "",

@@ -11,16 +11,19 @@ import argparse
 import copy
 import itertools
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
+from multiprocessing.synchronize import Barrier, Lock
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +51,7 @@ from ..errors import message_of
 from ..evaluation.evaluator import rank_in_blocks
 from ..files import write_json
 from ..hardware import machine
+from ..modeling import meta_arch
 from ..synthetic import drawn as synthetic
 from . import cases, measure, steps
 
@@ -89,7 +93,7 @@ class Scale:
     options: tuple = ()
     steps: int = 40
     backbones: tuple[str, ...] = ("CLIP", "CLIP, map", "ResNet-18", "ViT")
-    compiled: tuple[str, ...] = ("extraction", "backbone", "anchors_cached")
+    compiled: tuple[str, ...] = ("prompts", "anchors_cached", "extraction", "backbone")
     loader_size: tuple[int, int] = (256, 128)
 
 
@@ -122,7 +126,7 @@ SCALES = {
         ),
         steps=2,
         backbones=("CLIP", "CLIP, map", "ResNet-18"),
-        compiled=("extraction",),
+        compiled=("prompts", "extraction"),
         loader_size=(48, 24),
     ),
 }
@@ -696,6 +700,7 @@ def _say_times(job: Job, name: str, row: dict[str, Any]) -> None:
 def _training_step(name: str) -> Callable[[Job], None]:
     def run(job: Job) -> None:
         rows: dict[str, Any] = {}
+        job.note(machine=machine(job.device))
         size = job.scale.models.get(name)
         if size is None:
             job.skip(f"no {name} model at this size")
@@ -762,44 +767,131 @@ def _say_profile(job: Job, name: str, profile: dict[str, Any]) -> None:
     job.say(f"{name}: {top}{idle}")
 
 
+# Seconds that processes wait for the slowest to compile, before they measure without it.
+COMPILING = 110.0
+
+
 def compile_step(job: Job) -> None:
-    """Our steps and extraction of ViT-B/16, eager against torch.compile."""
-    backend = "inductor" if job.cuda else "aot_eager"  # the CPU's compiler takes longer than the rest of a dry run
-    rows: dict[str, Any] = {"backend": backend}
-    with EventStorage(0):
-        for key in job.scale.compiled:
-            with job.part(f"compile {key}"):
-                opened = _open(job, job.scale.models["base"], key)
-                run = _in(job, torch.bfloat16, opened.case.call_ours)
-                run(), run()
-                peak = matrix_peak(job)
-                eager = min(measure.seconds(run, job.device, 5) for _ in range(3))
-                operations = _operations(run)
-                model = opened.model
-                part = {"extraction": model, "backbone": model.backbone}.get(key, model.heads)
-                part.compile(backend=backend)
-                begun = time.perf_counter()
-                run(), run()
-                measure.synchronize(job.device)
-                took = time.perf_counter() - begun
-                compiled = min(measure.seconds(run, job.device, 5) for _ in range(3))
-                rows[key] = {
-                    "images": opened.case.images,
-                    "eager_seconds": eager,
-                    "compiled_seconds": compiled,
-                    "compile_seconds": took,
-                    "share_of_peak": {
-                        "eager": operations / eager / peak,
-                        "compiled": operations / compiled / peak,
-                    },
-                }
-                job.note(cases=rows)
-                job.say(
-                    f"compile {key}: eager {eager * 1e3:.1f} ms ({rows[key]['share_of_peak']['eager']:.0%}), compiled "
-                    f"{compiled * 1e3:.1f} ms ({rows[key]['share_of_peak']['compiled']:.0%}), compiling {took:.0f} s"
-                )
-                del opened, model, part, run
-                torch._dynamo.reset()
+    """Our steps and extraction of ViT-B/16 under torch.compile against the plain way and eager, in the same run.
+
+    Each case has a process of its own. They compile beside each other, and measure one after the other.
+    """
+    context = multiprocessing.get_context("spawn")
+    keys = job.scale.compiled
+    ready, turn = context.Barrier(len(keys)), context.Lock()
+    folders = {key: job.work / key for key in keys}
+    processes = []
+    for key, folder in folders.items():
+        folder.mkdir()
+        argv = (key, job.device, job.size, job.repo, folder, ready, turn)
+        processes.append(context.Process(target=_compiled_process, args=argv))
+        processes[-1].start()
+    job.note(machine=machine(job.device), cases={})
+    while any(process.is_alive() for process in processes):
+        time.sleep(0.2)
+        _collect(job, folders)
+    for key, process in zip(keys, processes):
+        process.join()
+        if process.exitcode:
+            job.problem(f"compile {key}: its process ended with {process.exitcode}")
+    _collect(job, folders)
+
+
+def _collect(job: Job, folders: dict[str, Path]) -> None:
+    """Take over what the processes have found by now."""
+    found = [json.loads(f.read_text()) for folder in folders.values() if (f := folder / "found.json").is_file()]
+    if any(set(x["lines"] + x["problems"]) - set(job.lines + job.problems) for x in found):
+        for x in found:
+            job.values["cases"] |= x["values"]
+            job.lines += [line for line in x["lines"] if line not in job.lines]
+            job.problems += [problem for problem in x["problems"] if problem not in job.problems]
+        job.write()
+
+
+def _compiled_process(
+    key: str, device: str, size: str, repo: Path, work: Path, ready: Barrier, turn: Lock
+) -> None:
+    """One case: compile every form, wait for the others, measure alone."""
+    job = Job(device, SCALES[size], repo, work, work / "found.json")
+    if not job.cuda:  # building kernels for a CPU takes longer than the rest of a dry run
+        meta_arch._compiled_step = lambda mode: torch.compile(meta_arch._step, backend="aot_eager", dynamic=False)
+    with job.part(f"compile {key}"), EventStorage(0):
+        forms = _Forms(job, key)
+        try:
+            forms.prepare()
+        finally:
+            with suppress(threading.BrokenBarrierError):
+                ready.wait(COMPILING)
+        with turn:
+            forms.measure()
+
+
+class _Forms:
+    """A case eagerly and under torch.compile in each mode, against the plain way."""
+
+    def __init__(self, job: Job, key: str):
+        self.job, self.key = job, key
+        self.opened = _open(job, job.scale.models["base"], key)
+        self.modes = ("reduce-overhead", "default") if job.cuda else ("default",)
+        self.ours = _in(job, torch.bfloat16, self.opened.case.call_ours)
+        self.plain = _in(job, torch.bfloat16, self.opened.case.call_plain)
+        self.compiled: dict[str, Any] = {}
+        self.compile_seconds: dict[str, float] = {}
+
+    def run(self, form: str) -> Any:
+        """One step, or one batch."""
+        model, mode = self.opened.model, "" if form == "eager" else form
+        if model.training:
+            model.compile_mode = mode
+        else:  # the evaluation forward
+            model._compiled_call_impl = self.compiled.get(mode)
+        return self.ours()
+
+    def prepare(self) -> None:
+        """Compile every form, and hold the features of each to the eager ones."""
+        model, features = self.opened.model, {}
+        for form in ("eager", *self.modes):
+            if form != "eager" and not model.training:
+                options = {"mode": form} if self.job.cuda else {"backend": "aot_eager"}
+                self.compiled[form] = torch.compile(model._call_impl, dynamic=False, **options)
+            begun = time.perf_counter()
+            out = self.run(form)
+            measure.synchronize(self.job.device)
+            self.compile_seconds[form] = time.perf_counter() - begun
+            if out is not None:
+                features[form] = out.float().clone()
+            for _ in range(2):  # a CUDA graph is recorded by the second, replayed from the third
+                self.run(form)
+        for form, found in features.items():
+            difference = float((1 - F.cosine_similarity(found, features["eager"])).max())
+            if not difference < 1e-3:
+                self.job.problem(f"compile {self.key}, {form}: 1 - cosine to the eager features {difference:.1e}")
+
+    def measure(self) -> None:
+        job, case, peak = self.job, self.opened.case, matrix_peak(self.job)
+        operations = _operations(lambda: self.run("eager"))
+        row: dict[str, Any] = {"images": case.images, "plain": case.plain, "bf16_peak_tflops": peak / 1e12}
+        for form in ("eager", *self.modes):
+            times = measure.in_turn(
+                self.plain, lambda form=form: self.run(form), job.scale.rounds, job.device, at_least=0.1
+            )
+            seconds = times["ours_seconds"]
+            row[form] = {
+                **times,
+                "images_per_second": case.images / seconds,
+                "share_of_peak": operations / seconds / peak,
+                "first_call_seconds": self.compile_seconds[form],
+                "peak_memory_mib": measure.peak_memory(lambda form=form: self.run(form), job.device),
+            }
+            job.note(**{self.key: row})
+            job.say(
+                f"{self.key}, {form}: {row[form]['images_per_second']:.0f} images/s, plain/ours "
+                f"{times['ratio']['median']:.2f} ({times['plain_seconds'] * 1e3:.1f}/{seconds * 1e3:.1f} ms), "
+                f"{row[form]['share_of_peak']:.0%} of bf16 peak; first call {self.compile_seconds[form]:.0f} s"
+            )
+        row["profile"] = _profile(job, lambda: self.run(self.modes[0]))
+        job.note(**{self.key: row})
+        _say_profile(job, f"{self.key}, {self.modes[0]}", row["profile"])
 
 
 # ---- (e) loader, cache, stage 2 as it runs ---------------------------------------------------------------------------
@@ -1000,7 +1092,7 @@ STEPS = {
     "large": Step(_training_step("large"), "ViT-L/14: the same", 120, alone=True),
     "loading": Step(loading_step, "loader, stage 2 with it, feature cache", 90, alone=True),
     "ranking": Step(ranking_step, "ranking at MSMT17's size", 60, alone=True),
-    "compile": Step(compile_step, "ViT-B/16: eager against torch.compile", 120, alone=True),
+    "compile": Step(compile_step, "ViT-B/16: plain, eager and torch.compile", 200, alone=True),
 }
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple, Union, overload
 
 import numpy as np
@@ -23,6 +23,7 @@ from .. import compat
 from ..data.images import UnreadableImage, as_rgb, read_image, reason
 from ..data.transforms import build_transforms
 from ..files import printable
+from ..hardware import compiler_problem
 from .feature_model import FeatureModel
 from .load import load_model
 
@@ -63,7 +64,9 @@ class Extractor:
     Several threads may share an extractor.
     """
 
-    def __init__(self, cfg: Any, model: nn.Module, *, dtype: str = "auto", feature: str = "auto"):
+    def __init__(
+        self, cfg: Any, model: nn.Module, *, dtype: str = "auto", feature: str = "auto", compile: bool = False
+    ):
         """See `from_checkpoint`; cfg and model as `load_model` gives them."""
         self._module = FeatureModel(cfg, model.requires_grad_(False), feature)
         self.device = self._module.device
@@ -75,11 +78,21 @@ class Extractor:
         if dtype == "float16" and self.device.type == "cpu":
             raise ValueError("dtype float16 needs a GPU; on the CPU use float32 or bfloat16")
         self.dtype = dtype
+        problem = compiler_problem(self.device.type) if compile else None
+        if problem:
+            raise ValueError(f"compile=True: torch.compile does not work here: {problem}")
+        self._compiled = torch.compile(self._module, dynamic=False) if compile else None
         self._prepare = _Prepare(cfg, self._module.size)
 
     @classmethod
     def from_checkpoint(
-        cls, path: str | os.PathLike, *, device: str = "auto", dtype: str = "auto", feature: str = "auto"
+        cls,
+        path: str | os.PathLike,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        feature: str = "auto",
+        compile: bool = False,
     ) -> Extractor:
         """An extractor from a checkpoint alone: no CLIP weights, no text tower, no training data.
 
@@ -89,13 +102,16 @@ class Extractor:
             dtype: what the model computes in: "float32", "bfloat16", "float16" (GPU); features are float32 in any case.
                 "auto": float32 on a CPU, bfloat16 on a GPU that has it. bfloat16 turns a feature by about 1e-5 in cosine.
             feature: a row of the evaluation (refined, cls, proj, concat, orth, fusion, ...); "auto": the run's result.
+            compile: run full batches through torch.compile, for many images on a GPU (docs/benchmarks says what it gives).
+                The first batch of each batch_size takes about half a minute; smaller batches run eagerly. Features
+                differ by rounding.
 
         Raises:
             FileNotFoundError: no checkpoint there.
-            ValueError: it is none or does not fit its config; no such device, dtype or feature.
+            ValueError: it is none or does not fit its config; no such device, dtype or feature; no compiler.
         """
         cfg, model = load_model(path, device=device)
-        return cls(cfg, model, dtype=dtype, feature=feature)
+        return cls(cfg, model, dtype=dtype, feature=feature, compile=compile)
 
     @property
     def width(self) -> int:
@@ -184,7 +200,7 @@ class Extractor:
         if not attention:
             return features
         if not maps:
-            return features, self._forward(torch.zeros(1, 3, *self.size), torch.tensor([-1]), True)[1][:0]
+            return features, self._forward(self._module, torch.zeros(1, 3, *self.size), torch.tensor([-1]), True)[1][:0]
         return features, torch.cat(maps)
 
     def iterate(
@@ -218,18 +234,21 @@ class Extractor:
             features, maps = torch.zeros(0, self.width), None
             if readable:
                 pixels = torch.stack([samples[i] for i in readable])
-                features, maps = self._forward(pixels, ids[[start + i for i in readable]], attention)
+                model = self._compiled if self._compiled and len(pixels) == batch_size else self._module
+                features, maps = self._forward(model, pixels, ids[[start + i for i in readable]], attention)
             yield Batch(features, maps, [start + i for i in readable], unreadable)
             start += len(samples)
 
-    def _forward(self, pixels: Tensor, cameras: Tensor, attention: bool) -> tuple[Tensor, Tensor | None]:
+    def _forward(
+        self, model: Callable[..., Any], pixels: Tensor, cameras: Tensor, attention: bool
+    ) -> tuple[Tensor, Tensor | None]:
         half = (
             torch.autocast(self.device.type, DTYPES[self.dtype])
             if self.dtype != "float32"
             else contextlib.nullcontext()
         )
         with torch.inference_mode(), half:
-            out = self._module(pixels.to(self.device), cameras.to(self.device), attention)
+            out = model(pixels.to(self.device), cameras.to(self.device), attention)
         features, maps = out if attention else (out, None)
         # plain tensors: those of inference mode cannot be used in training
         return features.float().cpu().clone(), None if maps is None else maps.cpu().clone()

@@ -45,7 +45,7 @@ from .hooks import (
 )
 from .precision import autocast_dtype
 
-__all__ = ["SAGATrainer", "StepTrainer", "train_loader"]
+__all__ = ["HostScalars", "SAGATrainer", "StepTrainer", "train_loader"]
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ class StepTrainer(OpenStepTrainer):
         self.optimizer.zero_grad()
         with torch.autocast(self.device_type, dtype=self.autocast, enabled=self.autocast is not None):
             loss_dict = self.model(data)
-        loss, numbers = sum(loss_dict.values()), _Numbers(loss_dict | getattr(_unwrapped(self.model), "measured", {}))
+        loss, numbers = sum(loss_dict.values()), HostScalars(loss_dict | getattr(_unwrapped(self.model), "measured", {}))
         (loss if self.grad_scaler is None else self.grad_scaler.scale(loss)).backward()
         self._write(loss_dict, numbers.read(), data_time)
         if self.grad_scaler is None:
@@ -84,7 +84,7 @@ class StepTrainer(OpenStepTrainer):
             get_event_storage().put_scalar(name, values[name])
 
 
-class _Numbers:
+class HostScalars:
     """Scalars on their way to the host in one copy, which is waited for when they are read: on a GPU the backward pass is
     asked for in the meantime."""
 
