@@ -102,7 +102,10 @@ def test_compiled_kernels_give_the_eager_values():
 
 def test_what_cannot_compile_is_refused(monkeypatch):
     cfg = gpu_steps.model_config("CLSHead")
-    for value, message in (("fast", "MODEL.COMPILE is 'fast'"), ("reduce-overhead", "MODEL.DEVICE is cpu: use default")):
+    for value, message in (
+        ("fast", "MODEL.COMPILE is 'fast'"),
+        ("reduce-overhead", "MODEL.DEVICE is cpu: use default"),
+    ):
         cfg.MODEL.COMPILE = value
         with pytest.raises(ValueError, match=message):
             check_config(cfg)

@@ -808,9 +808,7 @@ def _collect(job: Job, folders: dict[str, Path]) -> None:
         job.write()
 
 
-def _compiled_process(
-    key: str, device: str, size: str, repo: Path, work: Path, ready: Barrier, turn: Lock
-) -> None:
+def _compiled_process(key: str, device: str, size: str, repo: Path, work: Path, ready: Barrier, turn: Lock) -> None:
     """One case: compile every form, wait for the others, measure alone."""
     job = Job(device, SCALES[size], repo, work, work / "found.json")
     if not job.cuda:  # building kernels for a CPU takes longer than the rest of a dry run
@@ -837,35 +835,51 @@ class _Forms:
         self.plain = _in(job, torch.bfloat16, self.opened.case.call_plain)
         self.compiled: dict[str, Any] = {}
         self.compile_seconds: dict[str, float] = {}
+        self.turned: dict[str, float] = {}  # 1 - cosine of what a form gives to what the eager one gives
 
-    def run(self, form: str) -> Any:
-        """One step, or one batch."""
+    def form(self, form: str) -> None:
+        """Let the model run in a form from now on."""
         model, mode = self.opened.model, "" if form == "eager" else form
         if model.training:
             model.compile_mode = mode
         else:  # the evaluation forward
             model._compiled_call_impl = self.compiled.get(mode)
-        return self.ours()
+
+    def run(self, form: str) -> None:
+        """One step, or one batch."""
+        self.form(form)
+        self.ours()
 
     def prepare(self) -> None:
-        """Compile every form, and hold the features of each to the eager ones."""
-        model, features = self.opened.model, {}
+        """Compile every form, and hold what each gives to what the eager form gives."""
+        model, values = self.opened.model, {}
+        compared = not model.training or not any(
+            getattr(m, "p", 0.0) or getattr(m, "dropout", 0.0) for m in model.modules()
+        )  # a compiled step draws other dropout masks
         for form in ("eager", *self.modes):
             if form != "eager" and not model.training:
                 options = {"mode": form} if self.job.cuda else {"backend": "aot_eager"}
                 self.compiled[form] = torch.compile(model._call_impl, dynamic=False, **options)
             begun = time.perf_counter()
-            out = self.run(form)
+            if compared:
+                values[form] = self.values(form)
+            else:
+                self.run(form)
             measure.synchronize(self.job.device)
             self.compile_seconds[form] = time.perf_counter() - begun
-            if out is not None:
-                features[form] = out.float().clone()
-            for _ in range(2):  # a CUDA graph is recorded by the second, replayed from the third
+        for form in ("eager", *self.modes):
+            for _ in range(3):  # a CUDA graph is recorded by the second run, and replayed from the third
                 self.run(form)
-        for form, found in features.items():
-            difference = float((1 - F.cosine_similarity(found, features["eager"])).max())
-            if not difference < 1e-3:
-                self.job.problem(f"compile {self.key}, {form}: 1 - cosine to the eager features {difference:.1e}")
+        for form, found in values.items():
+            self.turned[form] = float(1 - F.cosine_similarity(found.double(), values["eager"].double(), dim=0))
+            if not self.turned[form] < 1e-3:
+                self.job.problem(f"compile {self.key}, {form}: 1 - cosine to eager {self.turned[form]:.1e}")
+
+    def values(self, form: str) -> Tensor:
+        """Losses and gradients, or features, as one vector; all forms see the same weights."""
+        self.form(form)
+        values = _in(self.job, torch.bfloat16, self.opened.case.values_ours)()
+        return torch.cat([values[name].detach().float().flatten() for name in sorted(values)])
 
     def measure(self) -> None:
         job, case, peak = self.job, self.opened.case, matrix_peak(self.job)
@@ -881,6 +895,7 @@ class _Forms:
                 "images_per_second": case.images / seconds,
                 "share_of_peak": operations / seconds / peak,
                 "first_call_seconds": self.compile_seconds[form],
+                "turned": self.turned.get(form),
                 "peak_memory_mib": measure.peak_memory(lambda form=form: self.run(form), job.device),
             }
             job.note(**{self.key: row})

@@ -67,7 +67,10 @@ class StepTrainer(OpenStepTrainer):
         self.optimizer.zero_grad()
         with torch.autocast(self.device_type, dtype=self.autocast, enabled=self.autocast is not None):
             loss_dict = self.model(data)
-        loss, numbers = sum(loss_dict.values()), HostScalars(loss_dict | getattr(_unwrapped(self.model), "measured", {}))
+        loss, numbers = (
+            sum(loss_dict.values()),
+            HostScalars(loss_dict | getattr(_unwrapped(self.model), "measured", {})),
+        )
         (loss if self.grad_scaler is None else self.grad_scaler.scale(loss)).backward()
         self._write(loss_dict, numbers.read(), data_time)
         if self.grad_scaler is None:
