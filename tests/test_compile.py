@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sagareid import Extractor
-from sagareid.benchmarks import gpu_steps
+from sagareid.benchmarks import cases, gpu_steps
 from sagareid.config import check_config
 from sagareid.engine.trainer import SAGATrainer, StepTrainer
 from sagareid.hardware import compiler_problem
@@ -70,7 +70,7 @@ def _compare(cfg, eager, batches) -> None:
     assert list(compiled.state_dict()) == list(eager.state_dict())  # no name of a checkpoint changes
     for step, other in zip(compiled_losses, losses, strict=True):
         assert step == pytest.approx(other, rel=1e-4)
-    assert gpu_steps.steps.largest_difference(found, expected) < 1e-3
+    assert cases.largest_difference(found, expected) < 1e-3
 
 
 # torch.compile leaves the GRU of SequentialHead as it is
