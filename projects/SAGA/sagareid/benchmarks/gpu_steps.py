@@ -768,7 +768,7 @@ def _say_profile(job: Job, name: str, profile: dict[str, Any]) -> None:
 
 
 # Seconds that processes wait for the slowest to compile, before they measure without it.
-COMPILING = 110.0
+COMPILING = 120.0
 
 
 def compile_step(job: Job) -> None:
@@ -778,6 +778,7 @@ def compile_step(job: Job) -> None:
     """
     context = multiprocessing.get_context("spawn")
     keys = job.scale.compiled
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(max(1, (os.cpu_count() or 1) // len(keys))))
     ready, turn = context.Barrier(len(keys)), context.Lock()
     folders = {key: job.work / key for key in keys}
     processes = []
