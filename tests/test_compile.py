@@ -96,8 +96,19 @@ def test_the_image_tower_is_of_the_same_graph(traced):
 
 @needs_compiler
 def test_compiled_kernels_give_the_eager_values():
-    cfg, model = _model("CLSHead", "MODEL.HEADS.EMBEDDING_DIM", 64)
+    cfg, model = _model("PatchPoolHead", "MODEL.LOSSES.NAME", ("CrossEntropyLoss",))  # few kernels to build
     _compare(cfg, model, [_cached_batch(model)])
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_before_it_reaches_the_weights():
+    """The losses are read after the backward pass was asked for, and before the optimizer's step."""
+    cfg, model = _model("CLSHead")
+    batch = gpu_steps.model_batch("cpu")
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(FloatingPointError, match="became infinite or NaN"):
+        _trained(cfg, model, [batch | {"images": batch["images"] * torch.nan}])
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, before[name]), name
 
 
 def test_what_cannot_compile_is_refused(monkeypatch):

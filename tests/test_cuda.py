@@ -86,6 +86,19 @@ def test_compiled_steps_train_as_eager_ones_do(head, mode):
     assert seen[1] == pytest.approx(seen[0], rel=1e-3) and seen[0][-1] < seen[0][0]
 
 
+@pytest.mark.parametrize("head", sorted(set(gpu_steps.own_heads()) - {"PromptHead"}))
+def test_the_host_never_waits_inside_a_step(head):
+    """PromptHead's eager step counts the identities of a batch; a compiled one does not."""
+    model = build_model(gpu_steps.model_config(head)).cuda().train()
+    batch = gpu_steps.model_batch("cuda")
+    sum(model(batch).values()).backward()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        sum(model(batch).values()).backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 def test_ranking_on_the_gpu_gives_fastreids_metrics():
     generator = np.random.default_rng(0)
     ids = [generator.integers(0, high, n) for high, n in ((20, 60), (20, 400), (4, 60), (4, 400))]

@@ -234,7 +234,8 @@ class Extractor:
             features, maps = torch.zeros(0, self.width), None
             if readable:
                 pixels = torch.stack([samples[i] for i in readable])
-                model = self._compiled if self._compiled and len(pixels) == batch_size else self._module
+                full = len(pixels) == batch_size
+                model = self._compiled if full and self._compiled is not None else self._module
                 features, maps = self._forward(model, pixels, ids[[start + i for i in readable]], attention)
             yield Batch(features, maps, [start + i for i in readable], unreadable)
             start += len(samples)
