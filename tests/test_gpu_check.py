@@ -59,6 +59,7 @@ def one_step(monkeypatch, tmp_path, repo):
     def run(name: str, seconds: float, budget: float = 60.0):
         step = gpu_steps.STEPS[name]
         monkeypatch.setitem(gpu_check.STEPS, name, gpu_steps.Step(step.run, step.what, seconds, step.alone))
+        monkeypatch.setattr(gpu_check, "SHARED_CPU", 1)
         return gpu_check.run(
             steps=[name], device="cpu", size="tiny", budget=budget, repo=repo, output=tmp_path, command="test"
         )["steps"][name]
