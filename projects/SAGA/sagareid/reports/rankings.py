@@ -15,8 +15,8 @@ from ..data.transforms import build_transforms
 from ..engine.features import extract
 from ..evaluation.evaluator import SAGAEvaluator, rank_in_blocks, result_row
 from ..modeling.build import model_layout
-from ..studies.occlusion import ImageSet, OccludedSet, View
 from ..studies.models import Model
+from ..studies.occlusion import ImageSet, OccludedSet, View
 
 __all__ = ["Ranked", "best_median_worst", "contrasting", "rank_test_set", "right_and_wrong", "view_of"]
 

@@ -12,8 +12,8 @@ from .. import compat
 from ..engine import stages
 from ..files import check_output, write_json, write_text
 from ..hardware import machine
-from ..studies.occlusion_study import CLEAN, Options, Study
 from ..studies.models import load_models
+from ..studies.occlusion_study import CLEAN, Options, Study
 from . import html, study_samples
 from .html import Html
 from .study_curves import colour_of, curves, inline_curve, panels_of

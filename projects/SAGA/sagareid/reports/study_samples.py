@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from ..data.images import read_image
-from ..studies.occlusion_study import CLEAN, Study
 from ..studies.cells import Cell
+from ..studies.occlusion_study import CLEAN, Study
 from . import html
 from .html import Html
 from .pictures import MARKS, overlay
