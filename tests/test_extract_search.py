@@ -337,7 +337,7 @@ def test_features_of_another_model_are_refused(tmp_path):
     for about, message in (
         ({"width": 8}, "features of width 8, the index of 16"),
         ({"checkpoint_sha256": "xyz"}, "checkpoint xyz, the index of abc"),
-        ({"feature": "cls"}, "feature row cls, the index of fusion"),
+        ({"feature": "cls"}, "feature cls, the index of fusion"),
     ):
         other, _ = stored(tmp_path / "g.parquet", n=5, **about)
         with pytest.raises(ValueError, match=message):

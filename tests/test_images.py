@@ -21,7 +21,7 @@ from sagareid.data.datasets.build import DataSets, build_dataset
 from sagareid.data.images import UnreadableImage, read_image
 from sagareid.data.transforms import build_transforms
 from sagareid.deploy.extract_folder import extract_folder
-from sagareid.deploy.gallery import FeatureSet
+from sagareid.deploy.feature_set import FeatureSet
 from sagareid.reports import pictures
 
 from fastreid.data.data_utils import read_image as fastreid_read_image

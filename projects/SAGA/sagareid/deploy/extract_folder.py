@@ -2,10 +2,11 @@
 
 n images, F feature width.
 
-An output is a folder of Parquet shards (`part-00000-of-00012.parquet`, columns `path` and `feature`, a list of F float32),
-or one .npz or .parquet file that is joined from such shards at the end. A process takes a shard by a file lock, which the
-system lets go of when the process dies, and writes it whole: what is lost with a process is the shard it was at. A shard
-counts only with the key of this work: the checkpoint's bytes, the row, the precision, and the images' names, sizes and times.
+An output is a folder of Parquet shards (`part-00000-of-00012.parquet`, columns `path` and `feature`, a list of F
+float32), or one .npz or .parquet file that is joined from such shards at the end. A process takes a shard by a file
+lock, which the system releases when the process dies, and writes it whole, so that a process that dies loses the shard
+it was at. A shard counts only with the key of this work: the checkpoint's bytes, the feature, the precision, and the
+names, sizes and times of the images.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,13 +44,15 @@ POLL = 1.0
 
 @dataclass
 class Report:
-    """What became of the images.
+    """What was extracted and what was not.
 
     Attributes:
-        folder: where they are. images: how many there are. extracted: how many have a feature.
-        unreadable: {"path", "error"} of the others, sorted by path.
-        left_out: why -> how many entries of the folder, and the first of them, that are no images by their names.
-        output, feature, width, checkpoint_sha256, dtype: what was written, and what from.
+        folder: the folder of the images.
+        output, feature, width, dtype, checkpoint_sha256: what was written, and by which model.
+        images: number of images.
+        extracted: number of images that have a feature.
+        unreadable: {"path", "error"} of the other images, sorted by path.
+        left_out: reason -> number and first names of the entries that are no images by their names.
     """
 
     folder: str
@@ -65,9 +68,9 @@ class Report:
 
 
 def list_images(folder: str | Path) -> tuple[list[str], Listing]:
-    """Paths of the images under a folder, relative to it, with forward slashes, sorted; and the listing that they are of.
+    """Sorted paths of the images under a folder, relative to it, with forward slashes; and the whole listing.
 
-    What is not an image is logged.
+    Entries that are no images are logged.
 
     Raises:
         NotADirectoryError: no such folder.
@@ -111,18 +114,18 @@ def extract_folder(
 ) -> Report:
     """Write the features of all images under `folder`, going on where an earlier call or another process stopped.
 
-    Under torchrun (RANK, WORLD_SIZE) each process starts at its own part of the shards and then helps with the rest; the
-    call returns when every shard is there, whoever wrote it.
+    Under torchrun (RANK, WORLD_SIZE) each process starts at its own part of the shards and then helps with the rest.
+    The call returns when every shard is there, whichever process wrote it.
 
     Args:
         output: .npz (arrays `features` (n, F) float32 and `paths`), .parquet, or else a folder of shards.
-        shard_size: images of a shard: what is lost at most with a process.
-        num_workers: processes that read and resize.
-        overwrite: discard an output that is of other images or another checkpoint.
+        shard_size: images of a shard, the most that a process that dies can lose.
+        num_workers: processes that read and resize images.
+        overwrite: discard an output of other images or of another checkpoint.
 
     Raises:
-        ValueError: the output is of another key and not to be overwritten; one file from several processes.
-        OSError: nothing can be written there.
+        ValueError: the output has another key and is not to be overwritten; or several processes shall write one file.
+        OSError: the output cannot be written.
     """
     folder, output = Path(folder), Path(output)
     single = is_single_file(output)
@@ -164,7 +167,7 @@ def extract_folder(
 
 
 class _Shards:
-    """The shards of one piece of work, done or to do."""
+    """The shards of one extraction, written or still to be written."""
 
     def __init__(self, folder: Path, files: list[str], where: Path, size: int, about: dict[str, Any]):
         self.folder, self.files, self.where, self.size, self.about = folder, files, where, size, about
@@ -181,15 +184,15 @@ class _Shards:
         return self.files[index * self.size : (index + 1) * self.size]
 
     def open(self, overwrite: bool) -> None:
-        """Make the folder this work's own, or see that it is."""
+        """Claim the folder for this work, or check that it belongs to it."""
         self.where.mkdir(parents=True, exist_ok=True)
         with FileLock(str(self.where / ".lock")):
             manifest = self.where / MANIFEST
             found = json.loads(manifest.read_text()) if manifest.exists() else None
-            strangers = [p for p in self.where.iterdir() if not p.name.startswith(".")]
+            others = [p for p in self.where.iterdir() if not p.name.startswith(".")]
             if (found or {}).get("key") == self.key:
                 return
-            if strangers and (found is None or not overwrite):
+            if others and (found is None or not overwrite):
                 raise ValueError(
                     _of_another(self.where) if found else f"{self.where} holds other files; name a new folder"
                 )
@@ -198,7 +201,7 @@ class _Shards:
             write_json(manifest, self.about | {"key": self.key, "images": len(self.files), "shards": self.count})
 
     def metadata(self, index: int) -> dict[str, Any] | None:
-        """What a shard says of itself; None where there is none that is whole and of this work."""
+        """The metadata of a shard; None where there is none that is whole and belongs to this work."""
         try:
             found = json.loads(pq.read_schema(self.path(index)).metadata[b"sagareid"])
         except (OSError, KeyError, TypeError, ValueError):  # pyarrow's own error for a damaged file is a ValueError
@@ -206,7 +209,7 @@ class _Shards:
         return found if found["key"] == self.key and found["shard"] == index else None
 
     def work(self, extractor: Extractor, start: float, bar: tqdm, **options: int) -> None:
-        """Do the shards that nobody does, from `start` (a share of them) on, until all are there."""
+        """Extract the shards that no other process has, from `start` (a share of them) on, until all are there."""
         first = int(start * self.count)
         left = [*range(first, self.count), *range(first)]
         locks = self.where / ".locks"
@@ -235,7 +238,7 @@ class _Shards:
         for name in self.part(index):
             if printable(name) == name:
                 names.append(name)
-            else:  # no table of Parquet and no text in UTF-8 can hold it
+            else:  # neither Parquet nor text in UTF-8 can hold it
                 unreadable.append(
                     {"path": printable(name), "error": "its name is no UTF-8 or has control characters; rename it"}
                 )
@@ -252,10 +255,11 @@ class _Shards:
         write_atomically(self.path(index), lambda temporary: pq.write_table(table, temporary, use_dictionary=False))
 
     def report(self, output: Path) -> Report:
-        unreadable = [entry for i in range(self.count) for entry in self.metadata(i)["unreadable"]]
-        own = {k: self.about[k] for k in ("checkpoint_sha256", "feature", "width", "dtype", "folder")}
+        """The report of finished shards."""
+        unreadable = [entry for i in range(self.count) for entry in (self.metadata(i) or {})["unreadable"]]
+        about = {k: self.about[k] for k in ("checkpoint_sha256", "feature", "width", "dtype", "folder")}
         extracted = len(self.files) - len(unreadable)
-        return Report(output=str(output), images=len(self.files), extracted=extracted, unreadable=unreadable, **own)
+        return Report(output=str(output), images=len(self.files), extracted=extracted, unreadable=unreadable, **about)
 
     def tables(self) -> Iterator[pa.Table]:
         for index in range(self.count):
@@ -263,7 +267,7 @@ class _Shards:
 
 
 def _state(path: Path) -> str:
-    """Size and time of a file; of one that went away after the listing, that."""
+    """Size and time of a file; "gone" for one that was removed after the listing."""
     try:
         state = path.stat()
     except OSError:
@@ -273,8 +277,8 @@ def _state(path: Path) -> str:
 
 def _of_another(output: Path) -> str:
     return (
-        f"{output} holds features of other images, of another checkpoint, or of another --feature, --dtype or --shard-size; "
-        "--overwrite discards them, or name another output"
+        f"{output} holds features of other images, of another checkpoint, or of another --feature, --dtype or "
+        "--shard-size; --overwrite discards them, or name another output"
     )
 
 
@@ -286,7 +290,7 @@ def _table(paths: list[str], features: np.ndarray, about: dict[str, Any]) -> pa.
 
 
 def _key_of(output: Path) -> str | None:
-    """The key of a joined file; None where it has none."""
+    """The key of a joined file; None for a file without one."""
     try:
         if output.suffix == ".parquet":
             return json.loads(pq.read_schema(output).metadata[b"sagareid"])["key"]
@@ -296,7 +300,7 @@ def _key_of(output: Path) -> str | None:
         return None
 
 
-def _joiner(output: Path, shards: _Shards):
+def _joiner(output: Path, shards: _Shards) -> Callable[[str], None]:
     """A function that writes all shards as one file to a path."""
     about = shards.about | {"key": shards.key}
 

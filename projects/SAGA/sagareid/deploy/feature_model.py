@@ -1,4 +1,4 @@
-"""A trained model as one function from pixels to the feature that it ranks by: what `Extractor` calls and export writes.
+"""A trained model as one function from pixels to the feature that it ranks by; `Extractor` calls it, export writes it.
 
 B images, (H, W) their size, F feature width, K text anchors, (h, w) patch grid.
 """
@@ -22,20 +22,21 @@ __all__ = ["FeatureModel"]
 
 
 class FeatureModel(nn.Module):
-    """From images to what the evaluator ranks by: the unit-length feature of one row. B images, (H, W) their size.
+    """From images to one feature that the evaluator ranks by, of unit length. B images, (H, W) their size.
 
-    Normalisation is inside, TEST.FLIP is honoured, and the row is made by the evaluator's own code. What looks at other
-    images (neighbour centralisation, query expansion, re-ranking) is no property of an image and is not part of it.
+    Normalisation is inside, TEST.FLIP is honoured, and the evaluator's own code makes the feature. Steps that look at
+    other images (neighbour centralisation, query expansion, re-ranking) belong to a gallery and are no part of it.
     """
 
     def __init__(self, cfg: Any, model: nn.Module, feature: str = "auto"):
-        """
+        """Choose the feature.
+
         Args:
             cfg, model: as `load_model` gives them.
-            feature: a row of the evaluation; "auto": the run's result, by TEST.FEATURE.
+            feature: a feature of the evaluation; "auto" takes the run's result, by TEST.FEATURE.
 
         Raises:
-            ValueError: the model gives no such row.
+            ValueError: the model gives no such feature.
         """
         super().__init__()
         if feature != "auto":
@@ -60,20 +61,21 @@ class FeatureModel(nn.Module):
 
     @property
     def anchor_names(self) -> list[str]:
-        """Names of the text anchors; empty for a head without."""
+        """Names of the text anchors; empty for a head without them."""
         return self.model.heads.anchor_names if isinstance(self.model.heads, SAGAHead) else []
 
     def forward(
         self, images: Tensor, cameras: Tensor | None = None, attention: bool = False
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """
+        """The features of a batch.
+
         Args:
             images: (B, 3, H, W) float RGB in 0..255, of the model's size.
-            cameras: (B,) indices among MODEL.CLIP.CAMERAS, -1 for unknown; None: all unknown.
+            cameras: (B,) indices among MODEL.CLIP.CAMERAS, -1 for unknown; None where all are unknown.
             attention: also return the text anchors' attention over the images as they are, not flipped.
 
         Returns:
-            (B, F) float32 rows of unit length; with `attention` also (B, K, h, w) float32.
+            (B, F) float32 features of unit length; with `attention` also (B, K, h, w) float32.
 
         Raises:
             ValueError: attention of a model without anchors.

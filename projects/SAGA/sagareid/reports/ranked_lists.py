@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 from ..data.images import UnreadableImage
-from ..deploy.gallery import Match
+from ..deploy.matches import Match
 from . import pictures
 from .pictures import Block, Row, Tile
 
