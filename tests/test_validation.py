@@ -147,3 +147,41 @@ def test_what_cannot_work_is_refused(options, message):
     cfg.merge_from_list(["MODEL.DEVICE", "cpu", *options])
     with pytest.raises(ValueError, match=message):
         check_config(cfg)
+
+
+# ---- the state is kept before it is evaluated -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("validation", ["[]", "['SyntheticPedestriansVal']"], ids=["test", "validation"])
+@pytest.mark.parametrize("epoch", [1, 3], ids=["on the way", "at the end"])
+def test_an_evaluation_that_fails_loses_nothing(validation, epoch, train_net, tmp_path, monkeypatch, capfd):
+    """The trained epoch is not trained again: resuming begins with its evaluation, and the run is the same to the bit."""
+    run = [*RUN, "DATASETS.VALIDATION", validation, "SOLVER.PATIENCE", 0, "SOLVER.MAX_EPOCH", 3]
+    assert train_net(*run, "OUTPUT_DIR", tmp_path / "whole") == 0
+    part = [*run, "OUTPUT_DIR", tmp_path / "part"]
+    steps: list[int] = []
+    step, evaluate = StepTrainer.run_step, SAGATrainer._evaluate_on
+
+    def fails(self, *args, **kwargs):
+        if self.epoch + 1 == epoch and len(steps) == epoch * STEPS:
+            raise RuntimeError("no evaluation today")
+        return evaluate(self, *args, **kwargs)
+
+    monkeypatch.setattr(StepTrainer, "run_step", lambda self: steps.append(1) or step(self))
+    monkeypatch.setattr(SAGATrainer, "_evaluate_on", fails)
+    assert train_net(*part) == 1 and "no evaluation today" in capfd.readouterr().err
+    assert load_state(tmp_path / "part" / "last.pth")["epoch"] == epoch - 1
+    monkeypatch.setattr(SAGATrainer, "_evaluate_on", evaluate)
+    assert train_net(part[0], part[1], "--resume", *part[2:]) == 0
+    assert len(steps) == 3 * STEPS
+    whole, found = (result(tmp_path / name) for name in ("whole", "part"))
+    assert {k: v for k, v in whole.items() if k not in ("seconds", "checkpoint")} == {
+        k: v for k, v in found.items() if k not in ("seconds", "checkpoint")
+    }
+    assert same(weights(tmp_path / "whole", "model_final"), weights(tmp_path / "part", "model_final"))
+    evaluated = [
+        [line["iteration"] for line in map(json.loads, (tmp_path / name / "metrics.json").read_text().splitlines())
+         if any("mAP" in key for key in line)]
+        for name in ("whole", "part")
+    ]  # fmt: skip
+    assert evaluated[0] == evaluated[1], "every evaluation is in metrics.json"

@@ -67,13 +67,19 @@ class EvaluationHook(HookBase):
     FastReID's hook evaluates an off-period last epoch after the writers have closed, so metrics.json misses the result.
     """
 
-    def __init__(self, period: int, test: Callable[[], Mapping]):
-        """test: metrics on the main process, anything on the others."""
-        self.period, self.test = period, test
+    def __init__(self, period: int, test: Callable[[], Mapping], keep: Callable[[], None] | None = None):
+        """
+        Args:
+            test: metrics on the main process, anything on the others.
+            keep: writes the state that is going to be evaluated, so that nothing of the training is lost if that fails.
+        """
+        self.period, self.test, self.keep = period, test, keep
 
     def after_epoch(self) -> None:
         done = self.trainer.epoch + 1
         if done % self.period == 0 or done == self.trainer.max_epoch:
+            if self.keep:
+                self.keep()
             # the writers drop what comes under an iteration that they have written already
             self.trainer.storage.iter = self.trainer.iter
             self.evaluate()
@@ -133,9 +139,15 @@ class ValidationHook(EvaluationHook):
 
     BEST = "model_best_validation"
 
-    def __init__(self, period: int, validate: Callable[[], Mapping], test: Callable[[], Mapping]):
-        """validate, test: metrics on the main process, anything on the others."""
-        super().__init__(period, test)
+    def __init__(
+        self,
+        period: int,
+        validate: Callable[[], Mapping],
+        test: Callable[[], Mapping],
+        keep: Callable[[], None] | None = None,
+    ):
+        """validate: as `test`."""
+        super().__init__(period, test, keep)
         self.validate = validate
 
     def evaluate(self) -> None:
@@ -152,7 +164,7 @@ class ValidationHook(EvaluationHook):
 
 
 class CheckpointHook(HookBase):
-    """`last.pth` after every epoch for resuming, `model_<epoch>.pth` every `period` epochs, `model_final.pth` at the end.
+    """`last.pth` after every epoch, and before its evaluation, for resuming, `model_<epoch>.pth` every `period` epochs, `model_final.pth` at the end.
 
     With `select_best`, also `model_best.pth` by the test metric; the run's output says that a test metric chose it.
     With validation sets, `model_final.pth` is the best state by them, and until the end `model_best_validation.pth`.
@@ -163,6 +175,15 @@ class CheckpointHook(HookBase):
     def __init__(self, period: int, select_best: bool):
         self.period, self.select_best = period, select_best
         self.best = float("-inf")
+
+    def _state(self) -> dict:
+        trainer = self.trainer
+        state = {"epoch": trainer.epoch, "best": self.best}
+        return state | ({"selection": asdict(trainer.selection)} if trainer.selection else {})
+
+    def keep(self) -> None:
+        """Write an epoch that is still to be evaluated; resuming begins with its evaluation."""
+        self.trainer.checkpointer.save(self.LAST, evaluated=False, **self._state())
 
     def after_epoch(self) -> None:
         trainer = self.trainer
@@ -175,9 +196,7 @@ class CheckpointHook(HookBase):
                 "model_best.pth is the best by a TEST metric (%s %.2f): it is selected on test data", name, metric
             )
             trainer.checkpointer.save(self.BEST, epoch=trainer.epoch, best=self.best)
-        state = {"epoch": trainer.epoch, "best": self.best}
-        if trainer.selection:
-            state["selection"] = asdict(trainer.selection)
+        state = self._state()
         if trainer.over:
             if trainer.selection:
                 trainer.checkpointer.promote(ValidationHook.BEST, self.FINAL, **state)

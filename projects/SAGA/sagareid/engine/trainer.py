@@ -153,6 +153,7 @@ class SAGATrainer(OpenTrainer):
         if cfg.MODEL.COMPILE:
             self.model.compile_mode = cfg.MODEL.COMPILE
         self._random_state: dict | None = None
+        self._evaluation_due = False
 
     # ---- build overrides -------------------------------------------------------------------------------------------
 
@@ -235,16 +236,14 @@ class SAGATrainer(OpenTrainer):
         if len(cfg.MODEL.FREEZE_LAYERS) and cfg.SOLVER.FREEZE_ITERS > 0:
             ret.append(hooks.LayerFreeze(self.model, cfg.MODEL.FREEZE_LAYERS, cfg.SOLVER.FREEZE_ITERS))
         ret.append(BuffersOfRankZero(self.model))
+        checkpoints = CheckpointHook(cfg.SOLVER.CHECKPOINT_PERIOD, cfg.TEST.SELECT_BEST)
+        keep = checkpoints.keep if comm.is_main_process() else None
         if self.selection:
-            ret.append(ValidationHook(cfg.TEST.EVAL_PERIOD, self.validate, self.evaluate))
+            ret.append(ValidationHook(cfg.TEST.EVAL_PERIOD, self.validate, self.evaluate, keep))
         else:
-            ret.append(EvaluationHook(cfg.TEST.EVAL_PERIOD, self.evaluate))
+            ret.append(EvaluationHook(cfg.TEST.EVAL_PERIOD, self.evaluate, keep))
         if comm.is_main_process():
-            ret += [
-                CheckpointHook(cfg.SOLVER.CHECKPOINT_PERIOD, cfg.TEST.SELECT_BEST),
-                hooks.PeriodicWriter(self.build_writers(), 200),
-                ProgressHook(),
-            ]
+            ret += [checkpoints, hooks.PeriodicWriter(self.build_writers(), 200), ProgressHook()]
         return ret
 
     # ---- running ---------------------------------------------------------------------------------------------------
@@ -284,7 +283,13 @@ class SAGATrainer(OpenTrainer):
                 hook.best = checkpoint["best"]
         if self.selection:
             self.selection = Selection(**checkpoint["selection"])
-        logger.info("going on at epoch %d of %d", self.start_epoch, self.max_epoch)
+        self._evaluation_due = not checkpoint.get("evaluated", True)
+        logger.info(
+            "going on %s epoch %d of %d",
+            "with the evaluation after" if self._evaluation_due else "at",
+            self.start_epoch,
+            self.max_epoch,
+        )
 
     def load_weights(self, name: str) -> None:
         """Weights of `<name>.pth` of this run into the model."""
@@ -296,8 +301,20 @@ class SAGATrainer(OpenTrainer):
         """Whether no epoch comes after this one."""
         return self.epoch + 1 >= self.max_epoch or (self.selection is not None and self.selection.exhausted)
 
+    def before_train(self) -> None:
+        super().before_train()
+        if self._evaluation_due:  # the rest of the epoch that the checkpoint was written in
+            self.storage.epoch = self.epoch
+            [evaluation] = [i for i, hook in enumerate(self.hooks) if isinstance(hook, EvaluationHook)]
+            for hook in self.hooks[evaluation:]:
+                hook.after_epoch()
+            self._stop_if_exhausted()
+
     def after_epoch(self) -> None:
         super().after_epoch()
+        self._stop_if_exhausted()
+
+    def _stop_if_exhausted(self) -> None:
         if self.over and self.epoch + 1 < self.max_epoch:
             logger.info("no better state in %d evaluations on validation: training ends", self.selection.stale)
             raise _Stop
@@ -324,7 +341,7 @@ class SAGATrainer(OpenTrainer):
             dataset.attach(build_feature_cache(self.cfg, _unwrapped(self.model), dataset.images))
         if self._random_state is not None:  # last, so that nothing built since draws from it
             restore_random_state(self._random_state)
-        if self.over:
+        if self.over and not self._evaluation_due:
             return self.evaluate()
         try:
             return super().train()
