@@ -1,7 +1,7 @@
 """Weights from files, without running code that a file brings: of torch.save, safetensors, or a TorchScript archive.
 
-A checkpoint of a run is {"model": state dict, "config": YAML text, ...}. Files of other code hold the state dict alone, or
-under another level ("state_dict"), or with a prefix before every name ("module."): both are taken off here, once for all.
+A checkpoint of a run is {"model": state dict, "config": YAML text, ...}. Files of other code hold the state dict alone,
+or under another level ("state_dict"), or with a prefix before every name ("module."): both are taken off here.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ LEVELS = ("model", "state_dict", "model_state_dict", "model_state")
 PREFIXES = ("module.", "_orig_mod.")
 
 _MULTIARRAY = np._core.multiarray  # NumPy 1's pickles name it by its old place
-# What trainers put beside the weights, none of which can run anything: metrics as NumPy scalars, arrays, parsed arguments.
+# What trainers put beside the weights and cannot run anything: metrics as NumPy scalars, arrays, parsed arguments.
 _ALLOWED = [
     argparse.Namespace,
     np.dtype,
@@ -41,6 +41,10 @@ _ALLOWED = [
         for core in ("core", "_core")
     ),
 ]
+
+
+# Itself: `compat.checked_pretraining` lends FastReID's loaders the reading of this module in its place.
+_torch_load = torch.load
 
 
 def read_file(path: str | Path) -> Any:
@@ -65,12 +69,12 @@ def read_file(path: str | Path) -> Any:
                 warnings.filterwarnings("ignore", message="`torch.jit.load` is deprecated")
                 return torch.jit.load(str(path), map_location="cpu").state_dict()
         with torch.serialization.safe_globals(_ALLOWED):
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return _torch_load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if code := re.search(r"GLOBAL ([\w.]+)|Unsupported (?:class|function) ([\w.]+)", str(error)):
             raise ValueError(
-                f"{path} was refused: it needs Python code to load ({code[1] or code[2]}). Expected plain tensors: save "
-                "the state dict alone, or convert the file to .safetensors where you trust it."
+                f"{path} was refused: it needs Python code to load ({code[1] or code[2]}). Expected plain tensors: "
+                "save the state dict alone, or convert the file to .safetensors where you trust it."
             ) from error
         raise _damaged(path, error) from error
     except Exception as error:  # of any class: what other bytes happen to mean to a reader

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from fastreid.modeling import meta_arch
 
+from .. import compat
+
 __all__ = ["build_model", "check_left_over", "fingerprint", "fresh_weights", "hand_over", "model_layout"]
 
 logger = logging.getLogger(__name__)
@@ -22,8 +24,12 @@ def build_model(cfg: Any) -> nn.Module:
     """The model of a config, on MODEL.DEVICE, with every parameter as its modules make it.
 
     What training freezes or keeps in evaluation mode (MODEL.TRAINABLE, MODEL.EVAL_MODE) is the trainer's to apply.
+
+    Raises:
+        ValueError: a pretrained file that does not fill the backbone, or needs code.
     """
-    return meta_arch.build_model(cfg)
+    with compat.checked_pretraining():
+        return meta_arch.build_model(cfg)
 
 
 # Which key decides whether weights are there at all, for messages.
