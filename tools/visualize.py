@@ -15,7 +15,7 @@ import sagareid  # noqa: F401  (registers, and lets the host import)
 from sagareid.cli import add_import_argument, errors_in_one_line, import_modules, tool_parser
 from sagareid.files import check_output
 from sagareid.reports import visualize
-from sagareid.studies.models import load_models
+from sagareid.studies.models import load_models, named_path
 
 
 def main() -> None:
@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--device", help="cpu or cuda (default: each run's)")
     add_import_argument(parser)
     args = parser.parse_args()
-    last = Path(args.runs[-1].rpartition("=")[2])
+    last = named_path(args.runs[-1])[1]
     folder = last if last.is_dir() else last.parent
     output = args.output or folder / ("attention.png" if args.images else "ranked_lists.png")
     with errors_in_one_line(args):

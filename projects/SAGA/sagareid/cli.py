@@ -96,6 +96,9 @@ def errors_in_one_line(args: argparse.Namespace, *, after_interrupt: str = "", c
     asked = getattr(args, "traceback", False) or bool(os.environ.get("SAGAREID_TRACEBACK"))
     logs_may_fail = logging.raiseExceptions
     logging.raiseExceptions = asked  # of a log that cannot be written, the error that follows tells
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a name that the terminal cannot show is printed with escapes
+            stream.reconfigure(errors="backslashreplace")
     try:
         yield
     except KeyboardInterrupt:

@@ -43,7 +43,7 @@ def write_matches(matches: Sequence[Sequence[Match]], path: str | Path) -> None:
     elif path.suffix == ".csv":
 
         def write(temporary: str) -> None:
-            with open(temporary, "w", newline="") as file:
+            with open(temporary, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
                 writer = csv.writer(file)
                 writer.writerow(["query", "rank", "similarity", "path"])
                 writer.writerows([m.query, m.rank, f"{m.similarity:.6f}", m.path] for ranked in matches for m in ranked)

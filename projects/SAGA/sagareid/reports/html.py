@@ -5,15 +5,15 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Collection, Iterable, Sequence
-from html import escape
+from html import escape as escape_markup
 from pathlib import Path
+from urllib.parse import quote
 
-import matplotlib
 from matplotlib.figure import Figure
 from PIL import Image
 
 from ..files import write_text
-from .pictures import INK, MARKS, Block, Tile
+from .pictures import INK, MARKS, Block, Tile, clean, names_as_they_are
 
 __all__ = [
     "Html",
@@ -54,6 +54,7 @@ th, td { padding: .25rem .7rem; border-bottom: 1px solid var(--line); text-align
 th { font-weight: 600; white-space: nowrap; } tr.marked { background: var(--box); }
 td.number, th.number { text-align: right; } caption { text-align: left; font-size: .85rem; }
 details { margin: .6rem 0; } summary { cursor: pointer; font-weight: 600; }
+h1, h2, h3, h4, p, th, td, caption, summary, figcaption, .label, li { unicode-bidi: plaintext; }
 svg { display: block; }
 .row { display: flex; align-items: flex-end; margin: .3rem 0; gap: .5rem; }
 .label { flex: 0 0 6.5rem; align-self: center; font-size: .82rem; overflow-wrap: anywhere; }
@@ -67,6 +68,11 @@ figure { margin: 0; } .tile { width: 5rem; } .gap { width: 5rem; }
 
 class Html(str):
     """Markup, as opposed to text that is still to be escaped."""
+
+
+def escape(text: str) -> str:
+    """Text for a page: markup, and what no page can hold, escaped."""
+    return escape_markup(clean(text))
 
 
 def _escaped(text: str) -> Html:
@@ -94,7 +100,7 @@ def note(text: str) -> Html:
 
 def link(text: str, name: str) -> Html:
     """A link to the `heading` of that name."""
-    return Html(f'<a href="#{escape(name)}">{_escaped(text)}</a>')
+    return Html(f'<a href="#{quote(clean(name))}">{_escaped(text)}</a>')
 
 
 def details(summary: str, body: Html, opened: bool = False) -> Html:
@@ -134,7 +140,7 @@ def svg(figure: Figure, alt: str) -> Html:
     """A figure inside the page; what is drawn in INK takes the colour of the text, light or dark."""
     buffer = io.StringIO()
     nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": alt}):
+    with names_as_they_are({"svg.fonttype": "none", "svg.hashsalt": clean(alt)}):
         figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
     text = buffer.getvalue()
     text = text[text.index("<svg") :].replace(INK, "currentColor")

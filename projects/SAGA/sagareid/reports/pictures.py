@@ -6,7 +6,9 @@ The same blocks become a file by matplotlib (`draw`) or a part of a web page (`h
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -20,9 +22,23 @@ from PIL import Image
 from torch import Tensor
 
 from ..data.images import read_image
-from ..files import write_atomically
+from ..files import printable, write_atomically
 
-__all__ = ["INK", "LINES", "MARKS", "Block", "Mark", "Row", "Tile", "curves", "draw", "open_small", "overlay"]
+__all__ = [
+    "INK",
+    "LINES",
+    "MARKS",
+    "Block",
+    "Mark",
+    "Row",
+    "Tile",
+    "clean",
+    "curves",
+    "draw",
+    "names_as_they_are",
+    "open_small",
+    "overlay",
+]
 
 LARGEST = 256  # pixels, of the longer side of a tile
 
@@ -104,6 +120,23 @@ def overlay(image: Image.Image, heat: Tensor) -> Image.Image:
     return Image.fromarray((255 * mixed.clip(0, 1)).round().astype(np.uint8))
 
 
+@contextmanager
+def names_as_they_are(settings: Mapping[str, object] | None = None) -> Iterator[None]:
+    """Draw figures inside it: a name with dollar signs is no formula, and letters that the font lacks are boxes.
+
+    Args:
+        settings: of matplotlib, beside.
+    """
+    with matplotlib.rc_context({"text.parse_math": False, **(settings or {})}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        yield
+
+
+def clean(text: str) -> str:
+    """Lines of text that any figure and page can hold; see `files.printable`."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
 def draw(blocks: Sequence[Block], path: str | Path, *, title: str = "", columns: int = 14) -> None:
     """Blocks as one picture file, one below the other.
 
@@ -111,6 +144,15 @@ def draw(blocks: Sequence[Block], path: str | Path, *, title: str = "", columns:
         path: .png, .svg or .pdf.
         columns: tiles in a line; a longer row goes on in the next.
     """
+    with names_as_they_are():
+        figure = _figure(blocks, title, columns)
+        suffix = Path(path).suffix.lstrip(".")
+        if suffix not in figure.canvas.get_supported_filetypes():
+            raise ValueError(f"{path}: pictures are written as .png, .svg or .pdf")
+        write_atomically(path, lambda temporary: figure.savefig(temporary, format=suffix))
+
+
+def _figure(blocks: Sequence[Block], title: str, columns: int) -> Figure:
     lines: list[tuple[str, Row]] = []  # (title of the block that starts here, row of at most `columns`)
     for block in blocks:
         for i, row in enumerate(block.rows):
@@ -131,11 +173,11 @@ def draw(blocks: Sequence[Block], path: str | Path, *, title: str = "", columns:
     above = 0.2 + 0.15 * (title.count("\n") + 1)
     width, height = 1.05 * (across + labels) + 0.1, sum(heights) + above + 0.1
     figure = Figure(figsize=(width, height), dpi=110)
-    figure.suptitle(title, fontsize=9, y=1 - 0.1 / height, va="top")
+    figure.suptitle(clean(title), fontsize=9, y=1 - 0.1 / height, va="top")
     bottom = height - above
     for (heading, row), line_height in zip(lines, heights):
         if heading:
-            figure.text(0.08 / width, (bottom - 0.09) / height, heading, fontsize=8.5, weight="bold", va="top")
+            figure.text(0.08 / width, (bottom - 0.09) / height, clean(heading), fontsize=8.5, weight="bold", va="top")
         bottom -= line_height
         if row.label:
             middle = (bottom + 0.475 * shape) / height
@@ -154,14 +196,11 @@ def draw(blocks: Sequence[Block], path: str | Path, *, title: str = "", columns:
                 if tile.mark:
                     mark = MARKS[tile.mark]
                     spine.set(color=mark.colour, linewidth=2.5, linestyle=mark.line)
-    suffix = Path(path).suffix.lstrip(".")
-    if suffix not in figure.canvas.get_supported_filetypes():
-        raise ValueError(f"{path}: pictures are written as .png, .svg or .pdf")
-    write_atomically(path, lambda temporary: figure.savefig(temporary, format=suffix))
+    return figure
 
 
 def _wrap(text: str, width: int = 18) -> str:
-    return "\n".join(textwrap.wrap(text, width)) or text
+    return "\n".join(textwrap.wrap(clean(text), width))
 
 
 def curves(panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]], *, x: str) -> Figure:
@@ -178,13 +217,13 @@ def curves(panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[flo
     legend = 0.3 if len(names) > 1 else 0.0
     height = 1.9 * down + legend
     colours = dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK)
-    with matplotlib.rc_context(colours | {"font.size": 8}):
+    with names_as_they_are(colours | {"font.size": 8}):
         figure = Figure(figsize=(2.3 * across, height))
         axes = figure.subplots(down, across, squeeze=False)
         for axis in axes.flat[len(panels) :]:
             axis.set_visible(False)
         for axis, (title, lines) in zip(axes.flat, panels.items()):
-            axis.set_title(title, fontsize=8.5)
+            axis.set_title(clean(title), fontsize=8.5)
             axis.set_xlabel(x, fontsize=7)
             axis.tick_params(labelsize=7)
             axis.grid(color=INK, alpha=0.15, linewidth=0.5)
@@ -195,12 +234,11 @@ def curves(panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[flo
                 colour, dashes = style[name]
                 marker = "o" if len(at) < 12 else ""
                 axis.plot(
-                    at, values, color=colour, linestyle=dashes, marker=marker, markersize=2.5, label=name, linewidth=1.3
+                    at, values, color=colour, linestyle=dashes, marker=marker, markersize=2.5, linewidth=1.3
                 )
         if legend:
-            handles = [
-                matplotlib.lines.Line2D([], [], color=style[n][0], linestyle=style[n][1], label=n) for n in names
-            ]
-            figure.legend(handles=handles, loc="lower center", ncols=min(len(names), 6), fontsize=7.5, frameon=False)
+            handles = [matplotlib.lines.Line2D([], [], color=style[n][0], linestyle=style[n][1]) for n in names]
+            labels = [clean(name) for name in names]
+            figure.legend(handles, labels, loc="lower center", ncols=min(len(names), 6), fontsize=7.5, frameon=False)
         figure.tight_layout(rect=(0, legend / height, 1, 1))
     return figure

@@ -6,15 +6,15 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from ..files import write_atomically
 from ..studies.occlusion_study import METRICS
 from . import html
 from .html import Html
-from .pictures import INK
+from .pictures import INK, clean, names_as_they_are
 from .study_tables import WORDS, conditions_of, models_giving, records_of
 
 __all__ = ["Panel", "colour_of", "curves", "inline_curve", "panels_of"]
@@ -47,13 +47,13 @@ class Panel:
     ):
         self.title, self.value, self.bounds, self.baseline, self.signed = title, value, bounds, baseline, signed
 
-    def draw(self, axis: Axes, records: Sequence[dict], label: str, colour: str, marker: str) -> None:
+    def draw(self, axis: Axes, records: Sequence[dict], colour: str, marker: str) -> None:
         """The curve of one model, whose records come by level."""
         records = [r for r in records if self.value(r) is not None]
         if not records:
             return
         x = [100 * r["level"] for r in records]
-        axis.plot(x, [self.value(r) for r in records], linewidth=1.6, label=label, color=colour, marker=marker, ms=4)
+        axis.plot(x, [self.value(r) for r in records], linewidth=1.6, color=colour, marker=marker, ms=4)
         if self.bounds:
             low, high = zip(*(self.bounds(r) for r in records))
             axis.fill_between(x, low, high, color=colour, alpha=0.12, linewidth=0)
@@ -102,11 +102,15 @@ def colour_of(number: int) -> str:
     return _COLOURS[number % len(_COLOURS)]
 
 
+def _style_of(number: int) -> dict[str, str]:
+    return {"color": colour_of(number), "marker": _MARKERS[number % len(_MARKERS)]}
+
+
 def _draw_panel(axis: Axes, panel: Panel, results: Sequence[dict], feature: str, condition: str) -> None:
     for i, model in enumerate(models_giving(results, feature)):
-        records = records_of(model, feature, condition, results)
-        panel.draw(axis, records, model, colour_of(i), _MARKERS[i % len(_MARKERS)])
-    axis.set_title(panel.title, fontsize=9, color=INK)
+        records, style = records_of(model, feature, condition, results), _style_of(i)
+        panel.draw(axis, records, colour=style["color"], marker=style["marker"])
+    axis.set_title(clean(panel.title), fontsize=9, color=INK)
     axis.set_xlabel("hidden share of the visible person (%)", fontsize=8, color=INK)
     axis.tick_params(labelsize=8, colors=INK)
     axis.patch.set_alpha(0)
@@ -123,14 +127,15 @@ def _draw_panel(axis: Axes, panel: Panel, results: Sequence[dict], feature: str,
 def curves(results: Sequence[dict], reference: str, feature: str, folder: Path, stem: str = "curves") -> list[Path]:
     """Write all panels of a feature as PNG and SVG, a line of panels for each condition."""
     panels, conditions = panels_of(results, reference), conditions_of(results)
-    with matplotlib.rc_context(_SVG | {"svg.hashsalt": stem}):
+    with names_as_they_are(_SVG | {"svg.hashsalt": clean(stem)}):
         figure = Figure(figsize=(3.4 * len(panels), 3.1 * len(conditions) + 0.7), dpi=120)
         axes = figure.subplots(len(conditions), len(panels), squeeze=False)
         for line, condition in zip(axes, conditions):
             for axis, panel in zip(line, panels):
                 _draw_panel(axis, panel, results, feature, condition)
             line[0].set_ylabel(WORDS.get(condition, condition), fontsize=9, color=INK)
-        handles, labels = axes[0][0].get_legend_handles_labels()
+        labels = [clean(model) for model in models_giving(results, feature)]
+        handles = [Line2D([], [], linewidth=1.6, ms=4, **_style_of(i)) for i in range(len(labels))]
         figure.legend(handles, labels, loc="lower center", ncols=min(6, len(labels)), fontsize=8, frameon=False)
         figure.tight_layout(rect=(0, 0.25 * (1 + (len(labels) - 1) // 6) / figure.get_figheight(), 1, 1))
         paths = [folder / f"{stem}.png", folder / f"{stem}.svg"]
@@ -144,9 +149,10 @@ def curves(results: Sequence[dict], reference: str, feature: str, folder: Path, 
 
 def inline_curve(panel: Panel, results: Sequence[dict], feature: str, condition: str) -> Html:
     """A panel inside a page, with its values as the text for readers who do not see it."""
-    figure = Figure(figsize=(4.1, 2.9))
-    _draw_panel(figure.subplots(), panel, results, feature, condition)
-    figure.tight_layout()
+    with names_as_they_are():
+        figure = Figure(figsize=(4.1, 2.9))
+        _draw_panel(figure.subplots(), panel, results, feature, condition)
+        figure.tight_layout()
     curves_in_words = (
         f"{model}: {panel.in_words(records_of(model, feature, condition, results))}."
         for model in models_giving(results, feature)

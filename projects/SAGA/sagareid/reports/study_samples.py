@@ -67,7 +67,8 @@ class Samples:
         for name, cells in cells_of.items():
             if self.feature in cells[0].nearest:
                 lines.append((f"{name} finds", [self._ranked_list(cell, place) for cell in cells]))
-        caption = f"Person {pid}, camera {camid + 1}, {WORDS.get(condition, condition)}"
+        who = study.images.names.both(pid, camid)
+        caption = f"{who[0].upper()}{who[1:]}, {WORDS.get(condition, condition)}"
         return _table(caption, [level for _, level in columns], lines)
 
     def style(self) -> str:
@@ -91,7 +92,9 @@ class Samples:
         for rank, number in enumerate(map(int, cell.nearest[self.feature][place][:_RANKED]), 1):
             path, pid, camid = items[num_query + number]
             self._gallery[number] = path
-            alt = f"rank {rank}: {'the same person' if pid == person else 'another person'}, camera {camid + 1}"
+            camera = self.study.images.names.camera(camid)
+            where = f", camera {camera}" if camera else ""
+            alt = html.escape(f"rank {rank}: {'the same person' if pid == person else 'another person'}{where}")
             css = f"t g{number}{' r' if pid == person else ''}"
             strip.append(f'<span class="{css}" role="img" title="{alt}" aria-label="{alt}"></span>')
         return f'<div class="strip">{"".join(strip)}</div>'

@@ -61,9 +61,10 @@ def ranked_blocks(
     blocks = []
     for i, v in enumerate(queries):
         path, pid, camid = items[i]
-        block = Block(f"Person {pid}, camera {camid + 1}")
+        who = images.names.both(pid, camid)
+        block = Block(who[0].upper() + who[1:])
         for r, label, of_model in zip(ranked, labels, maps):
-            query = Tile(pictures.open_small(path), "query", "query", f"Query: person {pid} in camera {camid + 1}")
+            query = Tile(pictures.open_small(path), "query", "query", f"Query: {who}")
             padding = [None] * (most - len(of_model[i]))  # so that the ranked lists start in one column
             found = [_gallery_tile(r, v, place) for place in range(length)]
             precision = f"AP {100 * r.ap[v]:.1f}"
@@ -91,9 +92,8 @@ def _maps(found: Attention, image: int, path: str, anchors: str) -> list[Tile]:
 def _gallery_tile(ranked: Ranked, query: int, place: int) -> Tile:
     path, pid, camid = ranked.gallery(ranked.nearest[query, place])
     mark = "right" if pid == ranked.person(query) else "wrong"
-    return Tile(
-        pictures.open_small(path), f"{place + 1}", mark, f"Rank {place + 1}: person {pid} in camera {camid + 1}"
-    )
+    who = ranked.images.names.both(pid, camid)
+    return Tile(pictures.open_small(path), f"{place + 1}", mark, f"Rank {place + 1}: {who}")
 
 
 def attention_blocks(

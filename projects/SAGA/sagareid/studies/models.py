@@ -16,7 +16,7 @@ from ..evaluation.evaluator import available_rows, result_row
 from ..modeling.build import fingerprint, model_layout
 from ..weights import load_state
 
-__all__ = ["AUTO", "Model", "load_models"]
+__all__ = ["AUTO", "Model", "load_models", "named_path"]
 
 AUTO = "auto"  # the feature that a model's own config ranks by
 
@@ -50,6 +50,19 @@ class Model:
         return wanted if wanted in available_rows(layout) else None
 
 
+def named_path(text: str) -> tuple[str, Path]:
+    """Name and path of ``[NAME=]PATH``; an empty name where there is none.
+
+    What is there as a whole is a path, whatever ``=`` it has (``logs/lr=0.1/anchors``); else the name ends at the first
+    ``=`` behind which something is there.
+    """
+    places = [i for i, character in enumerate(text) if character == "="]
+    if not places or Path(text).exists():
+        return "", Path(text)
+    place = next((i for i in places if Path(text[i + 1 :]).exists()), places[0])
+    return text[:place], Path(text[place + 1 :])
+
+
 def load_models(weights: Sequence[str], cfg: Any | None = None, device: str | None = None) -> list[Model]:
     """Models by ``[NAME=]PATH``, the folder of a run or a .pth file.
 
@@ -64,10 +77,9 @@ def load_models(weights: Sequence[str], cfg: Any | None = None, device: str | No
     """
     models = []
     for text in weights:
-        name, found, path = text.partition("=")
-        path = Path(path if found else text)
+        name, path = named_path(text)
         folder = path if path.is_dir() or not path.suffix else path.parent
-        if not found:
+        if not name:
             parent, own_name = folder.resolve().parts[-2:]
             name = parent if re.fullmatch(r"seed_\d+", own_name) else f"{parent}/{own_name}"
         holds_config = path.is_dir() or "config" in load_state(path)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ from PIL import Image
 from .. import compat
 from ..data import occluders
 from ..data.datasets.build import DataSets, build_dataset
+from ..data.datasets.names import Names
 from ..data.images import read_image
 from ..data.loaders import ReIDDataset
 
@@ -37,6 +38,7 @@ class ImageSet:
         mask_path: picture's path -> label mask's path; None for a data set without masks, where a person is the whole
             picture.
         stem: the data set's name in its training names; with a pid it names a person.
+        names: what its people and cameras are called, for readers.
     """
 
     name: str
@@ -45,6 +47,7 @@ class ImageSet:
     root: str
     mask_path: Callable[[str], Path] | None
     stem: str
+    names: Names = field(default_factory=Names)
 
     @classmethod
     def read(cls, cfg, name: str) -> ImageSet:
@@ -56,8 +59,8 @@ class ImageSet:
         data = DataSets().test(cfg, name)
         data.show_test()
         root = os.path.abspath(compat.dataset_root())
-        stem = getattr(data, "dataset_name", name)
-        return cls(name, data.query + data.gallery, len(data.query), root, getattr(data, "mask_path", None), stem)
+        items, masks = data.query + data.gallery, getattr(data, "mask_path", None)
+        return cls(name, items, len(data.query), root, masks, getattr(data, "dataset_name", name), Names(data))
 
     def key(self, path: str) -> str:
         """The picture's path inside the data root, the same on every machine."""

@@ -16,7 +16,7 @@ class Names:
     and a camera its number as file names count: from 1, since items count from 0.
     """
 
-    def __init__(self, data: object):
+    def __init__(self, data: object = None):
         self._person = getattr(data, "person_name", None)
         self._camera = getattr(data, "camera_name", None)
         foreign = is_builtin(type(data))
@@ -24,7 +24,10 @@ class Names:
 
     def person(self, pid: int | str) -> str:
         """Of an item's pid."""
-        return printable(self._person(pid) if self._person else _tail(pid))
+        if self._person:
+            return printable(self._person(pid))
+        tail = _tail(pid)
+        return str(int(tail)) if tail.isdecimal() else printable(tail)
 
     def camera(self, camid: int | str) -> str:
         """Of an item's camid; empty where cameras are not known."""
