@@ -8,12 +8,13 @@ import os
 import re
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from sagareid.config import get_cfg
 from sagareid.data import check_dataset
 from sagareid.data.contact_sheet import contact_sheet
 from sagareid.data.datasets import builtin
+from sagareid.data.datasets.custom import OwnDataset, Photo
 from sagareid.data.datasets.duke import MODES, build_occluded_duke
 from sagareid.data.datasets.names import Names
 
@@ -200,6 +201,45 @@ def test_ones_own_data_by_config_keys(tool, tmp_path, monkeypatch):
     (tmp_path / "shop.csv").write_text("path\n")
     code, _, err = tool("check_dataset.py", "shop", "DATASETS.CUSTOM", custom)
     assert code == 2 and "has no column pid, split" in err
+
+
+def test_who_is_where_is_shown_by_the_users_names(tool, tmp_path):
+    """A CAMERA that matches inside the person's number passes every other check."""
+    make(tmp_path, *(f"crops/{p}/{p}_cam{c}_{i}.jpg" for p in ("0001", "0002") for c in (1, 2) for i in (1, 2)))
+    entry = {"NAME": "shop", "TYPE": "FolderDataset", "PATH": "crops", "TRAIN_SHARE": 0}
+    run = lambda camera, *words: tool("check_dataset.py", "shop", *words, "DATASETS.CUSTOM", str([entry | camera]))  # noqa: E731
+    _, out, _ = run({"CAMERA": r"(\d)"})
+    assert "gallery: crops/0002/0002_cam2_2.jpg -> person 0002, camera 0" in out
+    _, out, _ = run({"CAMERA": r"_cam(\d)"}, "--json")
+    examples = json.loads(out)["examples"]
+    assert set(examples) == {"query", "gallery"}
+    for example in examples["query"] + examples["gallery"]:
+        _, person, name = example["file"].split("/")
+        assert example["person"] == person and f"_cam{example['camera']}_" in name
+
+
+def test_a_sheet_shows_the_users_names(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", lambda self, at, text, **options: drawn.append(text))
+    make(tmp_path, "a.jpg")
+    photo = Photo(str(tmp_path / "a.jpg"), "0002", "cam1, at the long corridor")
+    data = OwnDataset("shop", {"query": [photo]})
+    contact_sheet(data.query, tmp_path / "s.png", Names(data))
+    assert drawn[0] == "0002" and drawn[1].startswith("cam1, at") and drawn[1].endswith("…")
+
+
+def test_one_flat_folder_is_one_message(tool, tmp_path):
+    make(tmp_path, *(f"crops/{i}.jpg" for i in range(30)))
+    custom = "[{NAME: shop, TYPE: FolderDataset, PATH: crops}]"
+    code, out, err = tool("check_dataset.py", "shop", "DATASETS.CUSTOM", custom)
+    assert code == 2 and not out and "shop: 30 image(s) of nobody directly in" in err and "CSVDataset" in err
+
+
+def test_images_that_no_split_has_are_said(tool, tmp_path):
+    make(tmp_path, "a.png", "b.png", "c.png", "d.png")
+    (tmp_path / "shop.csv").write_text("path,pid,split\na.png,1,query\nb.png,1,gallery\n")
+    _, out, _ = tool("check_dataset.py", "shop", "DATASETS.CUSTOM", "[{NAME: shop, TYPE: CSVDataset, PATH: shop.csv}]")
+    assert f"note: 2 image(s) beside those of the splits are in none, such as {tmp_path}/c.png" in out
 
 
 def test_a_data_set_that_is_not_there(tool, tmp_path, monkeypatch):

@@ -205,6 +205,88 @@ class TestFolder:
         with pytest.raises((ValueError, FileNotFoundError, WrongNames), match=message):
             build(cfg, "FolderDataset", **{"PATH": "shop", **options})
 
+    @pytest.mark.parametrize(
+        "folders, entries",
+        [
+            (
+                ("train", "val"),
+                "{NAME: shop_train, TYPE: FolderDataset, PATH: shop/train, TRAIN_SHARE: 1}, {NAME: shop_val",
+            ),
+            (("train", "test"), "{NAME: shop_test, TYPE: FolderDataset, PATH: shop/test, TRAIN_SHARE: 0}"),
+            (
+                ("train_all", "test"),
+                "{NAME: shop_train_all, TYPE: FolderDataset, PATH: shop/train_all, TRAIN_SHARE: 1}",
+            ),
+            (("Train", "Query", "Gallery"), "Rename them"),
+            (("train", "query", "gallery", "val"), "shop_val"),
+        ],
+    )
+    def test_splits_of_other_names_are_not_left_out_in_silence(self, cfg, tmp_path, folders, entries):
+        make(tmp_path / "shop", *(f"{folder}/ann/1.jpg" for folder in folders))
+        with pytest.raises(ValueError, match="only train/, query/ and gallery/ are read") as error:
+            build(cfg, "FolderDataset", PATH="shop")
+        assert all(f"{folder}/" in str(error.value) for folder in folders) and entries in str(error.value)
+
+    def test_each_folder_can_be_a_data_set_of_its_own(self, cfg, tmp_path):
+        """As the error above advises."""
+        make(
+            tmp_path / "shop",
+            *(f"{part}/{p}/{i}_c{i}.jpg" for part, p in (("train", "a"), ("val", "b")) for i in (1, 2)),
+        )
+        options = {"CAMERA": r"_c(\d)"}
+        assert len(build(cfg, "FolderDataset", PATH="shop/train", TRAIN_SHARE=1, **options).train) == 2
+        data = build(cfg, "FolderDataset", PATH="shop/val", TRAIN_SHARE=0, **options)
+        assert len(data.query) == 2 or len(data.query + data.gallery) == 2
+
+    def test_a_person_may_be_called_like_a_split(self, cfg, tmp_path):
+        make(tmp_path / "shop", "val/1.jpg", "ann/1.jpg", "ben/1.jpg")
+        assert build(cfg, "FolderDataset", PATH="shop", TRAIN_SHARE=1).person_names == ["ann", "ben", "val"]
+
+    def test_what_lies_beside_the_splits_is_said(self, cfg, tmp_path, caplog):
+        make(tmp_path / "shop", "train/ann/1.jpg", "masks/ann/1.png", "overview.jpg")
+        build(cfg, "FolderDataset", PATH="shop")
+        assert "1 folders that are no split (masks)" in caplog.text
+        assert "1 images outside the splits (overview.jpg)" in caplog.text
+
+    def test_one_flat_folder_is_one_problem(self, cfg, tmp_path):
+        make(tmp_path / "shop", *(f"{i:04d}.jpg" for i in range(40)))
+        with pytest.raises(ValueError, match=r"40 image\(s\) of nobody .*0004.jpg, \.\.\..*TYPE: CSVDataset"):
+            build(cfg, "FolderDataset", PATH="shop")
+
+    def test_a_person_whose_folder_is_a_link(self, cfg, tmp_path):
+        make(tmp_path, "elsewhere/1.webp", "shop/ann/1.jpg")
+        (tmp_path / "shop" / "ben").symlink_to(tmp_path / "elsewhere")
+        assert len(build(cfg, "FolderDataset", PATH="shop", TRAIN_SHARE=1).train) == 2
+
+    def test_cameras_by_a_map_of_numbers(self, cfg, tmp_path):
+        """CUHK01's names: a person's images 1 and 2 are of one camera, 3 and 4 of the other."""
+        make(tmp_path / "shop", *(f"{p:04d}/{p:04d}{i:03d}.png" for p in (1, 2) for i in (1, 2, 3, 4)))
+        options = {"PATH": "shop", "TRAIN_SHARE": 0}
+        rule = {"pattern": r"^\d{4}(\d{3})", "map": {"1-2": "A", "3 - 4": "B"}}
+        data = build(cfg, "FolderDataset", CAMERA=rule, **options)
+        assert data.camera_names == ["A", "B"]
+        for path, _, camid in data.query + data.gallery:
+            assert data.camera_name(camid) == ("A" if path.endswith(("1.png", "2.png")) else "B")
+        named = build(cfg, "FolderDataset", CAMERA=rule | {"map": {"001": "x", 2: "y", "3-9": "z"}}, **options)
+        assert named.camera_names == ["x", "y", "z"]
+        with pytest.raises(WrongNames, match=r"2 file\(s\) .*0001004.png.* finds one of 1-3"):
+            build(cfg, "FolderDataset", CAMERA=rule | {"map": {"1-3": "A"}}, **options)
+
+    @pytest.mark.parametrize(
+        "camera, message",
+        [
+            ({"pattern": r"(\d)", "maps": {}}, "expected a regular expression, or {pattern:"),
+            ({"pattern": r"(\d)", "map": [1]}, "expected a regular expression, or {pattern:"),
+            ({"pattern": 7, "map": {}}, "CAMERA is 7; expected a regular expression in quotes"),
+            ({"pattern": r"(\d)", "map": {"4-2": "A"}}, "'4-2'; expected the smaller number first"),
+            ({"pattern": r"(\d)", "map": {"1-3": "A", 3: "B"}}, "has 3 and 1-3, which overlap"),
+        ],
+    )
+    def test_wrong_maps_of_cameras(self, cfg, tmp_path, camera, message):
+        make(tmp_path / "shop", "ann/1.jpg")
+        with pytest.raises(ValueError, match=message):
+            build(cfg, "FolderDataset", PATH="shop", CAMERA=camera)
+
 
 # ---- config keys ---------------------------------------------------------------------------------------------------
 
