@@ -1,5 +1,6 @@
-"""Image files as people have them: every mode gives one feature on every route or is refused by name, and what a listing
-leaves out is said."""
+"""Image files as people have them: a mode gives one feature on every route or is refused by name; listings say what
+they leave out.
+"""
 
 from __future__ import annotations
 
@@ -118,7 +119,7 @@ def dataset(*paths, transform=None):
     return loaders.ReIDDataset([(str(p), 0, 0) for p in paths], transform, relabel=False, cameras=["none"])
 
 
-# ---- one way to read ---------------------------------------------------------------------------------------------------
+# ---- one way to read -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", READABLE)
@@ -233,7 +234,7 @@ def test_what_pillow_raises_of_any_kind_names_the_file(tmp_path, monkeypatch):
             read_image(tmp_path / "a.png")
 
 
-# ---- one way to list ---------------------------------------------------------------------------------------------------
+# ---- one way to list -----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -302,11 +303,11 @@ def test_every_route_lists_the_same(folder, extractor, tmp_path, monkeypatch, ru
     assert FeatureSet(tmp_path / "f.npz").whole()[0] == names and not report.unreadable
     assert report.left_out["with another suffix"] == {"count": 2, "first": ["ann/7.heic", "notes.txt"]}
     custom = str(cfg.DATASETS.CUSTOM)
-    code, out, _ = run_tool("check_dataset.py", "shop", "DATASETS.CUSTOM", custom, root=tmp_path)
+    _, out, _ = run_tool("check_dataset.py", "shop", "DATASETS.CUSTOM", custom, root=tmp_path)
     assert "| train   | 8        | 2        |" in out and "3 hidden (.trash, ann/._1.jpg" in out
 
 
-# ---- names that are no text ---------------------------------------------------------------------------------------------
+# ---- names that are no text ----------------------------------------------------------------------------------------
 
 ODD = os.fsdecode(b"caf\xe9.png")
 

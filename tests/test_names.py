@@ -14,7 +14,7 @@ from sagareid import Extractor
 from sagareid.data.datasets import custom, names
 from sagareid.data.datasets.duke import OccludedDuke
 from sagareid.deploy.extract_folder import extract_folder
-from sagareid.deploy.gallery import Match, table, write_matches
+from sagareid.deploy.matches import Match, table, write_matches
 from sagareid.files import file_hash
 from sagareid.reports import html, pictures, ranked_lists, study_curves
 from sagareid.reports.pictures import Block, Row, Tile
