@@ -209,7 +209,8 @@ def _compare(size: RankingSize, ways: Sequence[str], width: int, rounds: int) ->
         for way in ways:
             samples[way].append(_in_fresh_process(way, size, width))
     medians = {way: _median(of_way) for way, of_way in samples.items()}
-    entry = {"size": str(size), "host": medians.get("host"), "ours": medians["ours"], "ratio": None, "equal": None}
+    entry: dict[str, Any] = {"size": str(size), "host": medians.get("host"), "ours": medians["ours"]}
+    entry |= {"ratio": None, "equal": None}
     if "host" in samples:
         ratios = [host["seconds"] / ours["seconds"] for host, ours in zip(samples["host"], samples["ours"])]
         entry["ratio"] = {"median": statistics.median(ratios), "low": min(ratios), "high": max(ratios)}

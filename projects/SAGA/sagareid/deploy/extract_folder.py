@@ -208,7 +208,7 @@ class _Shards:
             return None
         return found if found["key"] == self.key and found["shard"] == index else None
 
-    def work(self, extractor: Extractor, start: float, bar: tqdm, **options: int) -> None:
+    def work(self, extractor: Extractor, start: float, bar: tqdm, **options: Any) -> None:
         """Extract the shards that no other process has, from `start` (a share of them) on, until all are there."""
         first = int(start * self.count)
         left = [*range(first, self.count), *range(first)]
@@ -233,7 +233,7 @@ class _Shards:
                 time.sleep(POLL)
             left = busy
 
-    def _extract(self, index: int, extractor: Extractor, bar: tqdm, **options: int) -> None:
+    def _extract(self, index: int, extractor: Extractor, bar: tqdm, **options: Any) -> None:
         names, unreadable = [], []
         for name in self.part(index):
             if printable(name) == name:
@@ -256,7 +256,8 @@ class _Shards:
 
     def report(self, output: Path) -> Report:
         """The report of finished shards."""
-        unreadable = [entry for i in range(self.count) for entry in (self.metadata(i) or {})["unreadable"]]
+        written = [self.metadata(i) for i in range(self.count)]
+        unreadable = [entry for about in written if about for entry in about["unreadable"]]
         about = {k: self.about[k] for k in ("checkpoint_sha256", "feature", "width", "dtype", "folder")}
         extracted = len(self.files) - len(unreadable)
         return Report(output=str(output), images=len(self.files), extracted=extracted, unreadable=unreadable, **about)

@@ -143,7 +143,7 @@ class Index:
         if k < 1:
             raise ValueError(f"{k} matches asked for; expected 1 or more")
         effort = effort or self.about.effort
-        parameters = None
+        parameters: Any = None
         if self.about.kind == "hnsw":
             parameters = faiss.SearchParametersHNSW(efSearch=max(effort, k))
         elif self.about.kind == "ivfpq":

@@ -140,11 +140,11 @@ def _stage3_plan(s: Structure) -> Plan:
         names = ["queries", "clip_proj.weight", *(f"attn.{a}" for a in _ATTENTION)]
         names += [f"norm_{m}.{n}" for m in ("q", "kv", "out") for n in _NORM]
         pairs |= _rename(names, "domain_anchor.", "heads.domain_anchors.")
-    layer = [f"attn.{a}" for a in _ATTENTION]
-    layer += [f"{m}.{n}" for m in ("norm_q", "norm_kv", "norm_ff", "ff.0", "ff.3") for n in _NORM]
+    in_layer = [f"attn.{a}" for a in _ATTENTION]
+    in_layer += [f"{m}.{n}" for m in ("norm_q", "norm_kv", "norm_ff", "ff.0", "ff.3") for n in _NORM]
     for path in range(s.paths):
         published = f"refine.{path}.layers." if s.paths > 1 else "refine.layers."
-        names = [f"{i}.{name}" for i in range(s.refine_layers) for name in layer]
+        names = [f"{i}.{name}" for i in range(s.refine_layers) for name in in_layer]
         pairs |= _rename(names, published, f"heads.refine.{path}.layers.")
     pairs |= _rename(BATCH_NORM, "bn.", "heads.bottleneck.")
     pairs |= {f"classifiers.{q}.weight": f"heads.classifiers.{q}.weight" for q in range(s.classifiers)}

@@ -55,18 +55,18 @@ def resize(
                 "--from-size H W --from-stride S"
             )
         from_size, from_stride = from_size or guess[0], from_stride or guess[1]
-    size, stride = tuple(size or from_size), stride or from_stride
+    (height, width), stride = size or from_size, stride or from_stride
     for asked in (stride, from_stride):
         if not 1 <= asked <= patch:
             raise ConversionError(f"stride {asked} is not in 1..{patch}, the patch size")
     try:
         source = towers.patch_grid(from_size, patch, from_stride)
-        target = towers.patch_grid(size, patch, stride)
+        target = towers.patch_grid((height, width), patch, stride)
     except ValueError as error:
         raise ConversionError(str(error)) from error
     named = (
         f"from {from_size[0]}x{from_size[1]} at stride {from_stride} (grid {source[0]}x{source[1]}) "
-        f"to {size[0]}x{size[1]} at stride {stride} (grid {target[0]}x{target[1]})"
+        f"to {height}x{width} at stride {stride} (grid {target[0]}x{target[1]})"
     )
     if source[0] * source[1] != patches:
         raise ConversionError(
@@ -74,5 +74,5 @@ def resize(
             f"{source[0] * source[1]}. State what it was made for with --from-size H W --from-stride S"
         )
     result.model[POSITION] = towers.resize_position_embedding(embedding, source, target).clone()
-    result.made_for = (size, stride)
+    result.made_for = ((height, width), stride)
     result.notes.append(f"position embedding resized {named}")

@@ -57,7 +57,7 @@ def attention_of(model: Model, items: Sequence[tuple[str, int, int | str]], stem
         stem: the data set's name in the names of its cameras.
     """
     head = getattr(model.model, "heads", None)
-    if not hasattr(head, "token_weights"):
+    if head is None or not hasattr(head, "token_weights"):
         return None
     view = view_of(model)
     dataset = ReIDDataset(items, view.transform, relabel=False, cameras=view.cameras, dataset_name=stem)

@@ -75,7 +75,7 @@ def escape(text: str) -> str:
     return escape_markup(clean(text))
 
 
-def _escaped(text: str) -> Html:
+def _escaped(text: object) -> Html:
     return text if isinstance(text, Html) else Html(escape(str(text)))
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -59,7 +59,13 @@ MARKS = {
 }
 
 # Colours and dashes of lines, legible on white and on black; and what `html.svg` turns into the colour of the text.
-LINES = (("#2a7fc4", "-"), ("#d55e00", "--"), ("#009e73", "-."), ("#b5589a", ":"), ("#8c7a00", (0, (5, 1, 1, 1, 1, 1))))
+LINES: tuple[tuple[str, Any], ...] = (
+    ("#2a7fc4", "-"),
+    ("#d55e00", "--"),
+    ("#009e73", "-."),
+    ("#b5589a", ":"),
+    ("#8c7a00", (0, (5, 1, 1, 1, 1, 1))),
+)
 INK = "#010203"
 
 
@@ -216,8 +222,8 @@ def curves(panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[flo
     down = -(-len(panels) // across)
     legend = 0.3 if len(names) > 1 else 0.0
     height = 1.9 * down + legend
-    colours = dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK)
-    with names_as_they_are(colours | {"font.size": 8}):
+    inked = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
+    with names_as_they_are(dict.fromkeys(inked, INK) | {"font.size": 8}):
         figure = Figure(figsize=(2.3 * across, height))
         axes = figure.subplots(down, across, squeeze=False)
         for axis in axes.flat[len(panels) :]:
@@ -233,9 +239,7 @@ def curves(panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[flo
             for name, (at, values) in lines.items():
                 colour, dashes = style[name]
                 marker = "o" if len(at) < 12 else ""
-                axis.plot(
-                    at, values, color=colour, linestyle=dashes, marker=marker, markersize=2.5, linewidth=1.3
-                )
+                axis.plot(at, values, color=colour, linestyle=dashes, marker=marker, markersize=2.5, linewidth=1.3)
         if legend:
             handles = [matplotlib.lines.Line2D([], [], color=style[n][0], linestyle=style[n][1]) for n in names]
             labels = [clean(name) for name in names]

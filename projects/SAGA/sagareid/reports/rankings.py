@@ -83,7 +83,7 @@ def view_of(model: Model) -> View:
     return View(build_transforms(model.cfg, is_train=False), tuple(model.cfg.MODEL.CLIP.CAMERAS) or ("none",))
 
 
-def evenly_spaced(values: Sequence[int], count: int) -> list[int]:
+def evenly_spaced(values: Sequence[int] | np.ndarray, count: int) -> list[int]:
     """At most `count` of the values, evenly spaced."""
     count = min(count, len(values))
     return [int(values[i]) for i in np.linspace(0, len(values) - 1, count).astype(int)] if count else []

@@ -258,7 +258,7 @@ def _lists(stage: Stage, dataset: str, number: int, device: str | None) -> list[
     parts.append(
         html.paragraph(
             f"{ranked.images.name}: {len(ranked.queries)} queries, {gallery} gallery images, mAP "
-            f"{100 * ranked.ap.mean():.1f} with {stage.checkpoint.name}. AP is a query's average precision, in percent."
+            f"{100 * ranked.ap.mean():.1f} with {Path(model.path).name}. AP is a query's average precision, in percent."
         )
     )
     parts.append(html.legend())

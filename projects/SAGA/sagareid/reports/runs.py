@@ -143,7 +143,9 @@ def read_run(folder: str | Path) -> list[Stage]:
 
 
 def _read_stage(folder: Path, name: str) -> Stage:
-    config, curves, damaged = {}, {}, 0
+    config: dict[str, Any] = {}
+    curves: dict[str, Curve] = {}
+    damaged = 0
     try:
         config = flatten(yaml.safe_load((folder / CONFIG).read_text()) or {})
     except (yaml.YAMLError, AttributeError):  # cut off while it was written

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -25,7 +26,7 @@ _COLOURS = (
     "#17a2b8", "#d1495b", "#6a8f3a", "#9a6b4f", "#7d8894", "#4f5bd5",
 )  # fmt: skip
 _MARKERS = "os^Dv<>Pp*X"
-_SVG = {"svg.fonttype": "none", "font.family": "sans-serif"}
+_SVG: dict[Any, Any] = {"svg.fonttype": "none", "font.family": "sans-serif"}
 
 
 class Panel:
@@ -49,11 +50,12 @@ class Panel:
 
     def draw(self, axis: Axes, records: Sequence[dict], colour: str, marker: str) -> None:
         """The curve of one model, whose records come by level."""
+        values = [v for r in records if (v := self.value(r)) is not None]
         records = [r for r in records if self.value(r) is not None]
         if not records:
             return
         x = [100 * r["level"] for r in records]
-        axis.plot(x, [self.value(r) for r in records], linewidth=1.6, color=colour, marker=marker, ms=4)
+        axis.plot(x, values, linewidth=1.6, color=colour, marker=marker, ms=4)
         if self.bounds:
             low, high = zip(*(self.bounds(r) for r in records))
             axis.fill_between(x, low, high, color=colour, alpha=0.12, linewidth=0)

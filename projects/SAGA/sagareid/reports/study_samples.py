@@ -62,6 +62,7 @@ class Samples:
                 shown = [
                     _image(f"patch weights of {name}, {_level_in_words(*c)}", _heat(picture, cell.weights[index]))
                     for c, picture, cell in zip(columns, pictures, cells)
+                    if cell.weights is not None
                 ]
                 lines.append((f"{name} looks at", shown))
         for name, cells in cells_of.items():

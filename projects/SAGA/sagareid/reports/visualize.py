@@ -120,7 +120,10 @@ def attention_blocks(
         for name, a in found:
             if a is None:
                 continue
-            tiles = [Tile(picture, "image", alt=f"Image {Path(path).name}"), *pooled_tiles(a, i, picture)]
+            tiles: list[Tile | None] = [
+                Tile(picture, "image", alt=f"Image {Path(path).name}"),
+                *pooled_tiles(a, i, picture),
+            ]
             if a.domain is not None:
                 share = (a.domain[i] * a.weights[-1, i]).sum()
                 title = f"domain anchors ({share:.1%})"

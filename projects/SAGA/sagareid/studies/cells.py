@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -42,7 +43,7 @@ class Cell:
 
     def save(self, path: Path) -> None:
         """Write the cell, whole or not at all."""
-        arrays = {"queries": self.queries, "share": self.share}
+        arrays: dict[str, Any] = {"queries": self.queries, "share": self.share}
         arrays |= {f"row/{f}": np.array(row) for f, row in self.rows.items()}
         arrays |= {f"value/{f}/{m}": v.astype(np.float32) for (f, m), v in self.values.items()}
         arrays |= {f"nearest/{f}": v.astype(np.int32) for f, v in self.nearest.items()}

@@ -7,8 +7,9 @@ stopped, and one that fails does not stop the others.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -132,6 +133,8 @@ def _train(trial: Trial, opts: Sequence[str], arguments: Sequence[str]) -> None:
         if results is None:
             launch_runs(args)
             results = _finished(trial, own_opts)
+        if results is None:
+            raise RuntimeError(f"{trial.folder}: training ended, but not every stage has a result")
         cfg, model = load_model(results[-1]["checkpoint"], device="cpu")
         trial.cost = asdict(complexity(cfg, model))
         trial.result = results[-1] | {key: sum(r[key] for r in results) for key in ("seconds", "steps")}
@@ -143,20 +146,20 @@ def _train(trial: Trial, opts: Sequence[str], arguments: Sequence[str]) -> None:
 def _finished(trial: Trial, opts: Sequence[str]) -> list[dict] | None:
     """The results of all stages, where all are finished with this very configuration; None otherwise."""
     runs = stages.plan(trial.config, opts)
-    results = [run.result() for run in runs]
-    return results if all(results) and not any(stages.differences(run) for run in runs) else None
+    results = [result for run in runs if (result := run.result())]
+    return results if len(results) == len(runs) and not any(stages.differences(run) for run in runs) else None
 
 
 def summarise(trials: Sequence[Trial], rows: Sequence[str] = ("refined",)) -> list[dict]:
     """Mean and standard deviation over the seeds for each config, test set and feature, with the model's cost."""
     out = []
     for name in dict.fromkeys(t.name for t in trials):
-        done = [t for t in trials if t.name == name and t.result]
-        if not done:
+        done = [t for t in trials if t.name == name]
+        results = [t.result for t in done if t.result]
+        if not results:
             continue
-        results = [t.result for t in done]
         cost = {
-            **done[0].cost,
+            **next(t.cost for t in done if t.cost),
             "steps": _mean_and_sd([r["steps"] for r in results]),
             "minutes": _mean_and_sd([r["seconds"] / 60 for r in results]),
         }
@@ -167,7 +170,7 @@ def summarise(trials: Sequence[Trial], rows: Sequence[str] = ("refined",)) -> li
         for dataset in sets[0]:
             for row, prefix in _rows(sets[0][dataset], rows):
                 metrics = {m: _mean_and_sd([s[dataset][prefix + m] for s in sets]) for m in METRICS}
-                seeds = [t.seed for t in done]
+                seeds = [t.seed for t in done if t.result]
                 out.append({"name": name, "dataset": dataset, "row": row, "seeds": seeds, **metrics, **cost})
     return out
 
@@ -192,18 +195,22 @@ def _with_sd(value: Mapping | None, digits: int = 1) -> str:
     return f"{value['mean']:.{digits}f}{sd}"
 
 
+def _metric_with_sd(metric: str, entry: Mapping) -> str:
+    return _with_sd(entry[metric])
+
+
 def _number(value: float | None, scale: float = 1.0) -> str:
     return "" if value is None else f"{value / scale:.3g}"
 
 
 def table(summary: Sequence[dict], trials: Sequence[Trial] = ()) -> str:
     """The summary as a Markdown table, and a line for each run that failed."""
-    columns = {
+    columns: dict[str, Callable[[dict], str]] = {
         "config": lambda s: s["name"],
         "data set": lambda s: s["dataset"],
         "row": lambda s: s["row"],
         "seeds": lambda s: str(len(s["seeds"])),
-        **{m: lambda s, m=m: _with_sd(s[m]) for m in METRICS},
+        **{m: partial(_metric_with_sd, m) for m in METRICS},
         "validation": lambda s: _with_sd(s.get("validation")),
         "M parameters": lambda s: _number(s["parameters"], 1e6),
         "M trained": lambda s: _number(s["trained"], 1e6),

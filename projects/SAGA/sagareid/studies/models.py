@@ -75,7 +75,7 @@ def load_models(weights: Sequence[str], cfg: Any | None = None, device: str | No
     Raises:
         ValueError: one of them is given twice, or does not fit its configuration.
     """
-    models = []
+    models: list[Model] = []
     for text in weights:
         name, path = named_path(text)
         folder = path if path.is_dir() or not path.suffix else path.parent

@@ -74,8 +74,8 @@ class ImageSet:
 
 def _inside(path: str, root: str) -> str:
     """Path inside the root; of a picture elsewhere, its last folder and its name."""
-    path = Path(os.path.abspath(path))
-    return path.relative_to(root).as_posix() if path.is_relative_to(root) else "/".join(path.parts[-2:])
+    whole = Path(os.path.abspath(path))
+    return whole.relative_to(root).as_posix() if whole.is_relative_to(root) else "/".join(whole.parts[-2:])
 
 
 def silhouette(path: str, mask_path: Callable[[str], Path] | None, image: Image.Image) -> occluders.Silhouette:
@@ -96,7 +96,7 @@ class DistractorPeople:
 
     def choose(self, rng: np.random.Generator) -> Image.Image:
         """RGBA cut-out of one of them, drawn until one is seen whole."""
-        best, most = None, -1.0
+        most = -1.0
         for _ in range(ATTEMPTS):
             path = self.paths[int(rng.random() * len(self.paths))]
             image = read_image(path)

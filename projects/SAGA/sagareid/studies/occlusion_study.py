@@ -27,7 +27,7 @@ from ..evaluation.evaluator import SAGAEvaluator, rank_in_blocks
 from ..modeling.build import model_layout
 from .cells import Cell
 from .models import AUTO, Model
-from .occlusion import ImageSet, OccludedSet, Occluder, Occlusion, View, distractor_people
+from .occlusion import DistractorPeople, ImageSet, OccludedSet, Occluder, Occlusion, View, distractor_people
 from .statistics import Bootstrap
 
 __all__ = [
@@ -108,7 +108,7 @@ class Study:
 
     def __post_init__(self) -> None:
         self.images = ImageSet.read(self.cfg, self.dataset)
-        self._people = None
+        self._people: DistractorPeople | None = None
         if "distractor" in self.options.conditions:
             self._people, self.source = distractor_people(self.cfg, self.images, self.options.distractors)
         self._views: list[View] = []
@@ -141,7 +141,7 @@ class Study:
             parts += [o.seed, o.occlude]
         if condition == "mask":
             parts += [o.shapes, o.fill]
-        if condition == "distractor":
+        if condition == "distractor" and self._people:
             parts += [self.source, [self.images.key(p) for p in self._people.paths]]
         digits = hashlib.blake2b(repr(parts).encode(), digest_size=4).hexdigest()
         return self.folder / "cells" / model.key / f"{condition}-{100 * level:g}-{digits}.npz"

@@ -99,12 +99,12 @@ class Spec:
 
 
 class Item(NamedTuple):
-    """One picture to draw: where it goes, who is on it (`get_person`'s population and index), camera from 0."""
+    """One picture to draw: where it goes, who is on it (`get_person`'s population and number), camera from 0."""
 
     split: str
     name: str
     population: str
-    index: int
+    number: int
     camera: int
     shot: int
 
@@ -151,8 +151,8 @@ def _draw_items(job: tuple[Spec, str, list[Item]]) -> list[tuple[str, dict, list
     spec, folder, some = job
     drawn = []
     for item in some:
-        rng = generator(spec.seed, item.population, "shot", item.index, item.shot)
-        person = get_person(spec.seed, item.population, item.index)
+        rng = generator(spec.seed, item.population, "shot", item.number, item.shot)
+        person = get_person(spec.seed, item.population, item.number)
         shot = random_shot(rng, get_camera(item.camera), spec.occluded)
         drawing = draw(person, shot, (spec.height, spec.width))
         path, mask = f"{item.split}/{item.name}", f"masks/{item.split}/{Path(item.name).stem}.png"
@@ -161,7 +161,7 @@ def _draw_items(job: tuple[Spec, str, list[Item]]) -> list[tuple[str, dict, list
             (mask, _write(Path(folder, mask), Image.fromarray(drawing.mask))),
         ]
         record = {
-            "person": f"{item.population}/{item.index}",
+            "person": f"{item.population}/{item.number}",
             "view": shot.view,
             "camera": item.camera,
             "occluder": shot.occluder.kind if shot.occluder and drawing.occluded else None,
@@ -208,7 +208,7 @@ def _draw_into(folder: Path, spec: Spec, workers: int) -> None:
 
         in_processes(_draw_items, jobs, workers, collect)
 
-    people = {f"{i.population}/{i.index}": get_person(spec.seed, i.population, i.index).attributes() for i in todo}
+    people = {f"{i.population}/{i.number}": get_person(spec.seed, i.population, i.number).attributes() for i in todo}
     attributes = json.dumps({"people": people, "images": dict(sorted(images.items()))}, separators=(",", ":"))
     (folder / "attributes.json").write_text(attributes)
     files.append(("attributes.json", hashlib.sha256(attributes.encode()).hexdigest()))
@@ -325,7 +325,7 @@ class SyntheticPedestrians(ImageDataset):
 
     def _read(self, split: str, is_train: bool = False) -> list[tuple]:
         """(path, pid, camid from 0) of a split's pictures, sorted; in training with the data set's name before both."""
-        data = []
+        data: list[tuple] = []
         listing = image_files(Path(self.data_dir, split), levels=1)
         say_left_out(type(self).__name__, listing)
         for path in listing.images:
@@ -337,8 +337,9 @@ class SyntheticPedestrians(ImageDataset):
                 )
             pid, camid = int(found[1]), int(found[2]) - 1
             if is_train:
-                pid, camid = f"{self.dataset_name}_{pid}", f"{self.dataset_name}_{camid}"
-            data.append((str(path), pid, camid))
+                data.append((str(path), f"{self.dataset_name}_{pid}", f"{self.dataset_name}_{camid}"))
+            else:
+                data.append((str(path), pid, camid))
         return data
 
     @property

@@ -66,11 +66,12 @@ class _Body:
         self.half_shoulder, self.half_waist, self.half_hip = (half * self.wide for half in halves)
 
         self.skin = SKINS[person.skin]
-        bald, no_bag = person.hair_style == "bald", person.bag == "none"
-        self.hair = None if bald else shaded(person, "hair", HAIR_COLOURS[person.hair_colour])
+        self.bald = person.hair_style == "bald"
+        # Without hair or bag these colours are not used.
+        self.hair = self.skin if self.bald else shaded(person, "hair", HAIR_COLOURS[person.hair_colour])
         self.lower = shaded(person, "lower", COLOURS[person.lower_colour])
         self.shoes = shaded(person, "shoes", COLOURS[person.shoes_colour])
-        self.bag = None if no_bag else shaded(person, "bag", COLOURS[person.bag_colour])
+        self.bag = shaded(person, "bag", COLOURS.get(person.bag_colour, (0, 0, 0)))
         self.upper_colour = shaded(person, "upper", COLOURS[person.upper_colour])
         self.upper = _upper_fill(person, canvas, change=self.shoulder + 11 * u)
         # A shade of its own keeps a plain sleeve apart from the body behind it.
@@ -280,7 +281,7 @@ def _draw_scarf(canvas: Canvas, body: _Body) -> None:
     if not body.back:
         end = x + body.facing * 2.4 * u
         canvas.trapezium(end, chin + 2 * u, 2 * u, body.shoulder + 12 * u, 2.2 * u, colour, Part.SCARF)
-    if person.hair_style == "long" and body.back and body.hair:  # falls over the scarf
+    if person.hair_style == "long" and body.back:  # falls over the scarf
         canvas.trapezium(x, body.head, 5 * u, body.shoulder, 5.4 * u, body.hair, Part.HAIR)
 
 
@@ -341,12 +342,12 @@ def _draw_shoulder_bag(canvas: Canvas, body: _Body) -> None:
 def _draw_head(canvas: Canvas, body: _Body) -> None:
     """Head, hair and headwear."""
     u, x, y, rx, ry = body.u, body.x, body.head, body.head_rx, body.head_ry
-    if body.hair and body.person.hair_style == "curly":
+    if body.person.hair_style == "curly":
         shift = 1.2 * body.facing * u if body.side else 0
         canvas.ellipse(x - shift, y - 1.4 * u, rx + 2.6 * u, ry + 1.4 * u, body.hair, Part.HAIR)
     canvas.ellipse(x, y, rx, ry, body.skin, Part.FACE)
-    if body.hair:
-        _draw_hair(canvas, body, body.hair)
+    if not body.bald:
+        _draw_hair(canvas, body)
     if not body.back:
         _draw_face(canvas, body)
     if body.person.headwear != "none":
@@ -365,9 +366,9 @@ def _draw_hair_behind(canvas: Canvas, body: _Body) -> None:
     canvas.polygon(outline, body.hair, Part.HAIR)
 
 
-def _draw_hair(canvas: Canvas, body: _Body, colour: Colour) -> None:
+def _draw_hair(canvas: Canvas, body: _Body) -> None:
     u, x, y, rx, ry, d = body.u, body.x, body.head, body.head_rx, body.head_ry, body.facing
-    side, style = body.side, body.person.hair_style
+    side, style, colour = body.side, body.person.hair_style, body.hair
     if body.back:
         canvas.ellipse(x, y - 0.4 * u, rx + 0.5 * u, ry + 0.2 * u, colour, Part.HAIR)
         if style == "long":
