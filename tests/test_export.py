@@ -205,6 +205,58 @@ def test_a_file_that_differs_is_not_kept(tiny_clip, tmp_path, monkeypatch):
     assert path.read_text() == "an earlier one" and list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.parametrize("format", export.FORMATS)
+@pytest.mark.parametrize("shape", [(1, 3, 64, 16), (1, 3, 48, 24), (2, 3, 16, 48), (1, 1, 48, 16), (3, 48, 16)])
+def test_a_file_refuses_images_of_another_size(format, shape, exports):
+    """A convolutional network would compute something of them."""
+    run = exports[format]
+    assert run(torch.zeros(1, 3, 48, 16))[0].shape[0] == 1
+    said = {
+        "onnx": "[Ii]nvalid dimensions|Invalid rank",
+        "torchscript": r"images are .*; expected \(B, 3, 48, 16\)",
+        "torch-export": "Guard failed|Expected input",
+    }
+    with pytest.raises(Exception, match=said[format]):
+        run(torch.zeros(shape))
+
+
+@pytest.fixture(scope="module")
+def convolutional():
+    cfg = get_cfg()
+    cfg.merge_from_list([
+        "MODEL.META_ARCHITECTURE", "Baseline", "MODEL.BACKBONE.NAME", "build_resnet_backbone", "MODEL.BACKBONE.DEPTH", "18x",
+        "MODEL.BACKBONE.FEAT_DIM", 512, "MODEL.BACKBONE.PRETRAIN", False, "MODEL.HEADS.NAME", "EmbeddingHead",
+        "MODEL.HEADS.NUM_CLASSES", 4, "MODEL.DEVICE", "cpu", "INPUT.SIZE_TRAIN", [48, 16], "INPUT.SIZE_TEST", [48, 16],
+    ])  # fmt: skip
+    torch.manual_seed(0)
+    return cfg, SAGATrainer.build_model(cfg).eval()
+
+
+@pytest.fixture(scope="module")
+def exports(convolutional, tmp_path_factory):
+    """A convolutional network, which has no size of its own, in each format."""
+    runs, folder = {}, tmp_path_factory.mktemp("exports")
+    for format, suffix in export.FORMATS.items():
+        export.export(*convolutional, folder / f"model{suffix}", format=format)
+        runs[format] = export.load_exported(folder / f"model{suffix}")[0]
+    return runs
+
+
+def test_a_size_by_option(convolutional, tiny_clip, tmp_path):
+    cfg, model = convolutional
+    other = export.at_size(cfg, model, [64, 32])
+    export.export(other, model, tmp_path / "model.pt", format="torchscript")
+    run, metadata = export.load_exported(tmp_path / "model.pt")
+    images = torch.rand(2, 3, 64, 32) * 255
+    with torch.no_grad():
+        torch.testing.assert_close(run(images)[0], export.FeatureModel(other, model)(images), rtol=0, atol=1e-5)
+    assert metadata["input_size"] == [64, 32] and list(cfg.INPUT.SIZE_TEST) == [48, 16]
+    cfg, model = built(plugin_config(tiny_clip))
+    with pytest.raises(ValueError, match=r"size \[64, 32\]: backbone.*position.* made for \[48, 16\]. Train it with"):
+        export.at_size(cfg, model, [64, 32])
+    assert list(export.at_size(cfg, model, [48, 16]).INPUT.SIZE_TEST) == [48, 16]
+
+
 def test_a_wrong_shape_is_an_error(tiny_clip):
     traced = export._Traced(
         export.FeatureModel(*built(plugin_config(tiny_clip, "MODEL.HEADS.NAME", "PatchPoolHead"))), False

@@ -23,6 +23,9 @@ def main() -> None:
     parser.add_argument("--format", choices=tuple(export.FORMATS), help="default: by the suffix (.onnx, .pt, .pt2)")
     parser.add_argument("--variant", choices=tuple(export.TOLERANCE), default="float32", help="default: %(default)s")
     parser.add_argument("--feature", default="auto", help="row of the evaluation (default: the run's result)")
+    parser.add_argument(
+        "--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="of the images it takes (default: the run's)"
+    )
     parser.add_argument("--attention", action="store_true", help="a second output: the anchors' attention")
     parser.add_argument("--evaluate", metavar="DATASET", help="rank this test set with PyTorch and with the file")
     parser.add_argument(
@@ -34,6 +37,8 @@ def main() -> None:
         import_modules(args.modules)
         check_output(args.output)
         cfg, model = load_model(args.run, device="cpu")
+        if args.size:
+            cfg = export.at_size(cfg, model, args.size)
         done = export.export(
             cfg,
             model,

@@ -2,8 +2,8 @@
 
 B images, (H, W) input size, F feature width, K text anchors, (h, w) patch grid.
 
-Every file takes `images` (B, 3, H, W) float32 RGB in 0..255, any B, normalises inside, and gives `features` (B, F), rows
-of unit length of the run's result row, as `Extractor` does. Models that look at the camera also take `cameras` (B,) int64,
+Every file takes `images` (B, 3, H, W) float32 RGB in 0..255, any B, refuses another H or W, normalises inside, and gives
+`features` (B, F), rows of unit length of the run's result row, as `Extractor` does. Models that look at the camera also take `cameras` (B,) int64,
 places in the metadata's list of cameras, -1 for unknown. With attention there is a second output, `attention` (B, K, h, w).
 The anchors are constants; text tower, prompts and classifiers are gone.
 """
@@ -30,7 +30,7 @@ from ..files import write_atomically
 from ..version import __version__
 from .feature_model import FeatureModel
 
-__all__ = ["FORMATS", "TOLERANCE", "Exported", "Traced", "export", "format_of", "load_exported"]
+__all__ = ["FORMATS", "TOLERANCE", "Exported", "Traced", "at_size", "export", "format_of", "load_exported"]
 
 # format: suffix of its files
 FORMATS = {"onnx": ".onnx", "torchscript": ".pt", "torch-export": ".pt2"}
@@ -145,6 +145,27 @@ def export(
     return done
 
 
+def at_size(cfg: Any, model: nn.Module, size: Sequence[int]) -> Any:
+    """The config of a model for images of another (H, W) than the run's, for `export` and `FeatureModel`.
+
+    Raises:
+        ValueError: a position embedding fixes the size.
+    """
+    size, cfg = list(size), cfg.clone()
+    own = list(cfg.INPUT.CROP.SIZE if cfg.INPUT.CROP.ENABLED else cfg.INPUT.SIZE_TEST)
+    tower = (name for name, _ in model.backbone.named_parameters())
+    fixed = next((f"backbone.{name}" for name in tower if re.search(r"pos(itional)?_embed", name)), None)
+    if size != own and fixed:
+        raise ValueError(
+            f"size {size}: {fixed} of this model is made for {own}. Train it with INPUT.SIZE_TRAIN {size}, or fit a CLIP "
+            "tower to it with tools/convert_checkpoint.py --size"
+        )
+    cfg.defrost()
+    cfg.INPUT.CROP.ENABLED, cfg.INPUT.SIZE_TEST = False, size
+    cfg.freeze()
+    return cfg
+
+
 def _metadata(traced: Traced, variant: str) -> dict[str, Any]:
     module = traced.module
     return {
@@ -234,8 +255,33 @@ def _strip(proto: Any) -> None:
             dim.dim_param = "batch"
 
 
+class _Sized(nn.Module):
+    """A traced program that refuses images of another size: a trace keeps no check, and may compute something of them."""
+
+    def __init__(self, program: torch.jit.ScriptModule, height: int, width: int):
+        super().__init__()
+        self.program, self.height, self.width = program, height, width
+
+    def check(self, images: Tensor) -> Tensor:
+        if images.dim() != 4 or images.size(1) != 3 or images.size(2) != self.height or images.size(3) != self.width:
+            raise ValueError(f"images are {images.size()}; expected (B, 3, {self.height}, {self.width})")
+        return images
+
+    def forward(self, images: Tensor):
+        return self.program(self.check(images))
+
+
+class _SizedWithCameras(_Sized):
+    """The same of a model that looks at the camera."""
+
+    def forward(self, images: Tensor, cameras: Tensor):
+        return self.program(self.check(images), cameras)
+
+
 def _write_torchscript(traced: Traced, path: str, metadata: dict[str, Any], variant: str) -> int:
-    script = torch.jit.freeze(torch.jit.trace(traced, traced.example(3), check_trace=False).eval())
+    program = torch.jit.trace(traced, traced.example(3), check_trace=False)
+    cls = _SizedWithCameras if traced.module.reads_cameras else _Sized
+    script = torch.jit.freeze(torch.jit.script(cls(program, *traced.module.size)).eval())
     content = io.BytesIO()  # where the disk is full, torch's own writer ends the process
     torch.jit.save(script, content, _extra_files={"metadata.json": json.dumps(metadata)})
     Path(path).write_bytes(content.getbuffer())
