@@ -1,37 +1,7 @@
 #!/usr/bin/env python
-"""Build Occluded-Duke from DukeMTMC-reID and the lists that its authors publish.
+"""Build Occluded-Duke from DukeMTMC-reID and the lists that its authors publish."""
 
-    git clone https://github.com/lightas/Occluded-DukeMTMC-Dataset
-    python tools/build_occluded_duke.py /data/DukeMTMC-reID Occluded-DukeMTMC-Dataset/Occluded_Duke --root /data --link
-
-The counts of the lists are checked first: 15,618 training images of 702 people, 2,210 queries of 519, 17,661 gallery
-images of 1,110. <root>/Occluded_Duke appears whole or not at all, and is never overwritten.
-"""
-
-from sagareid.cli import errors_in_one_line, tool_parser
-from sagareid.data.datasets import duke
-
-
-def main() -> None:
-    parser = tool_parser(__doc__)
-    parser.add_argument("source", help="folder with bounding_box_train, query and bounding_box_test")
-    parser.add_argument("lists", help="folder with train.list, query.list and gallery.list")
-    parser.add_argument(
-        "--root", default="datasets", help="folder of data sets, as FASTREID_DATASETS (default: %(default)s)"
-    )
-    mode = parser.add_mutually_exclusive_group()
-    for name, text in (
-        ("copy", "copy the images (default)"),
-        ("link", "hard links: no space, and the originals may go"),
-        ("symlink", "symbolic links: no space, and the originals must stay"),
-    ):
-        mode.add_argument(f"--{name}", dest="mode", action="store_const", const=name, default="copy", help=text)
-    parser.add_argument("--any-size", action="store_true", help="take lists with other counts")
-    args = parser.parse_args()
-    expected = None if args.any_size else duke.OccludedDuke.statistics
-    with errors_in_one_line(args, after_interrupt="nothing was left behind"):
-        print(duke.build_occluded_duke(args.source, args.lists, args.root, args.mode, expected))
-
+from sagareid.commands.build_occluded_duke import main
 
 if __name__ == "__main__":
     main()

@@ -1,65 +1,7 @@
 #!/usr/bin/env python
-"""Features of every image under a folder, from a trained run. The same command goes on where it was interrupted.
+"""Extract the feature of every image under a folder with a trained run."""
 
-    python tools/extract.py crops --run logs/SAGA/quickstart/anchors -o features.npz
-    python tools/extract.py crops --run logs/SAGA/quickstart/anchors -o features        # a folder of Parquet shards
-    torchrun --nproc-per-node 8 tools/extract.py crops --run logs/SAGA/quickstart/anchors -o features
-
-Exit code: 0 all images, 3 some could not be read (they are listed in the report), 1 an error, 130 interrupted.
-"""
-
-import os
-import sys
-from pathlib import Path
-
-import sagareid  # noqa: F401  (registers, and lets the host import)
-from sagareid.cli import add_import_argument, errors_in_one_line, import_modules, tool_parser
-from sagareid.deploy import extract_folder
-from sagareid.files import check_output
-
-
-def main() -> None:
-    parser = tool_parser(__doc__)
-    parser.add_argument("folder", type=Path, help="images, in subfolders too")
-    parser.add_argument("--run", type=Path, required=True, help="folder of a run, or a .pth checkpoint")
-    parser.add_argument(
-        "-o", "--output", type=Path, required=True, help=".npz, .parquet, or a folder of Parquet shards"
-    )
-    parser.add_argument("--feature", default="auto", help="row of the evaluation (default: the run's result)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: %(default)s)")
-    parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16 (default: %(default)s)")
-    parser.add_argument("--batch-size", type=int, default=64, help="default: %(default)s")
-    workers = min(4, max(1, (os.cpu_count() or 1) - 1))
-    parser.add_argument(
-        "--workers", type=int, default=workers, help="processes that decode (default here: %(default)s)"
-    )
-    parser.add_argument("--shard-size", type=int, default=4096, help="images of a shard (default: %(default)s)")
-    parser.add_argument("--overwrite", action="store_true", help="discard an output of other images or weights")
-    add_import_argument(parser)
-    args = parser.parse_args()
-    with errors_in_one_line(args, after_interrupt="the same command goes on where this one stopped"):
-        import_modules(args.modules)
-        check_output(args.output, folder=not extract_folder.is_single_file(args.output))
-        extractor, sha256 = extract_folder.open_extractor(
-            args.run, device=args.device, dtype=args.dtype, feature=args.feature
-        )
-        report = extract_folder.extract_folder(
-            extractor,
-            args.folder,
-            args.output,
-            checkpoint_sha256=sha256,
-            shard_size=args.shard_size,
-            batch_size=args.batch_size,
-            num_workers=args.workers,
-            overwrite=args.overwrite,
-        )
-    print(
-        f"{report.output}: {report.extracted} of {report.images} images, {report.feature}, {report.width} numbers each"
-    )
-    if report.unreadable:
-        print(f"{len(report.unreadable)} could not be read, such as {report.unreadable[0]['path']}; see the report")
-        sys.exit(3)
-
+from sagareid.commands.extract import main
 
 if __name__ == "__main__":
     main()

@@ -1,41 +1,7 @@
 #!/usr/bin/env python
-"""Make one web page of a run: results, curves, config, ranked lists good and bad, attention.
+"""Make one web page of a run: results, curves, config, ranked lists good and bad, attention."""
 
-    python tools/report.py logs/SAGA/quickstart
-    python tools/report.py logs/SAGA/quickstart/anchors --lists none -o anchors.html
-
-The page holds everything it shows: no network, no other file. Unfinished runs have one, too.
-"""
-
-from pathlib import Path
-
-import sagareid  # noqa: F401  (registers, and lets the host import)
-from sagareid.cli import add_import_argument, errors_in_one_line, import_modules, tool_parser
-from sagareid.reports.run_page import LISTS, REPORT, report
-
-
-def main() -> None:
-    parser = tool_parser(__doc__)
-    parser.add_argument("run", type=Path, help="folder of a run, or of one of its stages")
-    parser.add_argument("-o", "--output", type=Path, help=f"default: RUN/{REPORT}")
-    parser.add_argument(
-        "--lists", choices=LISTS, default=LISTS[0], help="stages with ranked lists and attention (default: %(default)s)"
-    )
-    parser.add_argument("--dataset", default="", help="test set of the ranked lists (default: the first of the run)")
-    parser.add_argument(
-        "--queries", type=int, default=3, help="best, around the median, worst: so many of each (default: %(default)s)"
-    )
-    parser.add_argument("--device", help="cpu or cuda (default: the run's)")
-    parser.add_argument(
-        "--study", nargs="+", default=[], metavar="FOLDER", help="of occlusion studies, beside those found in RUN"
-    )
-    add_import_argument(parser)
-    args = parser.parse_args()
-    options = {"lists": args.lists, "dataset": args.dataset, "queries": args.queries, "device": args.device}
-    with errors_in_one_line(args):
-        import_modules(args.modules)
-        print(report(args.run, args.output, studies=args.study, **options))
-
+from sagareid.commands.report import main
 
 if __name__ == "__main__":
     main()

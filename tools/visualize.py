@@ -1,58 +1,7 @@
 #!/usr/bin/env python
-"""Draw ranked lists of trained models, side by side if there are several, and where their anchors look.
+"""Draw ranked lists of trained models, side by side if there are several, and where their anchors look."""
 
-    python tools/visualize.py logs/SAGA/quickstart/anchors
-    python tools/visualize.py logs/SAGA/quickstart/anchors --images a.jpg b.jpg --anchors all -o attention.html
-    python tools/visualize.py CLS=logs/SAGA/quickstart/backbone SAGA=logs/SAGA/quickstart/anchors -o compared.png
-
-One model: queries whose first match is right, and queries whose is wrong. Several: the queries that the last does better
-than the first, and those that it does worse.
-"""
-
-from pathlib import Path
-
-import sagareid  # noqa: F401  (registers, and lets the host import)
-from sagareid.cli import add_import_argument, errors_in_one_line, import_modules, tool_parser
-from sagareid.files import check_output
-from sagareid.reports import visualize
-from sagareid.studies.models import load_models, named_path
-
-
-def main() -> None:
-    parser = tool_parser(__doc__)
-    parser.add_argument("runs", nargs="+", metavar="[NAME=]RUN", help="folder of a run, or a .pth checkpoint")
-    parser.add_argument(
-        "-o",
-        "--output",
-        type=Path,
-        help=".png, .svg, .pdf or .html (default: ranked_lists.png or attention.png in the last RUN)",
-    )
-    parser.add_argument("--dataset", default="", help="test set (default: the first of the first run)")
-    what = parser.add_mutually_exclusive_group()
-    what.add_argument("--queries", type=int, default=8, help="queries of the test set (default: %(default)s)")
-    what.add_argument("--images", nargs="+", metavar="PATH", help="show attention over these, and no ranked lists")
-    parser.add_argument(
-        "--anchors",
-        help="all, top:N, or words of their phrases or numbers, by commas (default: top:2; all with --images)",
-    )
-    parser.add_argument("--length", type=int, default=visualize.LENGTH, help="images of a list (default: %(default)s)")
-    parser.add_argument("--device", help="cpu or cuda (default: each run's)")
-    add_import_argument(parser)
-    args = parser.parse_args()
-    last = named_path(args.runs[-1])[1]
-    folder = last if last.is_dir() else last.parent
-    output = args.output or folder / ("attention.png" if args.images else "ranked_lists.png")
-    with errors_in_one_line(args):
-        import_modules(args.modules)
-        check_output(output)
-        models = load_models(args.runs, device=args.device)
-        if args.images:
-            visualize.picture_images(models, args.images, output, anchors=args.anchors or "all")
-        else:
-            options = {"dataset": args.dataset, "number": args.queries, "length": args.length}
-            visualize.picture_ranked_lists(models, output, anchors=args.anchors or "top:2", **options)
-        print(output)
-
+from sagareid.commands.visualize import main
 
 if __name__ == "__main__":
     main()

@@ -1,9 +1,14 @@
 """SAGA-ReID for FastReID: patch tokens rebuilt from anchors in CLIP's text space (arXiv 2604.22190).
 
-Importing the package registers its backbone, heads, meta-architecture and data sets with FastReID.
+Importing the package imports neither PyTorch nor FastReID. From then on, FastReID's registries have our backbone, heads,
+meta-architecture and data sets: whoever imports fastreid.modeling or fastreid.data imports ours with it.
 """
 
+from __future__ import annotations
+
+import importlib
 import os
+from typing import TYPE_CHECKING
 
 # Before torch loads OpenMP. Its threads spin at every barrier by default, and on a machine that is busy with anything else
 # a step then waits for a thread that is not running: 30 times slower was measured. Threads that go to sleep at once cost
@@ -13,21 +18,37 @@ if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 from . import compat
+from .version import __version__
 
-compat.install()  # before anything imports fastreid: the host does not import on current Python and PyTorch without it
-
-from . import data, modeling  # noqa: E402,F401  (imported for what they register)
-from .config import add_saga_config, check_config, get_cfg  # noqa: E402
-from .synthetic import drawn  # noqa: E402,F401  (likewise)
-from .version import __version__  # noqa: E402
+if TYPE_CHECKING:
+    from .config import add_saga_config, check_config, get_cfg
+    from .deploy.extractor import Extractor
 
 __all__ = ["Extractor", "__version__", "add_saga_config", "check_config", "get_cfg"]
 
+compat.install(
+    {
+        "fastreid.modeling": ("sagareid.modeling",),
+        "fastreid.data": ("sagareid.data.datasets", "sagareid.synthetic.drawn"),
+    }
+)
+
+_HOMES = {
+    "Extractor": ".deploy.extractor",
+    "add_saga_config": ".config",
+    "check_config": ".config",
+    "get_cfg": ".config",
+}
+
 
 def __getattr__(name: str):
-    """`Extractor` is imported when it is asked for: training needs none of it."""
-    if name == "Extractor":
-        from .deploy.extractor import Extractor
+    """What the package exports is imported when it is asked for."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name], __name__), name)
+    globals()[name] = value
+    return value
 
-        return Extractor
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

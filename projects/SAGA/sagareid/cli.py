@@ -7,18 +7,25 @@ import dataclasses
 import importlib
 import logging
 import os
+import re
+import shlex
 import sys
 import traceback
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 from .errors import message_of
 
 __all__ = [
+    "PROGRAM",
     "add_dataclass_arguments",
     "add_import_argument",
     "add_traceback_argument",
+    "as_installed",
+    "command_line",
+    "command_name",
     "dataclass_of",
     "errors_in_one_line",
     "import_modules",
@@ -28,11 +35,45 @@ __all__ = [
 T = TypeVar("T")
 
 
+PROGRAM = "sagareid"  # the installed program, whose first word is the command
+
+
+def _installed() -> bool:
+    """Whether the command was started as ``sagareid COMMAND``, not as ``python tools/COMMAND.py``."""
+    return sys.argv[0].split()[0] == PROGRAM
+
+
+def command_line() -> str:
+    """The command as it was given, to be written beside its results."""
+    program = sys.argv[0].split() if _installed() else ["python", f"tools/{Path(sys.argv[0]).name}"]
+    return shlex.join([*program, *sys.argv[1:]])
+
+
 def tool_parser(description: str | None) -> argparse.ArgumentParser:
-    """A parser that shows the tool's docstring as it stands, with --traceback."""
+    """A parser that shows a command's docstring as it stands, with --traceback.
+
+    Docstrings name commands as ``python tools/NAME.py``; as a part of the installed program they call themselves
+    ``sagareid NAME``.
+    """
+    if description and _installed():
+        description = as_installed(description)
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_traceback_argument(parser)
     return parser
+
+
+def as_installed(text: str) -> str:
+    """A text about ``python tools/NAME.py`` as one about ``sagareid NAME``."""
+
+    def program(match: re.Match[str]) -> str:
+        return f"{match[1] + '-m ' if match[1] else ''}{PROGRAM} {command_name(match[2])}"
+
+    return re.sub(r"(torchrun .*)?(?:python )?tools/(\w+)\.py", program, text)
+
+
+def command_name(tool: str) -> str:
+    """Name of a tool among the commands of the installed program: build_occluded_duke -> build-occluded-duke."""
+    return "train" if tool == "train_net" else tool.replace("_", "-")
 
 
 def add_traceback_argument(parser: argparse.ArgumentParser) -> None:

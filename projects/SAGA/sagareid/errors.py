@@ -6,8 +6,7 @@ import errno
 import os
 import re
 import shutil
-
-import torch
+import sys
 
 __all__ = ["disk_is_full", "first_line", "lost_worker", "message_of", "out_of_memory"]
 
@@ -33,6 +32,8 @@ def message_of(error: BaseException) -> str:
             f"out of memory ({first_line(text)}). Take smaller batches: SOLVER.IMS_PER_BATCH in training, "
             "TEST.IMS_PER_BATCH in evaluation, --batch-size of a tool; or a smaller model or less data at once"
         )
+    if isinstance(error, ModuleNotFoundError) and error.name == "fastreid":
+        return "FastReID is not installed. pip install --no-deps fastreid==1.4.0 (its own metadata asks for torch 1.13)"
     if isinstance(error, KeyError):
         return f"missing {error}"
     if isinstance(error, OSError) and error.errno:
@@ -57,7 +58,8 @@ def disk_is_full(error: BaseException) -> str:
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out, of the machine or of a GPU."""
-    if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
+    torch = sys.modules.get("torch")  # where it was not imported, it raised nothing
+    if isinstance(error, MemoryError) or (torch and isinstance(error, torch.cuda.OutOfMemoryError)):
         return True
     # plain ones: a RuntimeError of ours that tells of another process's end has been put into words already
     return type(error) is RuntimeError and any(

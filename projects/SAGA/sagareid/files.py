@@ -12,8 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from .errors import disk_is_full
 
 __all__ = ["check_output", "file_hash", "printable", "save_torch", "write_atomically", "write_json", "write_text"]
@@ -83,6 +81,8 @@ def write_atomically(path: str | Path, write: Callable[[str], None]) -> None:
 
 def save_torch(path: str | Path, value: Any) -> None:
     """`write_atomically` by `torch.save`."""
+    import torch
+
     write_atomically(path, lambda temporary: torch.save(value, temporary))
 
 

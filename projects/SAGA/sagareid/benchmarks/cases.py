@@ -32,7 +32,7 @@ from .plain import (
 )
 
 if TYPE_CHECKING:
-    from .steps import Size
+    from .options import Size
 
 # Largest difference of a value or gradient between the two ways, over the largest entry of that tensor.
 TOLERANCE = 2e-3

@@ -13,8 +13,9 @@ from tqdm import tqdm
 
 from .. import compat
 from ..data import loaders
-from ..deploy.export import TOLERANCE, Exported, Traced, load_exported
+from ..deploy.export import Exported, Traced, load_exported
 from ..deploy.feature_model import FeatureModel
+from ..deploy.options import TOLERANCE
 from ..evaluation import SAGAEvaluator
 from .measure import in_turn
 

@@ -22,7 +22,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from multiprocessing.synchronize import Barrier, Lock
 from pathlib import Path
 from typing import Any
@@ -53,9 +53,11 @@ from ..files import write_json
 from ..hardware import machine
 from ..modeling import meta_arch
 from ..synthetic import drawn as synthetic
-from . import cases, measure, steps
+from ..synthetic.options import Spec
+from . import cases, measure
+from .options import SCALES, Scale, Size
 
-__all__ = ["SCALES", "STEPS", "Job", "Scale", "Step", "main"]
+__all__ = ["STEPS", "Job", "Step", "main"]
 
 # Largest difference of a value or gradient in float32 between GPU and CPU, over the largest entry of that tensor.
 TOLERANCE = 2e-3
@@ -66,70 +68,6 @@ LOW_SHARE = 0.9
 QUICK_START = {"Rank-1": (76.6, 2.5), "mAP": (70.9, 2.0)}
 # Metrics of one checkpoint evaluated on two devices: what rounding moves.
 ONE_CHECKPOINT = 0.35
-
-
-@dataclass(frozen=True)
-class Scale:
-    """How large everything is.
-
-    Attributes:
-        models: name -> sizes of the training and extraction steps.
-        rounds: pairs of samples of a case.
-        peak: side of the square matrix product whose rate is the peak.
-        ranking: queries, gallery images, feature width. ranking_checked: queries that the CPU ranks, too.
-        people: training identities drawn for the loaders, of 12 images each.
-        quick_start: what is drawn; None: the quick start's own data set. options: KEY, VALUE for its stages.
-        steps: training steps of stage 2 to time with the real loader.
-        backbones: of `BACKBONES`. compiled: cases to compile. loader_size: (H, W) of the images drawn for the loaders.
-    """
-
-    models: dict[str, steps.Size]
-    rounds: int
-    peak: int
-    ranking: tuple[int, int, int]
-    ranking_checked: int
-    people: int
-    quick_start: synthetic.Spec | None
-    options: tuple = ()
-    steps: int = 40
-    backbones: tuple[str, ...] = ("CLIP", "CLIP, map", "ResNet-18", "ViT")
-    compiled: tuple[str, ...] = ("prompts", "anchors_cached", "extraction", "backbone")
-    loader_size: tuple[int, int] = (256, 128)
-
-
-_LARGE = steps.SIZES["large"].opts
-SCALES = {
-    "full": Scale(
-        {
-            "base": steps.Size("occ_duke.yml", backbone_batch=64, extraction_batch=256),
-            "large": steps.Size("occ_duke.yml", _LARGE, backbone_batch=64, extraction_batch=256),
-        },
-        rounds=5,
-        peak=8192,
-        ranking=(11659, 82161, 2048),
-        ranking_checked=300,
-        people=400,
-        quick_start=None,
-        options=("DATALOADER.NUM_WORKERS", 4),
-    ),
-    "tiny": Scale(
-        {"base": replace(steps.SMOKE, identities=8)},
-        rounds=1,
-        peak=128,
-        ranking=(40, 300, 32),
-        ranking_checked=40,
-        people=20,
-        quick_start=synthetic.Spec(train_ids=12, test_ids=8, validation_ids=4, gallery_distractors=40, cutouts=4),
-        options=(
-            *("SOLVER.MAX_EPOCH", 2, "SOLVER.IMS_PER_BATCH", 16, "DATALOADER.NUM_WORKERS", 0, "CACHE.NUM_VIEWS", 2),
-            *("INPUT.SIZE_TRAIN", "[48,24]", "INPUT.SIZE_TEST", "[48,24]"),
-        ),
-        steps=2,
-        backbones=("CLIP", "CLIP, map", "ResNet-18"),
-        compiled=("prompts", "extraction"),
-        loader_size=(48, 24),
-    ),
-}
 
 
 @dataclass
@@ -477,7 +415,7 @@ def _train_net(job: Job, *argv: Any, launcher: tuple = ()) -> list[str]:
     return [sys.executable, *launcher, "tools/train_net.py", "--config-file", str(config), *map(str, argv)]
 
 
-def _data_root(job: Job, folder: str, spec: synthetic.Spec | None) -> dict[str, str]:
+def _data_root(job: Job, folder: str, spec: Spec | None) -> dict[str, str]:
     """Environment with a root of data sets of its own; where `spec` is None, the first run draws what is in it."""
     root = job.work / folder
     if spec is not None:
@@ -649,7 +587,7 @@ class _Opened:
     model: nn.Module
 
 
-def _open(job: Job, size: steps.Size, key: str) -> _Opened:
+def _open(job: Job, size: Size, key: str) -> _Opened:
     """A case, and the model of our way."""
     setting = cases.Setting(size, job.repo / "configs" / "SAGA", job.device)
     models: list[nn.Module] = []
@@ -919,7 +857,7 @@ def loading_step(job: Job) -> None:
     workers = min(16, os.cpu_count() or 1) if job.cuda else 0
     root = job.work / "datasets-loading"
     people = job.scale.people
-    spec = synthetic.Spec(
+    spec = Spec(
         train_ids=people,
         test_ids=max(2, people // 8),
         validation_ids=1,

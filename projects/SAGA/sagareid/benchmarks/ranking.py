@@ -12,7 +12,6 @@ import resource
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -30,39 +29,14 @@ from ..evaluation import evaluator as ours
 from ..hardware import machine
 from ..processes import deaf_to_interrupts
 from .measure import peak_memory
+from .options import RankingSize
 
-__all__ = ["SIZES", "RankingSize", "host_bytes", "measure", "run", "table"]
+__all__ = ["host_bytes", "measure", "run", "table"]
 
 BATCH = 256
 IMAGES_OF_A_PERSON = 20
 CAMERAS = 6
 NOISE = 7.0  # over the spread of people: ranks are then neither all right nor all chance
-
-
-@dataclass(frozen=True)
-class RankingSize:
-    """Q x G, written "QxG"."""
-
-    queries: int
-    gallery: int
-
-    @classmethod
-    def parse(cls, text: str) -> RankingSize:
-        """
-        Raises:
-            ValueError: not two positive numbers with an x between them.
-        """
-        parts = text.split("x")
-        if len(parts) != 2 or not all(p.isdigit() and int(p) for p in parts):
-            raise ValueError(f"{text!r} is no size; expected queries x gallery images, such as 3368x15913")
-        return cls(*map(int, parts))
-
-    def __str__(self) -> str:
-        return f"{self.queries}x{self.gallery}"
-
-
-# the last two: Market-1501 and MSMT17
-SIZES = tuple(RankingSize(*s) for s in ((500, 5000), (1000, 20000), (3368, 15913), (11659, 82161)))
 
 
 def host_bytes(size: RankingSize) -> int:

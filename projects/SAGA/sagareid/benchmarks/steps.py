@@ -15,7 +15,6 @@ import statistics
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -34,80 +33,13 @@ from ..hardware import machine
 from ..synthetic import drawn as synthetic
 from .cases import COMPARISONS, Setting, by_part, largest_difference
 from .measure import count_flops, in_turn, matmul_peak, peak_memory, quartiles, seconds
+from .options import Size
 from .steps_table import Result
 
 __all__ = [
-    "CASES",
-    "SIZES",
-    "SMOKE",
-    "Size",
     "run",
     "tower_flops",
 ]
-
-
-@dataclass(frozen=True)
-class Size:
-    """What is measured at one size.
-
-    Attributes:
-        config: file under configs/SAGA whose stages are measured. opts: KEY, VALUE on top of it.
-        identities, images: C, and training images of an identity.
-        batch: of the prompt and anchor steps. backbone_batch, extraction_batch: of these two.
-        loading_images: least number of test images drawn to measure loading.
-        rounds: of each case, where the command names none.
-        targets: least ratio of a case on 2 cores in float32.
-    """
-
-    config: str
-    opts: tuple = ()
-    identities: int = 702
-    images: int = 22
-    batch: int = 64
-    backbone_batch: int = 64
-    extraction_batch: int = 64
-    loading_images: int = 128
-    rounds: int = 5
-    matmul_sizes: tuple[int, ...] = (512, 1024, 2048, 4096)
-    targets: tuple[tuple[str, float], ...] = ()
-
-
-_TARGETS = (("prompts", 3.5), ("anchors_cached", 2.0), ("extraction", 1.3))
-SIZES = {
-    "tiny": Size(
-        "quickstart.yml",
-        identities=400,
-        images=12,
-        loading_images=1024,
-        rounds=15,
-        targets=_TARGETS,
-    ),
-    "base": Size("occ_duke.yml", backbone_batch=16, extraction_batch=32, targets=_TARGETS),
-    "large": Size(
-        "occ_duke.yml",
-        ("MODEL.CLIP.NAME", "ViT-L-14-quickgelu", "MODEL.BACKBONE.FEAT_DIM", 1024, "MODEL.CLIP.TOKEN_LAYERS", "[18]"),
-        backbone_batch=4,
-        extraction_batch=8,
-        rounds=3,
-        targets=_TARGETS,
-    ),
-}
-# The code paths of every case in seconds, for tests: what it prints as times means nothing.
-SMOKE = Size(
-    "quickstart.yml",
-    identities=6,
-    images=4,
-    batch=8,
-    backbone_batch=8,
-    extraction_batch=4,
-    loading_images=32,
-    rounds=2,
-    matmul_sizes=(64, 96),
-    targets=(("prompts", 0.0),),
-)
-
-
-CASES = (*COMPARISONS, "bfloat16", "loading")
 
 
 def tower_flops(model: nn.Module, images: Tensor) -> int:

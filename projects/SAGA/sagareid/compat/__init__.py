@@ -12,18 +12,23 @@ What FastReID, open_clip and PyTorch do not offer by a public name is touched he
     processes    its process groups and log files
 
 What a scope can hold is undone when the scope ends. Two things stay for the life of the process: one import finder that
-answers for two names (`provide_cython_ranking`), and, once an `Extractor` is imported, one filter of warnings
+looks after a few of FastReID's modules (`FastReIDFinder`), and, once an `Extractor` is imported, one filter of warnings
 (`hide_storage_warning`).
 """
 
+import importlib
+import sys
+from collections.abc import Mapping, Sequence
+
 from .data import dataset_root, end_workers, registered, train_sampler
-from .imports import hide_storage_warning, import_fastreid, legacy_names, quiet_host
+from .imports import FastReIDFinder, hide_storage_warning, legacy_names, quiet_host
 from .pretraining import checked_pretraining
 from .processes import as_one_process, close_logs, forget_groups, set_machine_group
-from .ranking import cython_ranking_active, provide_cython_ranking
+from .ranking import cython_ranking_active
 from .solver import build_optimizer
 
 __all__ = [
+    "FastReIDFinder",
     "as_one_process",
     "build_optimizer",
     "checked_pretraining",
@@ -33,10 +38,8 @@ __all__ = [
     "end_workers",
     "forget_groups",
     "hide_storage_warning",
-    "import_fastreid",
     "install",
     "legacy_names",
-    "provide_cython_ranking",
     "quiet_host",
     "registered",
     "set_machine_group",
@@ -44,7 +47,18 @@ __all__ = [
 ]
 
 
-def install() -> None:
-    """Make FastReID importable and its ranking fast. Called first by ``sagareid/__init__.py``; may be repeated."""
-    provide_cython_ranking()
-    import_fastreid()
+def install(registers: Mapping[str, Sequence[str]]) -> None:
+    """Make FastReID importable, its ranking fast, and our parts follow its registries. Imports nothing by itself.
+
+    Called first by ``sagareid/__init__.py``; may be repeated.
+
+    Args:
+        registers: package of FastReID -> modules of ours that register with it. They are imported right after it, or
+            now where it has been imported already.
+    """
+    if not any(isinstance(finder, FastReIDFinder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, FastReIDFinder(registers))
+    for package, modules in registers.items():
+        if package in sys.modules:
+            for module in modules:
+                importlib.import_module(module)

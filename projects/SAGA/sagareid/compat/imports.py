@@ -5,13 +5,16 @@ from __future__ import annotations
 import collections
 import collections.abc
 import importlib
+import importlib.abc
 import sys
 import types
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-__all__ = ["hide_storage_warning", "import_fastreid", "legacy_names", "quiet_host"]
+from . import ranking
+
+__all__ = ["FastReIDFinder", "hide_storage_warning", "legacy_names", "quiet_host"]
 
 _ABSENT = object()
 _STORAGE = "TypedStorage is deprecated"
@@ -43,14 +46,44 @@ def legacy_names() -> Iterator[None]:
             collections.Mapping = old_mapping
 
 
-def import_fastreid() -> None:
-    """Import the three packages of FastReID that need `legacy_names`; later imports find them loaded.
+class FastReIDFinder(importlib.abc.MetaPathFinder):
+    """Looks after the import of a few modules of FastReID; where they lie, the other finders say.
 
-    Goes when: `legacy_names` goes.
+    Why: (1) three of its packages do not import on current Python and PyTorch (`legacy_names`); (2) a script that has
+    imported sagareid finds our heads and data sets in FastReID's registries, yet must not pay for FastReID, torchvision
+    and scikit-learn (5 s) where it only reads features or prints a help text; (3) the modules of `ranking` are not there.
+    Goes when: (1) `legacy_names` goes; (2) FastReID discovers plug-ins; (3) FastReID ships its ranking compiled.
+
+    Args:
+        registers: package of FastReID -> modules of ours that register with it; they are imported right after it.
     """
-    with legacy_names(), quiet_host():
-        for name in ("fastreid.data", "fastreid.evaluation", "fastreid.engine"):
-            importlib.import_module(name)
+
+    LEGACY = ("fastreid.data", "fastreid.evaluation", "fastreid.engine")
+
+    def __init__(self, registers: Mapping[str, Sequence[str]]):
+        self.registers = registers
+
+    def find_spec(self, fullname, path=None, target=None):
+        if fullname not in (*self.LEGACY, *ranking.MODULES, *self.registers):
+            return None
+        others = (finder for finder in sys.meta_path if finder is not self)
+        spec = next(filter(None, (finder.find_spec(fullname, path, target) for finder in others)), None)
+        if fullname in ranking.MODULES:  # one that the user compiled FastReID's way counts
+            return spec or ranking.make_spec(fullname)
+        if spec is not None and spec.loader is not None:
+            spec.loader.exec_module = self._executing(spec.loader.exec_module)
+        return spec
+
+    def _executing(self, execute: Callable[[types.ModuleType], None]) -> Callable[[types.ModuleType], None]:
+        """`execute`, a loader's own, with the names that the module lacks before and our modules after."""
+
+        def exec_module(module: types.ModuleType) -> None:
+            with legacy_names(), quiet_host():
+                execute(module)
+            for ours in self.registers.get(module.__name__, ()):
+                importlib.import_module(ours)
+
+        return exec_module
 
 
 @contextmanager

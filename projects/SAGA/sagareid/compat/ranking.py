@@ -6,41 +6,29 @@ import importlib
 import importlib.abc
 import importlib.machinery
 import importlib.util
-import sys
 
-__all__ = ["cython_ranking_active", "provide_cython_ranking"]
+__all__ = ["MODULES", "cython_ranking_active", "make_spec"]
 
 
-def provide_cython_ranking() -> None:
-    """Let ``fastreid.evaluation.rank_cylib.{rank_cy,roc_cy}`` import from a build of ours, made on first use.
+MODULES = ("fastreid.evaluation.rank_cylib.rank_cy", "fastreid.evaluation.rank_cylib.roc_cy")
+
+
+def make_spec(name: str) -> importlib.machinery.ModuleSpec:
+    """How one of `MODULES` is imported from a build of ours, made on first use.
 
     Why: evaluation/reid_evaluation.py:126 otherwise runs ``make`` inside site-packages with PATH's ``python3`` and ends
     the process when that fails (evaluation/rank_cylib/__init__.py:20), in the middle of a training run.
-    The finder stands last: a module that the user compiled FastReID's way is found first. Nothing is compiled before
-    FastReID asks for the module. Without a compiler the name resolves to FastReID's own Python ranking, so FastReID
-    neither calls ``make`` nor exits; `cython_ranking_active` tells which one runs.
+    Nothing is compiled before FastReID asks for the module. Without a compiler the name resolves to FastReID's own
+    Python ranking, so FastReID neither calls ``make`` nor exits; `cython_ranking_active` tells which one runs.
     Goes when: a FastReID release ships its ranking compiled.
     """
-    if not any(isinstance(finder, _RankingFinder) for finder in sys.meta_path):
-        sys.meta_path.append(_RankingFinder())
+    return importlib.machinery.ModuleSpec(name, _RankingLoader(), origin="sagareid")
 
 
 def cython_ranking_active() -> bool:
     """Whether FastReID ranks with compiled code. Imports, and so on first use compiles, the ranking."""
     module = importlib.import_module("fastreid.evaluation.rank_cylib.rank_cy")
     return not getattr(module, "PYTHON_FALLBACK", False)
-
-
-class _RankingFinder(importlib.abc.MetaPathFinder):
-    """Answers for the two ranking modules, for nothing else, and does no work until one is loaded."""
-
-    PREFIX = "fastreid.evaluation.rank_cylib."
-    NAMES = ("rank_cy", "roc_cy")
-
-    def find_spec(self, fullname, path=None, target=None):
-        if fullname.startswith(self.PREFIX) and fullname.removeprefix(self.PREFIX) in self.NAMES:
-            return importlib.machinery.ModuleSpec(fullname, _RankingLoader(), origin="sagareid")
-        return None
 
 
 class _RankingLoader(importlib.abc.Loader):

@@ -1,3 +1,1 @@
-"""Data sets (importing this registers them with FastReID), loaders, transforms, occluders."""
-
-from . import datasets  # noqa: F401
+"""Data sets, loaders, transforms, occluders. Importing `sagareid.data.datasets` registers the data sets with FastReID."""

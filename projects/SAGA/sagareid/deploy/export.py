@@ -29,13 +29,10 @@ from torch import Tensor, nn
 from ..files import write_atomically
 from ..version import __version__
 from .feature_model import FeatureModel
+from .options import FORMATS, TOLERANCE
 
-__all__ = ["FORMATS", "TOLERANCE", "Exported", "Traced", "at_size", "export", "format_of", "load_exported"]
+__all__ = ["Exported", "Traced", "at_size", "export", "format_of", "load_exported"]
 
-# format: suffix of its files
-FORMATS = {"onnx": ".onnx", "torchscript": ".pt", "torch-export": ".pt2"}
-# Largest difference from PyTorch of any entry of a unit-length feature (or an attention) that is let pass.
-TOLERANCE = {"float32": 1e-5, "float16": 1e-2, "int8": 5e-2}
 CHECKED_BATCHES = (1, 2, 7)
 
 Run = Callable[..., list[Tensor]]  # (images, cameras where it takes them) -> [features, attention if it gives it]

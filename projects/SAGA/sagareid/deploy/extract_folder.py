@@ -33,10 +33,11 @@ from ..files import file_hash, printable, write_atomically, write_json
 from ..hardware import pick_device
 from .extractor import Extractor
 from .load import checkpoint_file
+from .options import MANIFEST, is_single_file
 
-__all__ = ["Report", "extract_folder", "is_single_file", "list_images", "open_extractor"]
+__all__ = ["Report", "extract_folder", "list_images", "open_extractor"]
 
-MANIFEST, REPORT = "manifest.json", "report.json"
+REPORT = "report.json"
 NAMED = 20  # entries of a kind that the report names
 # Seconds between looks at shards that other processes have.
 POLL = 1.0
@@ -94,11 +95,6 @@ def open_extractor(checkpoint: str | Path, *, device: str, dtype: str, feature: 
         device = f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
     extractor = Extractor.from_checkpoint(checkpoint, device=device, dtype=dtype, feature=feature)
     return extractor, file_hash(checkpoint_file(checkpoint))
-
-
-def is_single_file(output: str | Path) -> bool:
-    """Whether an output is one .npz or .parquet file, not a folder of shards."""
-    return Path(output).suffix in (".npz", ".parquet")
 
 
 def extract_folder(

@@ -17,10 +17,10 @@ import numpy as np
 from tqdm import tqdm
 
 from .feature_set import FeatureSet
+from .options import KINDS
 
-__all__ = ["KINDS", "Empty", "choose_kind", "empty_index", "random_sample"]
+__all__ = ["Empty", "choose_kind", "empty_index", "random_sample"]
 
-KINDS = ("flat", "hnsw", "ivfpq")
 # Up to this many bytes of vectors an exact search is quick enough, about 0.1 s a query on one core.
 FLAT_BYTES = 2**30
 NEIGHBOURS = 32

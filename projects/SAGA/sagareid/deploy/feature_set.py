@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .extract_folder import MANIFEST
+from .options import MANIFEST
 
 __all__ = ["FeatureSet"]
 

@@ -24,13 +24,11 @@ from tqdm import tqdm
 
 from ..errors import first_line
 from ..files import write_atomically, write_json
-from .extract_folder import list_images, open_extractor
-from .faiss_kinds import KINDS, choose_kind, empty_index, random_sample
+from .faiss_kinds import choose_kind, empty_index, random_sample
 from .feature_set import FeatureSet
 from .matches import Match, table, write_matches
 
 __all__ = [
-    "KINDS",
     "FeatureSet",
     "Index",
     "Match",
@@ -169,7 +167,7 @@ def build(features: FeatureSet, folder: str | Path, *, kind: str = "auto", memor
     """Build an index from features batch by batch, and save it.
 
     Args:
-        kind: one of KINDS; "auto" leaves it to `choose_kind`.
+        kind: one of `options.KINDS`; "auto" leaves it to `choose_kind`.
         memory_gib: memory that the index and its building may take. An ivfpq gets as many bytes a vector as fit into
             half of it.
 
@@ -290,6 +288,8 @@ def image_queries(
         ValueError: the index is of another checkpoint.
         UnreadableImage: a file that is no image.
     """
+    from .extract_folder import list_images, open_extractor  # here: searching by features needs no PyTorch
+
     files: list[str] = []
     for image in images:
         files += [str(Path(image, name)) for name in list_images(image)[0]] if Path(image).is_dir() else [str(image)]

@@ -28,9 +28,9 @@ from fastreid.utils import comm
 
 from .. import compat
 from ..errors import message_of
+from .options import AUTO
 
 __all__ = [
-    "AUTO",
     "Place",
     "ProcessFailed",
     "launch",
@@ -38,7 +38,6 @@ __all__ = [
     "process_group",
 ]
 
-AUTO = "auto"
 # Seconds: for other ranks to tell their reason once one has lost touch with them, and for a process to end when asked to.
 GRACE = 2.0
 FAREWELL = 10.0

@@ -17,7 +17,6 @@ import torch
 import yaml
 from tabulate import tabulate
 
-from fastreid.config.config import BASE_KEY
 from fastreid.engine import default_setup
 from fastreid.utils import comm
 from fastreid.utils.env import seed_all_rng
@@ -25,6 +24,7 @@ from fastreid.utils.logger import setup_logger
 
 from .. import compat
 from ..config import check_config, flatten, get_cfg, option_values
+from ..config_files import config_chain, find_config
 from ..data.datasets.build import DataSets
 from ..deploy.load import load_model
 from ..files import check_output, write_json
@@ -96,10 +96,12 @@ def _readable_errors(cfg, file: str | Path) -> Iterator[None]:
 
 def _merge_file(cfg, file: str | Path, opts: Sequence[str] = ()) -> None:
     """Merge a file into a config, then KEY VALUE pairs that belong to it."""
-    if not Path(file).is_file():
-        raise FileNotFoundError(f"no config file at {file}; the ones that ship are under configs/")
     with _readable_errors(cfg, file):
-        cfg.merge_from_file(str(file))
+        chain = config_chain(file)
+    for path, content in reversed(chain):
+        with _readable_errors(cfg, path):
+            cfg.merge_from_other_cfg(type(cfg)(content))
+    with _readable_errors(cfg, file):
         cfg.merge_from_list(option_values(cfg, opts))
 
 
@@ -116,12 +118,8 @@ def read_config(config_file: str | Path | None = None, opts: Sequence[str] = ())
 
 def _folder_of_stages(config_file: str | Path) -> Path:
     """Folder of the file in the chain of _BASE_ that lists the STAGES: their FILEs are relative to it."""
-    config_file = Path(config_file)
-    loaded = yaml.safe_load(config_file.read_text()) or {}
-    base = loaded.get(BASE_KEY)
-    if "STAGES" in loaded or not base:
-        return config_file.parent
-    return _folder_of_stages(config_file.parent / Path(base).expanduser())
+    chain = config_chain(config_file)
+    return next((path for path, content in chain if "STAGES" in content), chain[0][0]).parent
 
 
 def plan(config_file: str | Path, opts: Sequence[str] = (), stage: str | None = None) -> list[Run]:
@@ -155,7 +153,7 @@ def plan(config_file: str | Path, opts: Sequence[str] = (), stage: str | None = 
             raise ValueError(f"STAGES: {dict(entry)} must have NAME and FILE, and may have OPTS")
         cfg = get_cfg()
         _merge_file(cfg, config_file)
-        _merge_file(cfg, folder / entry["FILE"], [str(o) for o in entry.get("OPTS", ())])
+        _merge_file(cfg, find_config(entry["FILE"], folder), [str(o) for o in entry.get("OPTS", ())])
         with _readable_errors(cfg, config_file):
             cfg.merge_from_list(option_values(cfg, opts))
         cfg.STAGES = []

@@ -14,14 +14,13 @@ from ..studies.models import load_models
 from . import html, pictures, rankings, study_page, visualize
 from .attention import without_maps
 from .html import Html
+from .options import LISTS, REPORT
 from .runs import Curve, Stage, flat_metrics, is_metric, read_run
 
-__all__ = ["LISTS", "REPORT", "report"]
+__all__ = ["report"]
 
 logger = logging.getLogger(__name__)
 
-REPORT = "report.html"
-LISTS = ("last", "all", "none")
 HEADLINE = ("Rank-1", "Rank-5", "Rank-10", "mAP", "mINP")
 TIMING = ("time", "data_time", "eta_seconds")
 # A data set or a checkpoint of any origin may fail in these ways, which must not cost the reader the rest of the page.

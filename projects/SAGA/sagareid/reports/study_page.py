@@ -13,9 +13,11 @@ from ..engine import stages
 from ..files import check_output, write_json, write_text
 from ..hardware import machine
 from ..studies.models import load_models
-from ..studies.occlusion_study import CLEAN, Options, Study
+from ..studies.occlusion_study import Study
+from ..studies.options import CLEAN, Options
 from . import html, study_samples
 from .html import Html
+from .options import SAMPLES
 from .study_curves import colour_of, curves, inline_curve, panels_of
 from .study_samples import Samples
 from .study_tables import (
@@ -33,7 +35,6 @@ from .study_tables import (
 
 __all__ = [
     "RECORD",
-    "SAMPLES",
     "STYLE",
     "drawn_curves",
     "page",
@@ -41,7 +42,6 @@ __all__ = [
 ]
 
 RECORD, PAGE = "study.json", "study.html"
-SAMPLES = 4
 
 
 STYLE = """

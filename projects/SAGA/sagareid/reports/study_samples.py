@@ -10,7 +10,8 @@ from PIL import Image
 
 from ..data.images import read_image
 from ..studies.cells import Cell
-from ..studies.occlusion_study import CLEAN, Study
+from ..studies.occlusion_study import Study
+from ..studies.options import CLEAN
 from . import html
 from .html import Html
 from .pictures import MARKS, overlay

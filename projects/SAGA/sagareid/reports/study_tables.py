@@ -10,7 +10,8 @@ from typing import Any
 
 from tabulate import tabulate
 
-from ..studies.occlusion_study import CLEAN, METRICS
+from ..studies.occlusion_study import METRICS
+from ..studies.options import CLEAN
 
 __all__ = [
     "COLUMNS",

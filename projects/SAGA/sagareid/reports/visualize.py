@@ -20,19 +20,17 @@ from .attention import (
     pooled_tiles,
     without_maps,
 )
+from .options import LENGTH
 from .pictures import Block, Row, Tile
 from .rankings import Ranked, contrasting, rank_test_set, right_and_wrong
 
 __all__ = [
-    "LENGTH",
     "attention_blocks",
     "picture_images",
     "picture_ranked_lists",
     "ranked_blocks",
     "save",
 ]
-
-LENGTH = 8  # gallery images of a ranked list
 
 
 def _labels(models: Sequence[Model]) -> list[str]:

@@ -19,7 +19,8 @@ from tqdm import tqdm
 from ..deploy.load import load_model
 from ..engine import stages
 from ..engine.hooks import by_set
-from ..engine.main import argument_parser, launch_runs
+from ..engine.main import launch_runs
+from ..engine.options import training_parser
 from ..errors import message_of
 from ..files import write_json, write_text
 from .complexity import complexity
@@ -127,7 +128,7 @@ def compare(
 
 def _train(trial: Trial, opts: Sequence[str], arguments: Sequence[str]) -> None:
     own_opts = [*opts, "SEED", str(trial.seed), "OUTPUT_DIR", trial.folder]
-    args = argument_parser().parse_args(["--config-file", trial.config, "--resume", *arguments, *own_opts])
+    args = training_parser().parse_args(["--config-file", trial.config, "--resume", *arguments, *own_opts])
     try:
         results = _finished(trial, own_opts)
         if results is None:

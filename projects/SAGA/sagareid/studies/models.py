@@ -15,10 +15,9 @@ from ..engine.features import share_towers
 from ..evaluation.evaluator import available_rows, result_row
 from ..modeling.build import fingerprint, model_layout
 from ..weights import load_state
+from .options import AUTO
 
-__all__ = ["AUTO", "Model", "load_models", "named_path"]
-
-AUTO = "auto"  # the feature that a model's own config ranks by
+__all__ = ["Model", "load_models", "named_path"]
 
 
 @dataclass

@@ -21,8 +21,9 @@ from ..data.datasets.build import DataSets, build_dataset
 from ..data.datasets.names import Names
 from ..data.images import read_image
 from ..data.loaders import ReIDDataset
+from .options import Occlusion
 
-__all__ = ["DistractorPeople", "ImageSet", "OccludedSet", "Occluder", "Occlusion", "View", "distractor_people"]
+__all__ = ["DistractorPeople", "ImageSet", "OccludedSet", "Occluder", "View", "distractor_people"]
 
 # A pasted person must be seen whole, so that the cut-out has a person's outline; where few are, the best of this many.
 WHOLE, ATTEMPTS = 0.95, 20
@@ -140,23 +141,6 @@ def distractor_people(cfg, test: ImageSet, source: str = "") -> tuple[Distractor
             "people who are not in its query or gallery; name another data set with --distractors"
         )
     return DistractorPeople(paths, getattr(data, "mask_path", None)), source
-
-
-@dataclass(frozen=True)
-class Occlusion:
-    """What is done to a picture.
-
-    Attributes:
-        condition: one of `occluders.CONDITIONS`.
-        level: share of the visible person, 0 to `occluders.MAX_LEVEL`.
-        shapes, fill: of the mask, see `occluders.mask_region`.
-    """
-
-    condition: str
-    level: float
-    seed: int = 0
-    shapes: tuple[str, ...] = occluders.SHAPES
-    fill: str = "grey"
 
 
 class Occluder:

@@ -26,62 +26,19 @@ from ..engine.features import Extraction, Labels, extract
 from ..evaluation.evaluator import SAGAEvaluator, rank_in_blocks
 from ..modeling.build import model_layout
 from .cells import Cell
-from .models import AUTO, Model
-from .occlusion import DistractorPeople, ImageSet, OccludedSet, Occluder, Occlusion, View, distractor_people
+from .models import Model
+from .occlusion import DistractorPeople, ImageSet, OccludedSet, Occluder, View, distractor_people
+from .options import CLEAN, Occlusion, Options
 from .statistics import Bootstrap
 
 __all__ = [
     "METRICS",
-    "OCCLUDE",
-    "Options",
     "Study",
 ]
 
 logger = logging.getLogger(__name__)
 
 METRICS = ("Rank-1", "mAP", "mINP")
-OCCLUDE = ("query", "gallery", "both")
-CLEAN = "clean"
-
-
-@dataclass(frozen=True)
-class Options:
-    """What is studied; with the models and the data it decides every metric.
-
-    Attributes:
-        levels: shares of the visible person; 0, nothing hidden, is always studied.
-        occlude: one of `OCCLUDE`.
-        features: what the evaluator ranks by; "auto": the feature that each model's config names.
-        distractors: see `occlusion.distractor_people`.
-    """
-
-    conditions: tuple[str, ...] = occluders.CONDITIONS
-    levels: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
-    occlude: str = "query"
-    shapes: tuple[str, ...] = Occlusion.shapes
-    fill: str = Occlusion.fill
-    distractors: str = ""
-    features: tuple[str, ...] = (AUTO,)
-    seed: int = Occlusion.seed
-    resamples: int = 1000
-
-    def __post_init__(self) -> None:
-        for name, valid in (("conditions", occluders.CONDITIONS), ("shapes", occluders.SHAPES)):
-            wrong = [v for v in getattr(self, name) if v not in valid]
-            if wrong or not getattr(self, name):
-                raise ValueError(f"{name}: found {', '.join(wrong) or 'nothing'}; expected some of {', '.join(valid)}")
-        if self.occlude not in OCCLUDE:
-            raise ValueError(f"occlude is {self.occlude!r}; expected one of {', '.join(OCCLUDE)}")
-        if self.fill not in occluders.FILLS:
-            raise ValueError(f"fill is {self.fill!r}; expected one of {', '.join(occluders.FILLS)}")
-        wrong = [f"{v:.0%}" for v in self.levels if not 0 <= v <= occluders.MAX_LEVEL]
-        if wrong:
-            raise ValueError(f"levels {', '.join(wrong)} are out of range; expected 0 to {occluders.MAX_LEVEL:.0%}")
-
-    def cells(self) -> list[tuple[str, float]]:
-        """(condition, level) of every cell of a model; nothing hidden comes first and belongs to both conditions."""
-        levels = sorted({round(v, 4) for v in self.levels if v > 0})
-        return [(CLEAN, 0.0), *((condition, level) for condition in self.conditions for level in levels)]
 
 
 @dataclass

@@ -37,8 +37,9 @@ from fastreid.data.datasets.bases import ImageDataset
 from ..data.images import image_files, say_left_out
 from ..files import check_output
 from ..processes import in_processes
+from .options import Spec
 from .person import FAMILY_SIZE, GENERATOR_VERSION, generator, get_person
-from .scene import DEFAULT_SIZE, cutout, draw
+from .scene import cutout, draw
 from .shot import get_camera, random_shot
 
 logger = logging.getLogger(__name__)
@@ -49,53 +50,6 @@ JPEG_QUALITY = 92
 _NAME = re.compile(r"(\d+)_c(\d+)s\d+_\d+_\d+\.jpg")
 # Fewer pictures are drawn in this process: starting others costs more than they save.
 _WORTH_PROCESSES = 1500
-
-
-@dataclasses.dataclass(frozen=True)
-class Spec:
-    """What is drawn. Together with `person.GENERATOR_VERSION` it decides every byte.
-
-    Counts of people are of identities; an identity has `train_shots` pictures per camera in training, and in test and
-    validation one per camera in the gallery and `queries` more, from different cameras, as queries.
-    """
-
-    seed: int = 0
-    train_ids: int = 400
-    test_ids: int = 300
-    validation_ids: int = 100
-    cameras: int = 6
-    train_shots: int = 2
-    queries: int = 2
-    gallery_distractors: int = 200
-    cutouts: int = 100
-    height: int = DEFAULT_SIZE[0]
-    width: int = DEFAULT_SIZE[1]
-    occluded: float = 0.2
-
-    def __post_init__(self) -> None:
-        for name, least in (
-            ("train_ids", 2),
-            ("test_ids", 1),
-            ("validation_ids", 1),
-            ("cameras", 2),
-            ("train_shots", 1),
-            ("queries", 1),
-            ("gallery_distractors", 0),
-            ("cutouts", 0),
-        ):
-            if getattr(self, name) < least:
-                raise ValueError(f"Spec.{name}: found {getattr(self, name)}, expected at least {least}")
-        if self.queries > self.cameras:
-            raise ValueError(
-                f"Spec.queries: found {self.queries} per person with {self.cameras} cameras; expected at "
-                "most one from each camera. Lower queries or raise cameras"
-            )
-        people = self.train_ids + self.test_ids + self.validation_ids
-        if people > 9999:
-            raise ValueError(
-                f"Spec: found {people} people, expected at most 9999, the most that four digits of a "
-                "Market-1501 file name can number. Lower train_ids, test_ids or validation_ids"
-            )
 
 
 class Item(NamedTuple):

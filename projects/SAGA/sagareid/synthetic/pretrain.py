@@ -34,40 +34,12 @@ from ..files import save_torch, write_json
 from .captioned import PLACE_NAMES, Pictures, Vocabulary, all_texts, assemble, draw_people, pixels, place_bits
 from .captions import REGION_PHRASES
 from .figure import PLACES
+from .options import PretrainConfig
 from .person import FAMILY_SIZE, generator
 from .pretrain_model import PretrainingModel, export
 from .probe import encode, metrics_table, probe, retrieval
 
 logger = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass(frozen=True)
-class PretrainConfig:
-    """Settings of a run; the defaults made the weights that ship.
-
-    `people` are drawn once each; half of the patches (`patch_drop`) are left out at random until `drop_until` of the
-    steps, which doubles the rate and costs little.
-    """
-
-    seed: int = 0
-    people: int = 40_000
-    steps: int = 450
-    batch: int = 192
-    lr: float = 1.5e-3
-    weight_decay: float = 0.05
-    warmup: float = 0.06
-    patch_drop: float = 0.5
-    drop_until: float = 0.8
-    initial_logit_scale: float = 20.0
-    eval_people: int = 1000
-    probe_people: int = 4000
-    workers: int = 2
-
-    def __post_init__(self) -> None:
-        if self.batch > self.people:
-            raise ValueError(f"batch: found {self.batch}, expected at most the number of people, {self.people}")
-        if not 0 <= self.patch_drop < 1:
-            raise ValueError(f"patch_drop: found {self.patch_drop}, expected a share in [0, 1)")
 
 
 def _phrase_of_place() -> Tensor:

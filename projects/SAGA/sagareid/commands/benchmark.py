@@ -1,0 +1,53 @@
+"""Time steps and extraction against the same computation done the plain way, with random weights.
+
+python tools/benchmark.py --size tiny
+python tools/benchmark.py --size base --cases extraction bfloat16 loading --output base.json
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..benchmarks.options import CASES, SIZES, SMOKE
+from ..cli import command_line, errors_in_one_line, tool_parser
+from ..config_files import shipped_configs
+from ..files import check_output, write_json
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    parser = tool_parser(__doc__)
+    parser.add_argument("--size", choices=tuple(SIZES), default="tiny", help="default: %(default)s")
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=CASES, help="default: all")
+    parser.add_argument("--rounds", type=int, help="pairs of samples of a case (default: by size)")
+    parser.add_argument("--threads", type=int, help="of torch (default: torch's own choice)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda ... (default: %(default)s)")
+    parser.add_argument("--output", type=Path, help="write the measurements here, as JSON")
+    parser.add_argument("--smoke", action="store_true", help="run the code, not a measurement: tiny, in seconds")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = argument_parser().parse_args(argv)
+    with errors_in_one_line(args, after_interrupt="--output holds what was measured by then"):
+        import torch
+
+        from ..benchmarks import steps, steps_table
+        from ..hardware import pick_device
+
+        if args.threads:
+            torch.set_num_threads(args.threads)
+        if args.output:
+            check_output(args.output)
+        result = steps.run(
+            size=SMOKE if args.smoke else SIZES[args.size],
+            name="smoke" if args.smoke else args.size,
+            configs=shipped_configs() / "SAGA",
+            cases=args.cases,
+            rounds=args.rounds,
+            device=pick_device(args.device),
+            command=command_line(),
+            done=lambda result: args.output and write_json(args.output, steps_table.as_json(result)),
+        )
+        print(steps_table.table(result))

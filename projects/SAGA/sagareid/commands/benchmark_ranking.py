@@ -1,0 +1,51 @@
+"""Measure time and memory of ranking a test set: our blocks of queries, and FastReID's own evaluator.
+
+python tools/benchmark_ranking.py
+python tools/benchmark_ranking.py --sizes 3368x15913 --rounds 3 --output ranking.json
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..benchmarks.options import RANKING_SIZES, RankingSize
+from ..cli import command_line, errors_in_one_line, tool_parser
+from ..files import check_output, write_json
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    parser = tool_parser(__doc__)
+    default = " ".join(map(str, RANKING_SIZES))
+    parser.add_argument("--sizes", nargs="+", metavar="QxG", help=f"queries x gallery images (default: {default})")
+    parser.add_argument("--width", type=int, default=2048, help="of a feature (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=2, help="pairs of samples (default: %(default)s)")
+    parser.add_argument(
+        "--memory", type=float, default=6.0, metavar="GIB", help="leave FastReID out above (default: %(default)g)"
+    )
+    parser.add_argument("--threads", type=int, help="of torch (default: torch's own choice)")
+    parser.add_argument("--output", type=Path, help="write the measurements here, as JSON")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = argument_parser().parse_args(argv)
+    with errors_in_one_line(args, after_interrupt="--output holds what was measured by then"):
+        import torch
+
+        from ..benchmarks import ranking
+
+        if args.threads:
+            torch.set_num_threads(args.threads)
+        if args.output:
+            check_output(args.output)
+        result = ranking.run(
+            sizes=[RankingSize.parse(s) for s in args.sizes] if args.sizes else RANKING_SIZES,
+            width=args.width,
+            rounds=args.rounds,
+            memory_gib=args.memory,
+            command=command_line(),
+            done=lambda result: args.output and write_json(args.output, result),
+        )
+        print(ranking.table(result))

@@ -1,0 +1,52 @@
+"""Convert checkpoints between published layouts and ours.
+
+    python tools/convert_checkpoint.py published.pth ours.pth
+
+Reads SAGA-ReID (any stage and variant), CLIP-ReID's ViTs and baseline, CLIP (OpenAI or open_clip) and our own files.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from ..cli import errors_in_one_line, tool_parser
+from ..files import check_output
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    parser = tool_parser(__doc__)
+    parser.add_argument("input")
+    parser.add_argument("output")
+    parser.add_argument("--to", choices=("ours", "published"), help="default: the other side of what INPUT is")
+    parser.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="adapt to this input size")
+    parser.add_argument("--stride", type=int, help="adapt to this patch stride")
+    parser.add_argument("--from-size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="what INPUT was made for")
+    parser.add_argument("--from-stride", type=int, help="what INPUT was made for")
+    parser.add_argument("--head", choices=("cls", "prompts"), help="head for a file of SAGA-ReID's first two stages")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = argument_parser().parse_args(argv)
+    with errors_in_one_line(args):
+        from ..interchange import convert
+
+        check_output(args.output)
+        result, side, count = convert.convert_file(
+            args.input,
+            args.output,
+            to=args.to,
+            size=args.size,
+            stride=args.stride,
+            from_size=args.from_size,
+            from_stride=args.from_stride,
+            head=args.head,
+        )
+        print(f"{args.input}: {convert.describe(result)}")
+        print(f"{args.output}: {side}, {count} tensors")
+        for note in result.notes:
+            print(f"note: {note}")
+        print("config keys that fit it:")
+        for key, value in convert.config_keys(result).items():
+            print(f"  {key} {value}")

@@ -1,0 +1,106 @@
+"""Measure how much each model still finds as more and more of a person is hidden.
+
+Hidden by a mask, or behind somebody else.
+
+    python tools/occlusion_study.py --config-file configs/SAGA/quickstart.yml
+    python tools/occlusion_study.py --weights SAGA=logs/a/anchors SAGA=logs/b/anchors CLS=logs/c --reference CLS
+
+Writes study.json, table.md, curves.png, curves.svg and study.html, a page that needs no network. docs/occlusion_study.md
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..cli import add_import_argument, command_line, errors_in_one_line, import_modules, tool_parser
+from ..data import occluders
+from ..reports.options import SAMPLES
+from ..studies.options import OCCLUDE, Options
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    parser = tool_parser(__doc__)
+    parser.add_argument("--config-file", help="its test set, and its trained result where --weights names none")
+    parser.add_argument(
+        "--weights",
+        nargs="+",
+        default=[],
+        metavar="[NAME=]PATH",
+        help="folders of runs, or .pth files; several of one NAME are seeds, averaged query by query",
+    )
+    parser.add_argument("--dataset", help="test set (default: the first of the config, or of the first model)")
+    parser.add_argument("--reference", help="the model that differences are taken to (default: the last)")
+    parser.add_argument(
+        "--conditions", nargs="+", choices=occluders.CONDITIONS, default=Options.conditions, help="default: all"
+    )
+    parser.add_argument(
+        "--levels",
+        nargs="+",
+        type=float,
+        default=[100 * level for level in Options.levels],
+        metavar="PERCENT",
+        help="of the visible person (default: %(default)s)",
+    )
+    parser.add_argument("--occlude", choices=OCCLUDE, default=Options.occlude, help="default: %(default)s")
+    parser.add_argument("--shapes", nargs="+", choices=occluders.SHAPES, default=Options.shapes, help="default: all")
+    parser.add_argument("--fill", choices=occluders.FILLS, default=Options.fill, help="default: %(default)s")
+    parser.add_argument(
+        "--distractors",
+        default=Options.distractors,
+        metavar="SOURCE",
+        help="whose people are pasted: train, or a data set's name (default: the data set's own choice)",
+    )
+    parser.add_argument(
+        "--feature",
+        nargs="+",
+        default=Options.features,
+        metavar="ROW",
+        help="rows to report: auto (each model's own result), refined, cls, fusion ...",
+    )
+    parser.add_argument("--bootstrap", type=int, default=Options.resamples, help="resamples (default: %(default)s)")
+    parser.add_argument(
+        "--seed", type=int, default=Options.seed, help="of the occlusions and resamples (default: %(default)s)"
+    )
+    parser.add_argument("--samples", type=int, default=SAMPLES, help="queries on the page (default: %(default)s)")
+    parser.add_argument("--output", type=Path, help="folder (default: logs/occlusion_study/DATASET)")
+    parser.add_argument("--resume", action="store_true", help="keep what the folder holds already")
+    parser.add_argument("--workers", type=int, help="processes that read images (default: the config's)")
+    parser.add_argument("--device", help="cpu or cuda (default: the models')")
+    add_import_argument(parser)
+    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="keys of the config file")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = argument_parser().parse_args(argv)
+    with errors_in_one_line(args, after_interrupt="the same command with --resume goes on from the last whole cell"):
+        options = Options(
+            conditions=tuple(args.conditions),
+            levels=tuple(level / 100 for level in args.levels),
+            occlude=args.occlude,
+            shapes=tuple(args.shapes),
+            fill=args.fill,
+            distractors=args.distractors,
+            features=tuple(args.feature),
+            seed=args.seed,
+            resamples=args.bootstrap,
+        )
+        from ..reports.study_page import run_study
+
+        import_modules(args.modules)
+        run_study(
+            options,
+            config_file=args.config_file,
+            opts=args.opts,
+            weights=args.weights,
+            dataset=args.dataset,
+            reference=args.reference,
+            output=args.output,
+            resume=args.resume,
+            workers=args.workers,
+            device=args.device,
+            samples=args.samples,
+            command=command_line(),
+        )

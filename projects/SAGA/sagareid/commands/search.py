@@ -1,0 +1,92 @@
+"""Search a gallery of extracted features for the images that look like a query.
+
+`features` is what tools/extract.py writes.
+
+    python tools/search.py build features -o index
+    python tools/search.py add index more.npz
+    python tools/search.py query index person.jpg --run logs/SAGA/quickstart/anchors -k 5 --picture found.png
+    python tools/search.py query index --features queries.npz -o matches.json
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..cli import add_import_argument, add_traceback_argument, errors_in_one_line, import_modules, tool_parser
+from ..deploy.options import KINDS
+from ..files import check_output
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    parser = tool_parser(__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    build = commands.add_parser("build", help="make an index of features")
+    build.add_argument("features", type=Path, help=".npz, .parquet or folder of shards")
+    build.add_argument("-o", "--output", type=Path, required=True, help="folder of the index")
+    build.add_argument("--index", choices=("auto", *KINDS), default="auto", help="default: by size and --memory")
+    build.add_argument(
+        "--memory", type=float, default=4.0, metavar="GIB", help="what it may take (default: %(default)s)"
+    )
+
+    add = commands.add_parser("add", help="append features to an index")
+    add.add_argument("index", type=Path)
+    add.add_argument("features", type=Path)
+
+    query = commands.add_parser("query", help="ranked lists of images or of features")
+    query.add_argument("index", type=Path)
+    query.add_argument("images", type=Path, nargs="*", help="query images, or folders of them; needs --run")
+    query.add_argument("--run", type=Path, help="the model of the gallery: folder of a run, or a .pth checkpoint")
+    query.add_argument("--features", type=Path, help="queries as extracted features")
+    query.add_argument("--device", default="auto", help="for --run (default: %(default)s)")
+    query.add_argument("-k", type=int, default=10, help="matches a query (default: %(default)s)")
+    query.add_argument("--effort", type=int, help="cells (ivfpq) or candidates (hnsw) looked at: slower, fewer misses")
+    query.add_argument("-o", "--output", type=Path, help="write .json or .csv (default: a table on the screen)")
+    query.add_argument("--picture", type=Path, help="draw the ranked lists")
+    add_import_argument(query)
+    for command in (build, add, query):
+        add_traceback_argument(command)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argument_parser()
+    args = parser.parse_args(argv)
+    if args.command == "query" and bool(args.features) == bool(args.images and args.run):
+        parser.error("query: give images and --run, or --features")
+    with errors_in_one_line(args):
+        from ..deploy import gallery
+
+        if args.command == "build":
+            check_output(args.output, folder=True)
+            features = gallery.FeatureSet(args.features)
+            index = gallery.build(features, args.output, kind=args.index, memory_gib=args.memory)
+            print(gallery.describe(index, features))
+        elif args.command == "add":
+            print(gallery.describe(gallery.add(args.index, gallery.FeatureSet(args.features))))
+        else:
+            _query(args)
+
+
+def _query(args: argparse.Namespace) -> None:
+    from ..deploy import gallery
+
+    import_modules(args.modules)
+    for path in filter(None, (args.output, args.picture)):
+        check_output(path)
+    index = gallery.Index.load(args.index)
+    if args.features:
+        names, features = gallery.feature_queries(index, gallery.FeatureSet(args.features))
+    else:
+        names, features = gallery.image_queries(index, args.images, args.run, device=args.device)
+    matches = index.matches(names, features, args.k, args.effort)
+    if args.output:
+        gallery.write_matches(matches, args.output)
+    else:
+        print(gallery.table(matches))
+    if args.picture:
+        from ..reports import ranked_lists
+
+        ranked_lists.draw(matches, args.picture, folder=index.about.folder)

@@ -1,0 +1,24 @@
+"""What deploy can be asked for, and file names that two of its modules share.
+
+Imports neither torch nor FastReID, so that --help is quick.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+__all__ = ["FORMATS", "KINDS", "MANIFEST", "TOLERANCE", "is_single_file"]
+
+# format: suffix of its files
+FORMATS = {"onnx": ".onnx", "torchscript": ".pt", "torch-export": ".pt2"}
+# Largest difference from PyTorch of any entry of a unit-length feature (or an attention) that is let pass.
+TOLERANCE = {"float32": 1e-5, "float16": 1e-2, "int8": 5e-2}
+# Indexes, see `gallery`.
+KINDS = ("flat", "hnsw", "ivfpq")
+# In a folder of shards: what it is made of, and how many shards there are.
+MANIFEST = "manifest.json"
+
+
+def is_single_file(output: str | Path) -> bool:
+    """Whether an output is one .npz or .parquet file, not a folder of shards."""
+    return Path(output).suffix in (".npz", ".parquet")
