@@ -58,7 +58,7 @@ def tiny_root(session_tmp) -> Path:
 @pytest.fixture(scope="session")
 def tiny_run(session_tmp, tiny_root, repo) -> Path:
     """The folder of a run of SAGAHead on the embedded CLIP: one tiny epoch at 48x24 on the tiny data root."""
-    from sagareid.engine.main import main
+    from sagareid.commands.train_net import main
 
     folder = session_tmp / "tiny_run"
     run = [
@@ -74,7 +74,7 @@ def tiny_run(session_tmp, tiny_root, repo) -> Path:
 @pytest.fixture
 def train_net(tiny_root, monkeypatch):
     """Run tools/train_net.py's main in this process on the tiny data root; returns its exit code."""
-    from sagareid.engine.main import main
+    from sagareid.commands.train_net import main
 
     def run(*argv: object, root: Path = tiny_root) -> int:
         monkeypatch.setenv("FASTREID_DATASETS", str(root))

@@ -15,7 +15,7 @@ import torch
 
 from sagareid import compat
 from sagareid.engine import stages
-from sagareid.engine.main import argument_parser
+from sagareid.engine.options import training_parser
 from sagareid.engine.trainer import SAGATrainer, StepTrainer
 from sagareid.evaluation.evaluator import SAGAEvaluator
 from sagareid.modeling import distributed as D
@@ -81,7 +81,7 @@ def train_each_stage(config: str, opts: list, folder: str, reference: str, names
     for run in stages.plan(config, opts):
         start = [*opts, "MODEL.WEIGHTS", weights] if weights else opts
         if run.name in names:
-            stages.run_all(stages.plan(config, start, run.name), argument_parser().parse_args([]))
+            stages.run_all(stages.plan(config, start, run.name), training_parser().parse_args([]))
         weights = str(Path(reference, run.name, "model_final.pth"))
     compat.close_logs()
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from sagareid.benchmarks import cases, plain, steps
+from sagareid.benchmarks.options import SMOKE
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +31,7 @@ def test_every_case_is_compared_with_an_equal_computation(smoke):
         assert 0 <= case["largest_difference"] <= cases.TOLERANCE, case["case"]
         ratio = case["ratio"]
         assert 0 < ratio["low"] <= ratio["median"] <= ratio["high"] < math.inf
-        assert case["rounds"] == steps.SMOKE.rounds and case["plain"] and case["images"] > 0
+        assert case["rounds"] == SMOKE.rounds and case["plain"] and case["images"] > 0
         assert case["images_per_second"] == pytest.approx(case["images"] / case["ours_seconds"])
 
 
@@ -48,10 +49,10 @@ def test_the_file_holds_machine_peak_tower_bfloat16_and_loading(smoke):
     for name in ("tower", "forward"):
         share = tower[f"{name}_share_of_peak"]
         assert 0 < share["low"] <= share["median"] <= share["high"] and tower[f"{name}_gflops"] > 0
-    assert tower["gflop_per_image"] > 0 and tower["rounds"] == steps.SMOKE.rounds
+    assert tower["gflop_per_image"] > 0 and tower["rounds"] == SMOKE.rounds
     assert set(result["bfloat16"]["largest_cosine_difference"]) == {"refined", "cls", "proj"}
     assert max(result["bfloat16"]["largest_cosine_difference"].values()) < 1e-3
-    assert result["loading"]["images"] >= steps.SMOKE.loading_images and result["loading"]["limit"]
+    assert result["loading"]["images"] >= SMOKE.loading_images and result["loading"]["limit"]
     assert result["peak_memory_mib"] > 0
 
 
@@ -78,7 +79,7 @@ def test_two_ways_that_differ_are_not_timed(run_tool, monkeypatch):
 
 def test_flops_are_counted_as_they_run(repo):
     """All positions in every block but the last; there, keys and values alone."""
-    model = cases.Setting(steps.SMOKE, repo / "configs" / "SAGA", "cpu").model("anchors").eval()
+    model = cases.Setting(SMOKE, repo / "configs" / "SAGA", "cpu").model("anchors").eval()
     visual = model.backbone.visual
     positions, width = visual.positional_embedding.shape
     layers, patch = model.backbone.depth, visual.conv1.kernel_size[0]

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from sagareid.benchmarks import ranking as benchmark
+from sagareid.benchmarks.options import RankingSize
 
 
 def test_both_ways_in_fresh_processes(run_tool, tmp_path):
@@ -26,7 +27,7 @@ def test_fastreid_is_left_out_above_the_memory_and_differences_show(monkeypatch)
         return {"seconds": 1.0, "before_mib": 9.0, "above_mib": 5.0, "digest": way, "mAP": 50.0, "compiled": True}
 
     monkeypatch.setattr(benchmark, "_in_fresh_process", measured)
-    small, large = benchmark.RankingSize(10, 100), benchmark.RankingSize(100, 1000)
+    small, large = RankingSize(10, 100), RankingSize(100, 1000)
     result = benchmark.run(sizes=[small, large], width=8, rounds=2, memory_gib=1e6 / 2**30, command="command")
     both, alone = result["sizes"]
     assert (
@@ -38,7 +39,7 @@ def test_fastreid_is_left_out_above_the_memory_and_differences_show(monkeypatch)
 
 def test_the_arithmetic_of_memory():
     """MSMT17's matrices: 3.8 GB of distances and 7.7 GB of order."""
-    assert benchmark.host_bytes(benchmark.RankingSize.parse("11659x82161")) / 1e9 == pytest.approx(11.5, abs=0.1)
+    assert benchmark.host_bytes(RankingSize.parse("11659x82161")) / 1e9 == pytest.approx(11.5, abs=0.1)
 
 
 @pytest.mark.parametrize("text", ["5000", "10x", "0x5", "axb"])

@@ -56,13 +56,14 @@ import collections, sys, warnings
 import numpy, torch, torchvision, open_clip, sklearn.metrics, cv2, faiss  # which have filters of their own
 finders, filters = list(sys.meta_path), list(warnings.filters)
 import sagareid
+import fastreid.data, fastreid.engine, fastreid.evaluation, fastreid.modeling
 assert "torch._six" not in sys.modules
 assert not hasattr(collections, "Mapping")
 import torch
 assert not hasattr(torch, "_six")
 ours = [f for f in sys.meta_path if f not in finders and type(f).__module__.startswith("sagareid")]
 assert warnings.filters == filters, "only Extractor adds one"
-assert [type(f).__name__ for f in ours] == ["_RankingFinder"], ours
+assert [type(f).__name__ for f in ours] == ["FastReIDFinder"], ours
 from fastreid.evaluation import rank_cylib, reid_evaluation
 assert reid_evaluation.compile_helper is rank_cylib.compile_helper
 assert rank_cylib.compile_helper.__module__ == "fastreid.evaluation.rank_cylib"
@@ -87,8 +88,8 @@ def test_legacy_names_give_back_what_was_there(monkeypatch):
 
 
 def test_install_twice_adds_one_finder():
-    compat.install()
-    assert sum(isinstance(finder, compat.ranking._RankingFinder) for finder in sys.meta_path) == 1
+    compat.install({})
+    assert sum(isinstance(finder, compat.FastReIDFinder) for finder in sys.meta_path) == 1
 
 
 # ---- training trains -----------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ import torch
 
 from sagareid.data import loaders
 from sagareid.engine import launch
-from sagareid.engine.main import main
+from sagareid.commands.train_net import main
 from sagareid.modeling.backbones.clip import CLIPBackbone
 from sagareid.weights import load_state
 

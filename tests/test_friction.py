@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -85,13 +87,22 @@ def test_every_tool_is_tried_here(commands):
 # ---- one message, with a remedy, and an exit code -------------------------------------------------------------------------
 
 
-def test_every_tool_ends_alike(repo):
-    """A tool has --traceback, and works inside `errors_in_one_line` alone."""
+@pytest.mark.parametrize("tool", TOOLS)
+def test_traceback_shows_where_an_error_was_raised(tool, commands, run_tool, monkeypatch):
+    """A tool's first import of what it calls fails: one line, and the place if it was asked for."""
+    words = words_of(commands, tool)
     for name in TOOLS:
-        text = (repo / "tools" / name).read_text()
-        home = text if name != "train_net.py" else (repo / "projects/SAGA/sagareid/engine/main.py").read_text()
-        assert home.count("with errors_in_one_line(args") == 1 and "except" not in text, name
-        assert "tool_parser(" in home or "add_traceback_argument(" in home, name
+        importlib.import_module(f"sagareid.commands.{Path(name).stem}")
+    for module in ("torch", *(f"sagareid.{folder}" for folder in ("benchmarks", "data", "deploy", "interchange", "reports"))):
+        monkeypatch.setitem(sys.modules, module, None)
+    for module in ("sagareid.engine.main", "sagareid.data.datasets", "sagareid.studies", "sagareid.synthetic"):
+        monkeypatch.setitem(sys.modules, module, None)
+    code, _, error = run_tool(tool, *words)
+    assert code == (2 if tool == "check_dataset.py" else 1)
+    assert re.fullmatch(r"error: import of \S+ halted; None in sys.modules\n\(--traceback shows where\)\n", error)
+    code, _, error = run_tool(tool, "--traceback", *words)
+    assert code == (2 if tool == "check_dataset.py" else 1)
+    assert "Traceback (most recent call last)" in error and f"commands/{tool}" in error and "error: import of" in error
 
 
 @pytest.mark.parametrize("tool", [t for t in TOOLS if t != "check_dataset.py"])

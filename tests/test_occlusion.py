@@ -27,6 +27,7 @@ from sagareid.reports import study_page
 from sagareid.studies import occlusion
 from sagareid.studies import occlusion_study as S
 from sagareid.studies.models import load_models
+from sagareid.studies.options import Occlusion
 from sagareid.studies.statistics import Bootstrap
 
 LEVELS = (0.1, 0.3, 0.5, 0.6)
@@ -110,7 +111,7 @@ def cfg(tiny_root, monkeypatch):
 def occluded_images(cfg, condition: str, workers: int = 0, name: str = "SyntheticPedestrians") -> torch.Tensor:
     test = occlusion.ImageSet.read(cfg, name)
     people, _ = occlusion.distractor_people(cfg, test)
-    occluder = occlusion.Occluder(occlusion.Occlusion(condition, 0.4), test, people)
+    occluder = occlusion.Occluder(Occlusion(condition, 0.4), test, people)
     view = occlusion.View(build_transforms(cfg, is_train=False))
     data = occlusion.OccludedSet(test.items[: test.num_query], [view], occluder, test.stem)
     return torch.cat([b["images/0"] for b in loaders.make_test_loader(cfg, data, workers)])

@@ -14,7 +14,7 @@ from test_compat import test_installed_host_matches_its_record as assert_host_is
 
 from sagareid import compat
 from sagareid.engine import hooks, stages
-from sagareid.engine.main import main
+from sagareid.commands.train_net import main
 from sagareid.engine.trainer import SAGATrainer, StepTrainer
 from sagareid.modeling.build import hand_over
 from sagareid.synthetic import drawn as synthetic
@@ -94,9 +94,9 @@ def test_a_stage_changes_what_it_declares_and_nothing_else(stage, trained, tiny_
 
 
 def _arguments(**kwargs):
-    from sagareid.engine.main import argument_parser
+    from sagareid.engine.options import training_parser
 
-    args = argument_parser().parse_args([])
+    args = training_parser().parse_args([])
     for key, value in kwargs.items():
         setattr(args, key, value)
     return args

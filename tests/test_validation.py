@@ -11,7 +11,7 @@ from sagareid import compat, get_cfg
 from sagareid.config import check_config
 from sagareid.engine import stages
 from sagareid.engine.hooks import Selection
-from sagareid.engine.main import argument_parser
+from sagareid.engine.options import training_parser
 from sagareid.engine.trainer import SAGATrainer, StepTrainer
 from sagareid.weights import load_state
 
@@ -109,7 +109,7 @@ def test_interrupted_and_resumed_is_the_same_run(where, scripted, train_net, tmp
 def test_cached_validation_gives_the_figures_of_images(tiny_root, monkeypatch, tmp_path):
     monkeypatch.setenv("FASTREID_DATASETS", str(tiny_root))
     [run] = stages.plan(RUN[1], [*map(str, RUN[2:]), "OUTPUT_DIR", str(tmp_path)])
-    stages._setup(run, argument_parser().parse_args([]))
+    stages._setup(run, training_parser().parse_args([]))
     trainer = SAGATrainer(run.cfg)
     cached = trainer.validate()
     monkeypatch.setattr(type(trainer.model), "extract", None)  # a second look reads the cache alone

@@ -1,0 +1,153 @@
+"""tools/NAME.py and `sagareid NAME` are the same commands, quick to ask for help, and need no checkout."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sagareid import __main__ as program
+from sagareid import cli
+
+REPO = Path(__file__).resolve().parents[1]
+TOOLS = sorted(p.stem for p in REPO.glob("tools/*.py"))
+# What takes a second or more to import; numpy, Pillow and yaml are quick.
+HEAVY = ("torch", "torchvision", "fastreid", "open_clip", "timm", "sklearn", "scipy", "faiss", "pyarrow", "matplotlib")
+
+
+def run_python(code: str, *argv: object, cwd: Path | None = None) -> subprocess.CompletedProcess:
+    words = [sys.executable, "-c", code, *map(str, argv)]
+    return subprocess.run(words, cwd=cwd, capture_output=True, text=True, timeout=300)
+
+
+IMPORTED = f"""
+import sys
+def heavy():
+    return [m for m in {HEAVY!r} if m in sys.modules]
+"""
+
+
+# ---- quick -----------------------------------------------------------------------------------------------------------
+
+
+def test_no_help_imports_anything_heavy():
+    """All tools in one process: none may import what takes longer than its help text is worth."""
+    code = f"""{IMPORTED}
+import contextlib, io, runpy
+for tool in sys.argv[1:]:
+    sys.argv = [tool, "--help"]
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
+        runpy.run_path(f"tools/{{tool}}.py", run_name="__main__")
+    assert out.getvalue().startswith("usage:"), tool
+    assert not heavy(), (tool, heavy())
+"""
+    done = run_python(code, *TOOLS, cwd=REPO)
+    assert done.returncode == 0, done.stderr
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    done = run_python(f"{IMPORTED}\nimport sagareid; sagareid.__version__; assert not heavy(), heavy()")
+    assert done.returncode == 0, done.stderr
+
+
+def test_searching_by_features_needs_neither_torch_nor_fastreid(tmp_path):
+    code = f"""{IMPORTED}
+import numpy as np
+x = np.random.default_rng(0).normal(size=(6, 8)).astype(np.float32)
+np.savez("features.npz", features=x, paths=[f"{{i}}.png" for i in range(6)])
+from sagareid.commands.search import main
+main(["build", "features.npz", "-o", "index"])
+main(["query", "index", "--features", "features.npz", "-k", "2"])
+unwanted = set(heavy()) - {{"faiss", "pyarrow"}}
+assert not unwanted, unwanted
+"""
+    done = run_python(code, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "5.png" in done.stdout and "1.0000" in done.stdout
+
+
+# ---- registered --------------------------------------------------------------------------------------------------------
+
+CHECK = """
+from fastreid.data.datasets import DATASET_REGISTRY
+from fastreid.modeling.backbones import BACKBONE_REGISTRY
+from fastreid.modeling.heads import REID_HEADS_REGISTRY
+from fastreid.modeling.meta_arch import META_ARCH_REGISTRY
+for registry, names in (
+    (DATASET_REGISTRY, ("OccludedDuke", "CSVDataset", "MMMP", "SyntheticPedestrians")),
+    (BACKBONE_REGISTRY, ("build_clip_vit_backbone",)),
+    (REID_HEADS_REGISTRY, ("SAGAHead", "PromptHead", "CLSHead")),
+    (META_ARCH_REGISTRY, ("SAGABaseline",)),
+):
+    missing = [name for name in names if name not in registry._obj_map]
+    assert not missing, (registry._name, missing)
+"""
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        "import sagareid",
+        "import sagareid; import fastreid.data.build",
+        "import sagareid; from fastreid.engine import DefaultTrainer",
+        "from sagareid.modeling import losses",
+        "from sagareid.data.datasets.duke import OccludedDuke",
+        "from sagareid.synthetic import drawn",
+        "import fastreid.modeling; import sagareid",
+    ],
+)
+def test_fastreid_has_our_parts_whatever_is_imported_first(first):
+    done = run_python(first + CHECK)
+    assert done.returncode == 0, done.stderr
+
+
+def test_names_of_the_package_are_there_when_asked_for():
+    done = run_python("import sagareid\nassert all(getattr(sagareid, n) is not None for n in sagareid.__all__)\nsagareid.nothing")
+    assert done.returncode == 1 and "module 'sagareid' has no attribute 'nothing'" in done.stderr
+
+
+# ---- one command, two ways ---------------------------------------------------------------------------------------------
+
+
+def test_every_tool_is_a_command_of_the_program():
+    assert sorted(program.modules()) == sorted(cli.command_name(tool) for tool in TOOLS)
+    assert all(f"\n  {name} " in program.usage() for name in program.modules())
+
+
+def test_the_program_calls_the_command_under_its_own_name(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["/somewhere/bin/sagareid", "extract", "--help"])
+    with pytest.raises(SystemExit) as end:
+        program.main()
+    printed = capsys.readouterr().out
+    assert end.value.code == 0 and printed.startswith("usage: sagareid extract ")
+    assert "    sagareid extract crops --run" in printed and "-m sagareid extract crops" in printed
+    assert "tools/" not in printed and cli.command_line() == "sagareid extract --help"
+
+
+def test_a_tool_calls_itself_by_its_file(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [str(REPO / "tools" / "extract.py"), "a b", "--run", "c"])
+    assert cli.command_line() == "python tools/extract.py 'a b' --run c"
+
+
+def test_an_unknown_command_is_named_and_the_known_are_listed(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["sagareid", "trian"])
+    with pytest.raises(SystemExit) as end:
+        program.main()
+    error = capsys.readouterr().err
+    assert end.value.code == 2 and "no command 'trian'" in error and "\n  train " in error
+
+
+def test_training_takes_every_option_of_fastreids_own():
+    from sagareid.engine.options import training_parser
+
+    from fastreid.engine import default_argument_parser
+
+    ours = {s: a for a in training_parser()._actions for s in a.option_strings}
+    for action in default_argument_parser()._actions:
+        for name in action.option_strings:
+            assert ours[name].type is action.type and ours[name].nargs == action.nargs, name
+            assert name in ("-h", "--help", "--dist-url") or ours[name].default == action.default, name
