@@ -4,9 +4,11 @@ in pip's isolated build it is not, and is compiled on first use instead (sagarei
 import importlib.util
 import os
 import re
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 SOURCE = Path("projects", "SAGA")
 os.chdir(Path(__file__).resolve().parent)
@@ -33,6 +35,21 @@ def ranking_extensions():
     return extensions
 
 
+class BuildWithConfigs(build_py):
+    """Put configs/ inside the package of a wheel, where sagareid/config_files.py finds it.
+
+    The folder stays at the root of a checkout, which an editable install reads. A package_dir entry could say the same, but
+    would make setuptools' editable install an import hook instead of a path.
+    """
+
+    def run(self):
+        super().run()
+        if not self.editable_mode:
+            target = Path(self.build_lib, "sagareid", "configs")
+            shutil.rmtree(target, ignore_errors=True)
+            shutil.copytree("configs", target)
+
+
 def version():
     text = (SOURCE / "sagareid" / "version.py").read_text(encoding="utf-8")
     return re.search(r'^__version__ = "(.+)"$', text, re.MULTILINE).group(1)
@@ -44,11 +61,15 @@ setup(
     description="SAGA-ReID, occlusion-robust person re-identification with CLIP, as a FastReID plug-in",
     long_description=Path("README.md").read_text(encoding="utf-8") if Path("README.md").is_file() else "",
     long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE", "NOTICE"],
     python_requires=">=3.11,<3.13",
     package_dir={"": str(SOURCE)},
     packages=find_packages(str(SOURCE)),
     package_data={"sagareid": ["assets/*", "assets/**/*"]},
     ext_modules=ranking_extensions(),
+    cmdclass={"build_py": BuildWithConfigs},
+    entry_points={"console_scripts": ["sagareid = sagareid.__main__:main"]},
     zip_safe=False,
     # Not here: fastreid. Its 1.4.0 metadata demands torch 1.13 and torchvision 0.14.1, which do not exist for these
     # Pythons, so no installer could resolve it. It is installed beside us: `pip install --no-deps fastreid==1.4.0`.

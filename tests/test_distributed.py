@@ -17,9 +17,9 @@ import distributed_probe
 import pytest
 import torch
 
+from sagareid.commands.train_net import main
 from sagareid.data import loaders
 from sagareid.engine import launch
-from sagareid.commands.train_net import main
 from sagareid.modeling.backbones.clip import CLIPBackbone
 from sagareid.weights import load_state
 

@@ -13,8 +13,8 @@ import torch
 from test_compat import test_installed_host_matches_its_record as assert_host_is_untouched
 
 from sagareid import compat
-from sagareid.engine import hooks, stages
 from sagareid.commands.train_net import main
+from sagareid.engine import hooks, stages
 from sagareid.engine.trainer import SAGATrainer, StepTrainer
 from sagareid.modeling.build import hand_over
 from sagareid.synthetic import drawn as synthetic
