@@ -14,8 +14,8 @@ from sagareid.reports import rankings, visualize
 from sagareid.reports.attention import Attention, attention_of, choose_anchors, without_maps
 from sagareid.reports.rankings import Ranked
 from sagareid.structures import as_features
-from sagareid.studies.occlusion import ImageSet
 from sagareid.studies.models import Model
+from sagareid.studies.occlusion import ImageSet
 
 
 def ranked(ap, nearest=((0,),), pids=(1,)) -> Ranked:
