@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sagareid import get_cfg
-from sagareid.compat import checked_pretraining
+from sagareid.compat.pretraining import checked_pretraining
 from sagareid.modeling.build import build_model
 
 import fastreid

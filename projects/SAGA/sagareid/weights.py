@@ -43,7 +43,7 @@ _ALLOWED = [
 ]
 
 
-# Itself: `compat.checked_pretraining` lends FastReID's loaders the reading of this module in its place.
+# Itself: `compat.pretraining.checked_pretraining` lends FastReID's loaders the reading of this module in its place.
 _torch_load = torch.load
 
 

@@ -11,6 +11,8 @@ What FastReID, open_clip and PyTorch do not offer by a public name is touched he
     trainer      its trainer's parts
     processes    its process groups and log files
 
+Importing this package imports neither PyTorch nor FastReID; `pretraining` and `trainer` do, and are imported by name.
+
 What a scope can hold is undone when the scope ends. Two things stay for the life of the process: one import finder that
 looks after a few of FastReID's modules (`FastReIDFinder`), and, once an `Extractor` is imported, one filter of warnings
 (`hide_storage_warning`).
@@ -22,7 +24,6 @@ from collections.abc import Mapping, Sequence
 
 from .data import dataset_root, end_workers, registered, train_sampler
 from .imports import FastReIDFinder, hide_storage_warning, legacy_names, quiet_host
-from .pretraining import checked_pretraining
 from .processes import as_one_process, close_logs, forget_groups, set_machine_group
 from .ranking import cython_ranking_active
 from .solver import build_optimizer
@@ -31,7 +32,6 @@ __all__ = [
     "FastReIDFinder",
     "as_one_process",
     "build_optimizer",
-    "checked_pretraining",
     "close_logs",
     "cython_ranking_active",
     "dataset_root",

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fastreid.modeling import meta_arch
 
-from .. import compat
+from ..compat.pretraining import checked_pretraining
 
 __all__ = ["build_model", "check_left_over", "fingerprint", "fresh_weights", "hand_over", "model_layout"]
 
@@ -28,7 +28,7 @@ def build_model(cfg: Any) -> nn.Module:
     Raises:
         ValueError: a pretrained file that does not fill the backbone, or needs code.
     """
-    with compat.checked_pretraining():
+    with checked_pretraining():
         return meta_arch.build_model(cfg)
 
 
