@@ -15,8 +15,11 @@ from PIL import Image
 from sagareid import Extractor, get_cfg
 from sagareid.benchmarks import exported
 from sagareid.config import check_config, reads_cameras
-from sagareid.deploy import export
+from sagareid.deploy import export, formats
+from sagareid.deploy.feature_model import FeatureModel
 from sagareid.deploy.load import load_model
+from sagareid.deploy.options import FORMATS, TOLERANCE
+from sagareid.deploy.traced import Traced
 from sagareid.engine import stages
 from sagareid.engine.trainer import SAGATrainer
 
@@ -109,25 +112,25 @@ def test_every_head_exports(head, format, tiny_clip, tmp_path):
     """A head that is registered later is tested without editing this file."""
     losses = ("SupConLoss",) if head == "PromptHead" else ("CrossEntropyLoss",)
     cfg, model = built(plugin_config(tiny_clip, "MODEL.HEADS.NAME", head, "MODEL.LOSSES.NAME", losses))
-    path = tmp_path / f"model{export.FORMATS[format]}"
+    path = tmp_path / f"model{FORMATS[format]}"
     done = export.export(cfg, model, path, format=format)
     run, metadata = export.load_exported(path)
     images = torch.rand(5, 3, 48, 16) * 255
     with torch.no_grad():
-        expected = export.FeatureModel(cfg, model)(images)
+        expected = FeatureModel(cfg, model)(images)
     torch.testing.assert_close(run(images)[0], expected, rtol=0, atol=1e-5)
     assert metadata["input_size"] == [48, 16] and metadata["width"] == expected.shape[1]
     assert done.bytes == path.stat().st_size and done.parameters > 0
 
 
-@pytest.mark.parametrize("format", export.FORMATS)
+@pytest.mark.parametrize("format", FORMATS)
 def test_cameras_attention_and_flip(format, tiny_clip, tmp_path):
     """Everything at once: a second input, a second output, and two passes inside."""
     cfg, model = built(plugin_config(
         tiny_clip, "MODEL.CLIP.SIE_CAMERA", True, "MODEL.CLIP.CAMERAS", ["a_1", "b_1"], "MODEL.BACKBONE.SIE_COE", 9.0,
         "MODEL.SAGA.DOMAIN_ANCHORS", "camera", "TEST.FLIP.ENABLED", True,
     ))  # fmt: skip
-    path = tmp_path / f"model{export.FORMATS[format]}"
+    path = tmp_path / f"model{FORMATS[format]}"
     export.export(cfg, model, path, format=format, attention=True)
     run, metadata = export.load_exported(path)
     assert metadata["cameras"] == ["a_1", "b_1"] and metadata["flip"] is True
@@ -176,7 +179,7 @@ def test_smaller_variants(variant, tiny_clip, tmp_path, tiny_root, monkeypatch):
     small = export.export(cfg, model, tmp_path / "small.onnx", variant=variant)
     stored = [onnx.numpy_helper.to_array(t) for t in onnx.load(small.path).graph.initializer]
     assert sum(a.nbytes for a in stored) < 0.6 * weights
-    assert 1e-6 < max(small.difference.values()) < export.TOLERANCE[variant]
+    assert 1e-6 < max(small.difference.values()) < TOLERANCE[variant]
     if variant == "int8":  # 7 bits, whatever CPU this test runs on: see the writer
         assert max(np.abs(a.astype(int)).max() for a in stored if a.dtype == np.int8 and a.ndim == 2) <= 64
     ranking = exported.compare_ranking(cfg, model, small, "SyntheticPedestrians")
@@ -199,13 +202,13 @@ def test_a_file_that_differs_is_not_kept(tiny_clip, tmp_path, monkeypatch):
     cfg, model = built(plugin_config(tiny_clip, "MODEL.HEADS.NAME", "PatchPoolHead"))
     path = tmp_path / "model.pt"
     path.write_text("an earlier one")
-    monkeypatch.setitem(export.TOLERANCE, "float32", -1.0)
+    monkeypatch.setitem(TOLERANCE, "float32", -1.0)
     with pytest.raises(RuntimeError, match="differs from PyTorch by .*; no file was kept"):
         export.export(cfg, model, path, format="torchscript")
     assert path.read_text() == "an earlier one" and list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("format", export.FORMATS)
+@pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("shape", [(1, 3, 64, 16), (1, 3, 48, 24), (2, 3, 16, 48), (1, 1, 48, 16), (3, 48, 16)])
 def test_a_file_refuses_images_of_another_size(format, shape, exports):
     """A convolutional network would compute something of them."""
@@ -236,9 +239,9 @@ def convolutional():
 def exports(convolutional, tmp_path_factory):
     """A convolutional network, which has no size of its own, in each format."""
     runs, folder = {}, tmp_path_factory.mktemp("exports")
-    for format, suffix in export.FORMATS.items():
+    for format, suffix in FORMATS.items():
         export.export(*convolutional, folder / f"model{suffix}", format=format)
-        runs[format] = export.load_exported(folder / f"model{suffix}")[0]
+        runs[format] = formats.open_file(folder / f"model{suffix}", format)[0]
     return runs
 
 
@@ -249,7 +252,7 @@ def test_a_size_by_option(convolutional, tiny_clip, tmp_path):
     run, metadata = export.load_exported(tmp_path / "model.pt")
     images = torch.rand(2, 3, 64, 32) * 255
     with torch.no_grad():
-        torch.testing.assert_close(run(images)[0], export.FeatureModel(other, model)(images), rtol=0, atol=1e-5)
+        torch.testing.assert_close(run(images)[0], FeatureModel(other, model)(images), rtol=0, atol=1e-5)
     assert metadata["input_size"] == [64, 32] and list(cfg.INPUT.SIZE_TEST) == [48, 16]
     cfg, model = built(plugin_config(tiny_clip))
     with pytest.raises(ValueError, match=r"size \[64, 32\]: backbone.*position.* made for \[48, 16\]. Train it with"):
@@ -258,9 +261,7 @@ def test_a_size_by_option(convolutional, tiny_clip, tmp_path):
 
 
 def test_a_wrong_shape_is_an_error(tiny_clip):
-    traced = export._Traced(
-        export.FeatureModel(*built(plugin_config(tiny_clip, "MODEL.HEADS.NAME", "PatchPoolHead"))), False
-    )
+    traced = Traced(FeatureModel(*built(plugin_config(tiny_clip, "MODEL.HEADS.NAME", "PatchPoolHead"))), False)
     done = export.Exported(None, "onnx", "float32", 0, 0, 0)
     with pytest.raises(RuntimeError, match="shapes"):
         export._check(traced, lambda images: [torch.zeros(len(images), 1)], done)
@@ -271,7 +272,7 @@ def test_errors(tiny_clip, tmp_path):
     with pytest.raises(ValueError, match="no anchors' attention"):
         export.export(cfg, model, tmp_path / "model.onnx", attention=True)
     with pytest.raises(ValueError, match="no format has the suffix '.bin'"):
-        export.format_of("model.bin")
+        formats.format_of("model.bin")
     assert not list(tmp_path.iterdir())
 
 

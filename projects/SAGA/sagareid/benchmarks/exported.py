@@ -13,9 +13,10 @@ from tqdm import tqdm
 
 from .. import compat
 from ..data import loaders
-from ..deploy.export import Exported, Traced, load_exported
+from ..deploy.export import Exported, load_exported
 from ..deploy.feature_model import FeatureModel
 from ..deploy.options import TOLERANCE
+from ..deploy.traced import Traced
 from ..evaluation import SAGAEvaluator
 from .measure import in_turn
 
@@ -31,7 +32,7 @@ def compare_latency(
     rounds: int = 5,
 ) -> dict[int, dict[str, Any]]:
     """Time PyTorch ("plain") and the file ("ours") in turn on the CPU: batch size -> what `measure.in_turn` returns."""
-    traced = Traced(FeatureModel(cfg, model, feature), attention).eval()
+    traced = Traced(FeatureModel(cfg, model, feature), attention, camera=exported.camera).eval()
     from_file = load_exported(exported.path, exported.format)[0]
     times = {}
     for batch in batch_sizes:
@@ -55,7 +56,7 @@ def compare_ranking(
     Returns:
         {"pytorch", variant} -> the evaluator's metrics in percent.
     """
-    module = FeatureModel(cfg, model, feature)
+    traced = Traced(FeatureModel(cfg, model, feature), camera=exported.camera).eval()
     from_file = load_exported(exported.path, exported.format)[0]
     plain = cfg.clone()
     plain.defrost()
@@ -64,12 +65,12 @@ def compare_ranking(
         plain.TEST[name].ENABLED = False
     plain.freeze()
     loader, num_query = loaders.build_test_loader(plain, dataset)
-    layout = {"feature": module.width}
+    layout = {"feature": traced.module.width}
     evaluators = {name: SAGAEvaluator(plain, num_query, layout=layout) for name in ("pytorch", exported.variant)}
     with torch.inference_mode(), compat.quiet_host():
         for batch in tqdm(loader, desc=f"{dataset}, both models", unit="batch", disable=None):
-            inputs = (batch["images"], batch["cameras"])[: 1 + module.reads_cameras]
-            evaluators["pytorch"].process(batch, module(*inputs))
+            inputs = (batch["images"], batch["cameras"])[: 1 + traced.takes_cameras]
+            evaluators["pytorch"].process(batch, traced(*inputs))
             evaluators[exported.variant].process(batch, from_file(*inputs)[0])
     return {name: dict(evaluator.evaluate()) for name, evaluator in evaluators.items()}
 

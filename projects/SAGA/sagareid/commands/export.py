@@ -3,6 +3,7 @@
 python tools/export.py logs/SAGA/quickstart/anchors -o model.onnx
 python tools/export.py logs/SAGA/quickstart/anchors -o model-int8.onnx --variant int8 --evaluate SyntheticPedestrians
 python tools/export.py logs/SAGA/quickstart/anchors -o model.pt2 --attention
+python tools/export.py logs/SAGA/quickstart/anchors -o model.onnx --for boxmot
 """
 
 from __future__ import annotations
@@ -12,14 +13,21 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..cli import add_import_argument, errors_in_one_line, import_modules, tool_parser
-from ..deploy.options import FORMATS, TOLERANCE
-from ..files import check_output, file_hash
+from ..deploy.options import FORMATS, TARGETS, TOLERANCE
+from ..files import file_hash
 
 
 def argument_parser() -> argparse.ArgumentParser:
     parser = tool_parser(__doc__)
     parser.add_argument("run", type=Path, help="folder of a run, or a .pth checkpoint")
     parser.add_argument("-o", "--output", type=Path, required=True, help="file to write")
+    parser.add_argument(
+        "--for",
+        dest="target",
+        default="generic",
+        metavar="TARGET",
+        help=f"the consumer: {', '.join(TARGETS)}, or your own by --import (default: %(default)s)",
+    )
     parser.add_argument("--format", choices=tuple(FORMATS), help="default: by the suffix (.onnx, .pt, .pt2)")
     parser.add_argument("--variant", choices=tuple(TOLERANCE), default="float32", help="default: %(default)s")
     parser.add_argument("--feature", default="auto", help="row of the evaluation (default: the run's result)")
@@ -27,6 +35,8 @@ def argument_parser() -> argparse.ArgumentParser:
         "--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="of the images it takes (default: the run's)"
     )
     parser.add_argument("--attention", action="store_true", help="a second output: the anchors' attention")
+    parser.add_argument("--camera", help="the training camera that all images come from (default: unknown, or an input)")
+    parser.add_argument("--batch", type=int, help="the one batch size that the file takes (default: any)")
     parser.add_argument("--evaluate", metavar="DATASET", help="rank this test set with PyTorch and with the file")
     parser.add_argument(
         "--batch-sizes", type=int, nargs="*", default=[1, 8, 32], help="of the latency table; none: no table"
@@ -43,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         from ..deploy.load import checkpoint_file, load_model
 
         import_modules(args.modules)
-        check_output(args.output)
+        export.check_request(args.output, args.target, args.format, args.variant, args.attention, args.batch)
         cfg, model = load_model(args.run, device="cpu")
         if args.size:
             cfg = export.at_size(cfg, model, args.size)
@@ -51,15 +61,20 @@ def main(argv: Sequence[str] | None = None) -> None:
             cfg,
             model,
             args.output,
-            format=args.format or export.format_of(args.output),
+            target=args.target,
+            format=args.format,
             variant=args.variant,
             feature=args.feature,
             attention=args.attention,
+            camera=args.camera,
+            batch=args.batch,
             source={"checkpoint_sha256": file_hash(checkpoint_file(args.run))},
         )
         options = {"feature": args.feature, "attention": args.attention}
-        times = exported.compare_latency(cfg, model, done, batch_sizes=args.batch_sizes, **options)
+        sizes = [args.batch] if args.batch and args.batch_sizes else args.batch_sizes
+        times = exported.compare_latency(cfg, model, done, batch_sizes=sizes, **options)
         ranking = (
             exported.compare_ranking(cfg, model, done, args.evaluate, feature=args.feature) if args.evaluate else None
         )
-        print(exported.report(done, times, ranking), f"\n\n{done.path}")
+        print(exported.report(done, times, ranking), *done.side_files, done.path, sep="\n\n")
+        print(f"\nUse it:\n{done.usage}" if done.usage else "")

@@ -2,23 +2,18 @@
 
 B images, (H, W) input size, F feature width, K text anchors, (h, w) patch grid.
 
-Every file takes `images` (B, 3, H, W) float32 RGB in 0..255, any B, refuses another H or W, normalises inside, and gives
-`features` (B, F), rows of unit length of the run's result row, as `Extractor` does. Models that look at the camera also take `cameras` (B,) int64,
-places in the metadata's list of cameras, -1 for unknown. With attention there is a second output, `attention` (B, K, h, w).
-The anchors are constants; text tower, prompts and classifiers are gone.
+A file takes `images` (B, 3, H, W) float32 as its consumer feeds them (`targets`; by default RGB in 0..255), any B or
+one, refuses another H or W, normalises inside, and gives `features` (B, F) of unit length, the run's result, as `Extractor` does. Models that
+look at the camera also take `cameras` (B,) int64, places in the metadata's list of cameras, -1 for unknown, unless the
+camera is fixed. With attention there is a second output, `attention` (B, K, h, w). The anchors are constants; text
+tower, prompts and classifiers are gone.
 """
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import io
-import json
-import logging
 import re
-import warnings
-import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,16 +21,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..files import write_atomically
+from ..files import check_output, write_atomically, write_text
 from ..version import __version__
 from .feature_model import FeatureModel
+from .formats import Run, format_of, open_file, write_file
 from .options import FORMATS, TOLERANCE
+from .targets import Pixels, Target, get_target
+from .traced import Traced
 
-__all__ = ["Exported", "Traced", "at_size", "export", "format_of", "load_exported"]
+__all__ = ["Exported", "at_size", "check_request", "export", "load_exported"]
 
 CHECKED_BATCHES = (1, 2, 7)
-
-Run = Callable[..., list[Tensor]]  # (images, cameras where it takes them) -> [features, attention if it gives it]
 
 
 @dataclass
@@ -43,6 +39,9 @@ class Exported:
     """What was written and how far it is from PyTorch.
 
     Attributes:
+        side_files: written beside `path` for its consumer.
+        usage: how to use it there, in about three lines.
+        camera: as in `Traced`.
         difference: by batch size, the largest of any entry.
         cosine: the largest 1 - cosine of two features of one image.
         parameters: numbers kept in the file; source_parameters: in the model it came from.
@@ -54,44 +53,11 @@ class Exported:
     bytes: int
     parameters: int
     source_parameters: int
+    side_files: list[Path] = field(default_factory=list)
+    usage: str = ""
+    camera: int | None = None
     difference: dict[int, float] = field(default_factory=dict)
     cosine: float = 0.0
-
-
-def format_of(path: str | Path) -> str:
-    """The format that a file's suffix stands for.
-
-    Raises:
-        ValueError: for none.
-    """
-    suffix = Path(path).suffix
-    for name, its in FORMATS.items():
-        if its == suffix:
-            return name
-    raise ValueError(f"{path}: no format has the suffix {suffix!r}; use {', '.join(FORMATS.values())}, or --format")
-
-
-class Traced(nn.Module):
-    """A FeatureModel whose inputs and outputs are tensors alone."""
-
-    def __init__(self, module: FeatureModel, attention: bool):
-        super().__init__()
-        self.module, self.attention = module, attention
-
-    def forward(self, images: Tensor, cameras: Tensor | None = None):
-        return self.module(images, cameras, self.attention)
-
-    def example(self, batch: int, seed: int = 0) -> tuple[Tensor, ...]:
-        """Seeded images of blobs and noise, and cameras where the model looks at them (some unknown)."""
-        generator = torch.Generator().manual_seed(seed)
-        height, width = self.module.size
-        blobs = torch.rand(batch, 3, 4, 4, generator=generator) * 255
-        images = nn.functional.interpolate(blobs, size=(height, width), mode="bilinear", align_corners=False)
-        images = (images + 20 * torch.randn(images.shape, generator=generator)).clamp(0, 255)
-        if not self.module.reads_cameras:
-            return (images,)
-        cameras = len(self.module.cfg.MODEL.CLIP.CAMERAS)
-        return images, torch.randint(-1, cameras, (batch,), generator=generator)
 
 
 def export(
@@ -99,44 +65,53 @@ def export(
     model: nn.Module,
     path: str | Path,
     *,
-    format: str = "onnx",
+    target: str = "generic",
+    format: str | None = None,
     variant: str = "float32",
     feature: str = "auto",
     attention: bool = False,
+    camera: str | None = None,
+    batch: int | None = None,
     source: dict[str, Any] | None = None,
 ) -> Exported:
     """Write a model to `path`, after checking the very file against PyTorch at the batch sizes CHECKED_BATCHES.
 
     Args:
         cfg, model: as `load_model` gives them; the model is left as it is.
-        format: one of FORMATS. variant: "float32"; of ONNX also "float16" (inputs and outputs stay float32) and "int8"
-            (weights of the matrix products, their inputs quantised as they come).
+        target: the consumer, by name (`targets`).
+        format: one of FORMATS; None: by the suffix of `path`.
+        variant: "float32"; of ONNX also "float16" (inputs and outputs stay float32) and "int8" (weights of the matrix
+            products, their inputs quantised as they come).
         feature: a row of the evaluation; "auto": the run's result.
         attention: give the anchors' attention, too.
+        camera: the training camera that all images come from, by name; None: an input of the graph where the target
+            feeds one, otherwise unknown.
+        batch: the one batch size that the file takes; None: any.
         source: further metadata, such as the checkpoint's hash.
 
     Raises:
-        ValueError: a format or variant that there is not; attention of a model without anchors.
+        ValueError: a target, format, variant, camera or batch that there is not, or that do not go together; attention
+            of a model without anchors.
         RuntimeError: the file differs from PyTorch by more than TOLERANCE; it is not kept.
     """
-    if format not in FORMATS or variant not in TOLERANCE:
-        raise ValueError(
-            f"no format {format!r} or variant {variant!r}; expected {', '.join(FORMATS)}; {', '.join(TOLERANCE)}"
-        )
-    if variant != "float32" and format != "onnx":
-        raise ValueError(f"variant {variant} is made of ONNX only; use --format onnx or --variant float32")
-    path = Path(path)
+    consumer, path, format = check_request(path, target, format, variant, attention, batch)
     model = copy.deepcopy(model).cpu().requires_grad_(False)
-    traced = Traced(FeatureModel(cfg, model, feature), attention).eval()
-    metadata = _metadata(traced, variant) | (source or {})
-    parameters = sum(p.numel() for p in model.parameters())
-    done = Exported(path, format, variant, 0, 0, parameters)
+    module = FeatureModel(cfg, model, feature)
+    place = _camera(module, camera, consumer)
+    traced = Traced(module, attention, pixels=consumer.pixels, camera=place, batch=batch).eval()
+    metadata = _metadata(traced, consumer, variant, camera) | (source or {})
+    done = Exported(path, format, variant, 0, 0, sum(p.numel() for p in model.parameters()), camera=place)
+    done.usage, side_files = consumer.usage(path, metadata), consumer.side_files(path, metadata)
+    entries = consumer.metadata_entries(metadata) if format == "onnx" else metadata
 
     def write(temporary: str) -> None:
-        with _exporting():
-            done.parameters = _WRITERS[format](traced, temporary, metadata, variant)
-        _check(traced, load_exported(temporary, format)[0], done)
+        done.parameters = write_file(format, traced, temporary, entries, variant=variant, opset=consumer.opset)
+        _matches_metadata(temporary, *open_file(temporary, format)[1:])
+        _check(traced, consumer.open(temporary, format), done)
         done.bytes = Path(temporary).stat().st_size
+        for file, text in side_files.items():  # before the model, which is renamed last: it never lacks them
+            write_text(file, text)
+            done.side_files.append(file)
 
     write_atomically(path, write)
     return done
@@ -163,205 +138,109 @@ def at_size(cfg: Any, model: nn.Module, size: Sequence[int]) -> Any:
     return cfg
 
 
-def _metadata(traced: Traced, variant: str) -> dict[str, Any]:
+def check_request(
+    path: str | Path,
+    target: str = "generic",
+    format: str | None = None,
+    variant: str = "float32",
+    attention: bool = False,
+    batch: int | None = None,
+) -> tuple[Target, Path, str]:
+    """Look at what is asked of `export` before a model is loaded; returns the target, the file to write and its format.
+
+    Raises:
+        ValueError: as `export`. OSError: the file cannot be written.
+    """
+    consumer = get_target(target)
+    path, format = consumer.file(Path(path), format)
+    if format not in FORMATS or variant not in TOLERANCE:
+        raise ValueError(
+            f"no format {format!r} or variant {variant!r}; expected {', '.join(FORMATS)}; {', '.join(TOLERANCE)}"
+        )
+    if variant != "float32" and format != "onnx":
+        raise ValueError(f"variant {variant} is made of ONNX only; use --format onnx or --variant float32")
+    if variant not in consumer.variants:
+        raise ValueError(f"{consumer.name} takes {', '.join(consumer.variants)}, not {variant}; leave --variant out")
+    if attention and consumer.images_only:
+        raise ValueError(f"{consumer.name} reads one output, and attention would be a second; leave --attention out")
+    if batch is not None and batch < 1:
+        raise ValueError(f"a batch of {batch}; expected 1 or more, or none for any size")
+    return consumer, check_output(path), format
+
+
+def _camera(module: FeatureModel, name: str | None, target: Target) -> int | None:
+    """Place of the fixed camera; None where cameras are an input or do not matter."""
+    if name is None:
+        return -1 if target.images_only else None
+    cameras = list(module.cfg.MODEL.CLIP.CAMERAS) if module.reads_cameras else []
+    if name not in cameras:
+        known = f"it knows {', '.join(cameras)}" if cameras else "it does not look at cameras; leave --camera out"
+        raise ValueError(f"the model knows no camera {name!r}: {known}")
+    return cameras.index(name)
+
+
+def _metadata(traced: Traced, target: Target, variant: str, camera: str | None) -> dict[str, Any]:
     module = traced.module
+    batch = traced.batch or "B"
     return {
         "sagareid": __version__,
+        "target": target.name,
         "variant": variant,
-        "input": "images (B, 3, H, W) float32 RGB in 0..255; normalised inside by mean and std",
+        "input": f"images ({batch}, 3, H, W) float32 {traced.pixels.describe()}; normalised inside by mean and std",
         "input_size": list(module.size),
+        "pixels": traced.pixels.as_dict(),
+        "batch": traced.batch,
         "resize": module.cfg.INPUT.INTERPOLATION_TEST,
+        "resized_by_consumer": target.resize,
         "mean": list(module.cfg.MODEL.PIXEL_MEAN),
         "std": list(module.cfg.MODEL.PIXEL_STD),
         "feature": module.row,
         "width": module.width,
         "flip": bool(module.cfg.TEST.FLIP.ENABLED),
         "anchors": module.anchor_names,
-        "cameras": list(module.cfg.MODEL.CLIP.CAMERAS) if module.reads_cameras else [],
+        "cameras": list(module.cfg.MODEL.CLIP.CAMERAS) if traced.takes_cameras else [],
+        "camera": camera,
     }
 
 
-@contextlib.contextmanager
-def _exporting() -> Iterator[None]:
-    """No gradient, no fused attention kernel that only PyTorch has, and none of the exporters' own chatter."""
-    fused, disabled = torch.backends.mha.get_fastpath_enabled(), logging.root.manager.disable
-    torch.backends.mha.set_fastpath_enabled(False)
-    logging.disable(logging.WARNING)
-    try:
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
-        logging.disable(disabled)
-
-
-def _program(traced: Traced) -> torch.export.ExportedProgram:
-    """The program of a batch of any size."""
-    inputs = traced.example(3)
-    absent = (None,) * (2 - len(inputs))
-    shapes = tuple({0: torch.export.Dim("batch", min=1)} for _ in inputs) + absent
-    return torch.export.export(traced, inputs + absent, dynamic_shapes=shapes, strict=False)
-
-
-def _write_onnx(traced: Traced, path: str, metadata: dict[str, Any], variant: str) -> int:
-    import onnx
-    from onnxscript import optimizer
-
-    outputs = ["features", "attention"][: 1 + traced.attention]
-    names = ["images", "cameras"][: len(traced.example(1))]
-    program = torch.onnx.export(
-        _program(traced), input_names=names, output_names=outputs, optimize=False, verbose=False
-    )
-    # keys and values of the anchors are products of constants: folded, however large
-    optimizer.optimize(program.model, input_size_limit=2**31, output_size_limit=2**31)
-    proto = program.model_proto
-    _strip(proto)
-    for key, value in metadata.items():
-        proto.metadata_props.add(key=key, value=value if isinstance(value, str) else json.dumps(value))
-    if variant == "float16":
-        from onnxruntime.transformers.float16 import convert_float_to_float16
-
-        proto = convert_float_to_float16(proto, keep_io_types=True)
-    onnx.save(proto, path)
-    if variant == "int8":
-        from onnxruntime.quantization import QuantType, quantize_dynamic
-
-        # weights of 7 bits: with 8, sums of products saturate on CPUs without VNNI, and features turn by some percent there
-        quantize_dynamic(
-            path,
-            path,
-            weight_type=QuantType.QInt8,
-            per_channel=True,
-            reduce_range=True,
-            op_types_to_quantize=["MatMul", "Gemm"],
-        )
-        proto = onnx.load(path)
-    return sum(_size(tensor.dims) for tensor in proto.graph.initializer)
-
-
-def _strip(proto: Any) -> None:
-    """Take out what the exporter notes on every node (stack traces, with paths of this machine), and name the batch axis."""
-    graph = proto.graph
-    values = (*graph.input, *graph.output, *graph.value_info)
-    for item in (graph, *graph.node, *graph.initializer, *values):
-        del item.metadata_props[:]
-    batch = graph.input[0].type.tensor_type.shape.dim[0].dim_param
-    for dim in (dim for value in values for dim in value.type.tensor_type.shape.dim):
-        if dim.dim_param == batch:
-            dim.dim_param = "batch"
-
-
-class _Sized(nn.Module):
-    """A traced program that refuses images of another size: a trace keeps no check, and may compute something of them."""
-
-    def __init__(self, program: torch.jit.ScriptModule, height: int, width: int):
-        super().__init__()
-        self.program, self.height, self.width = program, height, width
-
-    def check(self, images: Tensor) -> Tensor:
-        if images.dim() != 4 or images.size(1) != 3 or images.size(2) != self.height or images.size(3) != self.width:
-            raise ValueError(f"images are {images.size()}; expected (B, 3, {self.height}, {self.width})")
-        return images
-
-    def forward(self, images: Tensor):
-        return self.program(self.check(images))
-
-
-class _SizedWithCameras(_Sized):
-    """The same of a model that looks at the camera."""
-
-    def forward(self, images: Tensor, cameras: Tensor):
-        return self.program(self.check(images), cameras)
-
-
-def _write_torchscript(traced: Traced, path: str, metadata: dict[str, Any], variant: str) -> int:
-    program = torch.jit.trace(traced, traced.example(3), check_trace=False)
-    cls = _SizedWithCameras if traced.module.reads_cameras else _Sized
-    script = torch.jit.freeze(torch.jit.script(cls(program, *traced.module.size)).eval())
-    content = io.BytesIO()  # where the disk is full, torch's own writer ends the process
-    torch.jit.save(script, content, _extra_files={"metadata.json": json.dumps(metadata)})
-    Path(path).write_bytes(content.getbuffer())
-    with zipfile.ZipFile(path) as archive:
-        return sum(i.file_size for i in archive.infolist() if re.search(r"/(constants|data)/\d+$", i.filename)) // 4
-
-
-def _write_torch_export(traced: Traced, path: str, metadata: dict[str, Any], variant: str) -> int:
-    program = _program(traced).run_decompositions({})
-    _drop_unused(program)
-    content = io.BytesIO()
-    torch.export.save(program, content, extra_files={"metadata.json": json.dumps(metadata)})
-    Path(path).write_bytes(content.getbuffer())
-    return sum(v.numel() for v in program.state_dict.values())
-
-
-def _drop_unused(program: torch.export.ExportedProgram) -> None:
-    """Take the weights out of a program that its graph does not read: classifiers, prompts, text features."""
-    signature, graph = program.graph_signature, program.graph_module.graph
-    names = signature.inputs_to_parameters | signature.inputs_to_buffers
-    unused = [n for n in graph.nodes if n.op == "placeholder" and not n.users and n.name in names]
-    for node in unused:
-        program.state_dict.pop(names[node.name], None)
-        graph.erase_node(node)
-    gone = {node.name for node in unused}
-    signature.input_specs = [spec for spec in signature.input_specs if spec.arg.name not in gone]
-    program.graph_module.recompile()
-    program.validate()
-
-
-_WRITERS = {"onnx": _write_onnx, "torchscript": _write_torchscript, "torch-export": _write_torch_export}
-
-
-def _size(dims: Sequence[int]) -> int:
-    count = 1
-    for dim in dims:
-        count *= dim
-    return count
-
-
 def load_exported(path: str | Path, format: str | None = None) -> tuple[Run, dict[str, Any]]:
-    """An exported file as a function from (images[, cameras]) to its outputs, and its metadata.
+    """An exported file as a function from (images RGB in 0..255[, cameras]) to its outputs, and its metadata.
+
+    Whatever consumer the file was made for, images are RGB in 0..255 here: they are turned into what it feeds.
 
     Args:
         format: None: by the suffix. ONNX runs in onnxruntime on the CPU with torch's number of threads.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it is none of ours, or is damaged; images that the file does not take.
     """
-    format = format or format_of(path)
-    if format == "onnx":
-        import onnxruntime
+    own, metadata, shape = open_file(path, format or format_of(path))
+    pixels = _matches_metadata(path, metadata, shape)
 
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 3
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        names = [i.name for i in session.get_inputs()]
+    def run(images: Tensor, *cameras: Tensor) -> list[Tensor]:
+        found = tuple(images.shape)
+        if images.ndim != 4 or found[1:] != tuple(shape[1:]) or shape[0] not in (None, found[0]):
+            raise ValueError(f"images are {found}; {path} takes ({shape[0] or 'B'}, {', '.join(map(str, shape[1:]))})")
+        return own(pixels.feed(images), *cameras)
 
-        def run(*inputs: Tensor) -> list[Tensor]:
-            return [torch.from_numpy(o) for o in session.run(None, {n: i.numpy() for n, i in zip(names, inputs)})]
-
-        return run, {k: _plain(v) for k, v in session.get_modelmeta().custom_metadata_map.items()}
-    extra = {"metadata.json": ""}
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="`torch.jit.load` is deprecated")
-        warnings.filterwarnings("ignore", message="The given buffer is not writable")
-        if format == "torchscript":
-            module = torch.jit.load(str(path), _extra_files=extra)
-        else:
-            with open(path, "rb") as file:
-                module = torch.export.load(file, extra_files=extra).module()
-
-    def run_module(*inputs: Tensor) -> list[Tensor]:
-        missing = (None,) if format == "torch-export" and len(inputs) == 1 else ()
-        with torch.no_grad():
-            out = module(*inputs, *missing)
-        return [out] if isinstance(out, Tensor) else list(out)
-
-    return run_module, json.loads(extra["metadata.json"])
+    return run, metadata
 
 
-def _plain(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return text
+def _matches_metadata(path: str | Path, metadata: dict[str, Any], shape: list[int | None]) -> Pixels:
+    """What a file says that it is fed.
+
+    Raises:
+        ValueError: it says nothing, or something else than its graph declares.
+    """
+    if "sagareid" not in metadata or "pixels" not in metadata:
+        raise ValueError(
+            f"{path} does not say what it is fed, so it was not written by this tools/export.py; export again"
+        )
+    declared = [metadata["batch"], 3, *metadata["input_size"]]
+    if shape != declared:
+        raise ValueError(f"{path} says that it takes images {declared}, and its graph takes {shape}; export it again")
+    return Pixels.read(metadata["pixels"])
 
 
 def _check(traced: Traced, run: Run, done: Exported) -> None:
@@ -370,7 +249,7 @@ def _check(traced: Traced, run: Run, done: Exported) -> None:
     Raises:
         RuntimeError: beyond TOLERANCE.
     """
-    for batch in CHECKED_BATCHES:
+    for batch in CHECKED_BATCHES if traced.batch is None else (traced.batch,):
         inputs = traced.example(batch, seed=batch)
         with torch.no_grad():
             expected = traced(*inputs)
@@ -384,6 +263,6 @@ def _check(traced: Traced, run: Run, done: Exported) -> None:
     worst = max(done.difference.values())
     if not worst <= TOLERANCE[done.variant]:  # not a number fails, too
         raise RuntimeError(
-            f"{done.format} {done.variant} differs from PyTorch by {worst:.2g} in an entry of a unit-length feature, more "
-            f"than {TOLERANCE[done.variant]:g}; no file was kept"
+            f"{done.format} {done.variant} differs from PyTorch by {worst:.2g} in an entry of a unit-length feature, "
+            f"more than {TOLERANCE[done.variant]:g}; no file was kept"
         )

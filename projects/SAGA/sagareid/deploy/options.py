@@ -7,10 +7,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["FORMATS", "KINDS", "MANIFEST", "TOLERANCE", "is_single_file"]
+__all__ = ["FORMATS", "KINDS", "MANIFEST", "SUFFIXES", "TARGETS", "TOLERANCE", "is_single_file"]
 
 # format: suffix of its files
 FORMATS = {"onnx": ".onnx", "torchscript": ".pt", "torch-export": ".pt2"}
+# suffix: format
+SUFFIXES = {suffix: format for format, suffix in FORMATS.items()} | {".torchscript": "torchscript"}
+# Consumers of an exported file, see `targets`.
+TARGETS = ("boxmot", "deepstream", "generic", "opencv", "openvino", "roboflow", "tensorrt", "ultralytics")
 # Largest difference from PyTorch of any entry of a unit-length feature (or an attention) that is let pass.
 TOLERANCE = {"float32": 1e-5, "float16": 1e-2, "int8": 5e-2}
 # Indexes, see `gallery`.

@@ -152,7 +152,7 @@ class CameraDomainAnchors(nn.Module):
         """
         Args:
             patches: (B, N, D).
-            camids: (B,) in 0..num_cameras-1; negative for unknown.
+            camids: (B,), or (1,) for all images, in 0..num_cameras-1; negative for unknown.
 
         Returns:
             (B, M, D).
@@ -162,7 +162,8 @@ class CameraDomainAnchors(nn.Module):
             camids = torch.full((patches.shape[0],), -1, device=patches.device)
         known = (camids >= 0)[:, None]
         embedding = torch.where(known, table[camids.clamp(min=0)], table.mean(0))
-        mean = torch.cat([patches.mean(1), embedding.to(patches.dtype)], dim=1)
+        mean = patches.mean(1)
+        mean = torch.cat([mean, embedding.to(mean.dtype).expand_as(mean)], dim=1)
         return self.generator(mean).unflatten(1, (-1, patches.shape[2]))
 
 
