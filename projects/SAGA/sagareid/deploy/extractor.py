@@ -22,8 +22,10 @@ from tqdm import tqdm
 from .. import compat
 from ..data.images import UnreadableImage, as_rgb, read_image, reason
 from ..data.transforms import build_transforms
+from ..evaluation.postprocess import l2
 from ..files import printable
 from ..hardware import compiler_problem
+from .boxes import crop_boxes
 from .feature_model import FeatureModel
 from .load import load_model
 
@@ -58,6 +60,8 @@ class Extractor:
         extractor = Extractor.from_checkpoint("logs/SAGA/quickstart/anchors")
         features = extractor(["a.jpg", "b.jpg"])            # (2, F) float32, unit length, on the CPU
         similarity = features @ features.T                  # cosine
+        similarity = extractor.compare(["a.jpg"], ["b.jpg", "c.jpg"])       # (1, 2)
+        features = extractor.embed(frame, boxes)            # (N, F) of the people in a frame of a video
 
     They equal the evaluator's: the same reader, the same transform, the same row (fusion, unless the run's TEST.FEATURE
     or `feature` says otherwise), TEST.FLIP honoured; what needs other images (NFC, expansion, re-ranking) is left out.
@@ -127,6 +131,11 @@ class Extractor:
     def size(self) -> tuple[int, int]:
         """(H, W) that images are resized to."""
         return self._module.size
+
+    @property
+    def resizing(self) -> str:
+        """How images are resized, by Pillow: "bilinear" or "bicubic"."""
+        return self._module.cfg.INPUT.INTERPOLATION_TEST
 
     @property
     def anchor_names(self) -> list[str]:
@@ -203,6 +212,70 @@ class Extractor:
             return features, self._forward(self._module, torch.zeros(1, 3, *self.size), torch.tensor([-1]), True)[1][:0]
         return features, torch.cat(maps)
 
+    def embed(
+        self,
+        frame: np.ndarray,
+        boxes: Any,
+        *,
+        format: str = "xyxy",
+        bgr: bool = True,
+        camera: str | None = None,
+        batch_size: int = 64,
+        empty: Literal["error", "zero"] = "error",
+    ) -> Tensor:
+        """Features of the people in a frame, in the order of their boxes.
+
+        Args:
+            frame: (H, W, 3) uint8, as OpenCV reads it: BGR, unless `bgr` is False.
+            boxes: (N, 4), or anything with corners in `.xyxy`, such as `supervision.Detections`. Crops are cut at the
+                border of the frame.
+            format: "xyxy", "xywh" (upper left corner and size) or "cxcywh".
+            camera: the training camera of the frame by name; None or another name: unknown.
+            empty: what a box without a pixel inside the frame gives: an error that names it, or a feature of zeros.
+
+        Returns:
+            (N, F) float32 on the CPU, of unit length (or zeros).
+
+        Raises:
+            TypeError, ValueError: no frame, no boxes, a box without a pixel; the message says which.
+        """
+        if empty not in ("error", "zero"):
+            raise ValueError(f"empty is {empty!r}; expected error or zero")
+        crops = crop_boxes(frame, boxes, format=format, bgr=bgr)
+        seen = [i for i, crop in enumerate(crops) if crop is not None]
+        if len(seen) < len(crops) and empty == "error":
+            missing = [i for i, crop in enumerate(crops) if crop is None]
+            raise ValueError(
+                f"boxes {', '.join(map(str, missing))} have no pixel inside the frame of {frame.shape[1]} x "
+                f'{frame.shape[0]}; drop those detections, or pass empty="zero" for features of zeros'
+            )
+        features = torch.zeros(len(crops), self.width)
+        if seen:
+            cameras = None if camera is None else [camera] * len(seen)
+            features[seen] = self([crops[i] for i in seen], batch_size=batch_size, cameras=cameras)
+        return features
+
+    def compare(self, a: Any, b: Any) -> Tensor:
+        """Similarity of every pair, the cosine of their features: (len(a), len(b)); 1 - similarity is the distance.
+
+        Args:
+            a, b: images as of a call, one image, or (n, F) features of this extractor.
+
+        Raises:
+            ValueError: features of another width.
+        """
+        x, y = (self._features_of(value) for value in (a, b))
+        return x @ y.T
+
+    def _features_of(self, value: Any) -> Tensor:
+        """(n, F), of images or of features."""
+        if isinstance(value, (Tensor, np.ndarray)) and value.ndim == 2:
+            features = torch.as_tensor(value, dtype=torch.float32).cpu()
+            if features.shape[1] != self.width:
+                raise ValueError(f"features are {tuple(features.shape)}; this extractor's are (n, {self.width})")
+            return l2(features)
+        return self([value] if _is_one_image(value) else value)
+
     def iterate(
         self,
         images: Sequence[ImageLike] | Tensor,
@@ -255,12 +328,15 @@ class Extractor:
         return features.float().cpu().clone(), None if maps is None else maps.cpu().clone()
 
 
+def _is_one_image(value: Any) -> bool:
+    return isinstance(value, (str, os.PathLike, Image.Image)) or (
+        isinstance(value, (np.ndarray, Tensor)) and value.ndim == 3
+    )
+
+
 def _checked(images: Any) -> Sequence[ImageLike]:
     """The images as a sequence of single ones."""
-    single = isinstance(images, (str, os.PathLike, Image.Image)) or (
-        isinstance(images, (np.ndarray, Tensor)) and images.ndim == 3
-    )
-    if single:
+    if _is_one_image(images):
         raise TypeError("one image where a list of them is expected: pass [image]")
     if isinstance(images, (np.ndarray, Tensor)) and images.ndim != 4:
         raise ValueError(f"a batch of shape {tuple(images.shape)}; expected a (n, 3, H, W) tensor or a list of images")

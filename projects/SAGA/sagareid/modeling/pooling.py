@@ -36,7 +36,7 @@ class LinearPool(nn.Module):
             (B, D) pooled feature and (B, N) weights.
         """
         weights = self.weights(scores)
-        return torch.einsum("bn,bnd->bd", weights, tokens), weights
+        return (weights[:, None] @ tokens)[:, 0], weights
 
 
 class AnchorPool(LinearPool):
@@ -68,4 +68,4 @@ def anchor_features(tokens: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         (B, K, D), not normalised, and (B, K), >= 0.
     """
-    return torch.einsum("bnk,bnd->bkd", scores, tokens), scores.sum(1)
+    return scores.transpose(1, 2) @ tokens, scores.sum(1)

@@ -81,7 +81,7 @@ class CLIPBackbone(nn.Module):
         return parameters + [p for m in (self.visual.ln_post, *behind) for p in m.parameters()]
 
     def _camera_shift(self, camids: Tensor | None) -> Tensor | None:
-        """(B, D), or (1, D), shift of the class token; the mean embedding for a camera that training never saw (negative id)."""
+        """(B, D) shift of the class token, (1, D) of one camera for all; the mean embedding for an unknown camera (< 0)."""
         if self.camera_embedding is None or camids is None:
             return None
         table = self.camera_embedding

@@ -105,12 +105,24 @@ def _absorbed(layer: nn.Module, anchors: Tensor) -> tuple[Tensor, Tensor, Tensor
     """
     attn, d, h = layer.attn, layer.attn.embed_dim, layer.attn.num_heads
     keys, values = _keys_values(layer, anchors)
-    # einsum takes the anchors of all images through a head at once; a broadcast product copies the head for each image
-    scorer = torch.einsum("...hjc,hcd->...hjd", keys, attn.in_proj_weight[:d].unflatten(0, (h, -1)))
-    offset = scorer @ layer.norm_q.bias + torch.einsum("...hjc,hc->...hj", keys, attn.in_proj_bias[:d].view(h, -1))
-    value = torch.einsum("...hjc,dhc->...hjd", values, attn.out_proj.weight.unflatten(1, (h, -1)))
+    scorer = _by_head(keys, attn.in_proj_weight[:d].unflatten(0, (h, -1)))
+    # columns, not vectors: OpenCV's product takes matrices alone
+    offset = scorer @ layer.norm_q.bias[:, None] + _by_head(keys, attn.in_proj_bias[:d].view(h, -1, 1))
+    value = _by_head(values, attn.out_proj.weight.unflatten(1, (h, -1)).permute(1, 2, 0))
     scorer = scorer * layer.norm_q.weight
-    return scorer.flatten(-3, -2), offset.flatten(-2).unsqueeze(-2), value.flatten(-3, -2)
+    return scorer.flatten(-3, -2), offset.flatten(-3).unsqueeze(-2), value.flatten(-3, -2)
+
+
+def _by_head(anchors: Tensor, heads: Tensor) -> Tensor:
+    """(..., H, J, C) anchors by each head's matrix (H, C, D): (..., H, J, D).
+
+    Those of all images go through a head at once: a broadcast product copies the head for each image, and einsum is an
+    operator that OpenCV runs for one batch size alone.
+    """
+    if anchors.dim() == 3:
+        return anchors @ heads
+    product = anchors.transpose(0, 1).flatten(1, 2) @ heads
+    return product.unflatten(1, (anchors.shape[0], -1)).transpose(0, 1)
 
 
 # ---- a stack of layers, and pooling behind it ---------------------------------------------------------------------------
@@ -162,7 +174,7 @@ def refine_and_pool(
         patches, attention = attend(last, patches, text, domain)
         weights = pool.weights(attention)
         hidden = F.gelu(last.ff[0](last.norm_ff(patches)))
-        patches, hidden = (torch.einsum("bn,bnd->bd", weights, x) for x in (patches, hidden))
+        patches, hidden = ((weights[:, None] @ x)[:, 0] for x in (patches, hidden))
         second = last.ff[3]
         feature = patches + F.linear(hidden, second.weight) + weights.sum(1, keepdim=True) * second.bias
         return feature, attention
