@@ -1,15 +1,17 @@
-# make env | test | quickstart | gpu | docs | clean.    PYTHON=/path/to/python3.12 picks the interpreter.
+# make env | test | interop | quickstart | gpu | docs | clean.    PYTHON=/path/to/python3.12 picks the interpreter.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help env test quickstart gpu docs clean
+.PHONY: help env test interop quickstart gpu docs clean
 
 VENV := .venv
+INTEROP := .venv-interop
 STAMP := $(VENV)/.installed
 PYTHON ?=
 
 help:
 	@echo "make env         .venv/ with everything (Python 3.11 or 3.12; about 5.5 GB)"
 	@echo "make test        the tests, on the CPU"
+	@echo "make interop     exported models in their consumers: trackers, OpenVINO, OpenCV (.venv-interop/, 0.5 GB)"
 	@echo "make quickstart  train and evaluate all stages on drawn pedestrians"
 	@echo "make gpu         check and measure everything on a GPU, ten minutes; results in build/gpu_check"
 	@echo "make docs        build/docs/index.html: guides, every key, every command, the API"
@@ -39,6 +41,20 @@ $(STAMP): requirements.txt requirements-test.txt setup.py pyproject.toml project
 
 test: env
 	$(VENV)/bin/python -m pytest tests
+
+# Consumers have an environment of their own, since some install packages by themselves. PyTorch and the rest of .venv are
+# borrowed by a path file, which reads them and writes nothing there.
+$(INTEROP)/.installed: requirements-interop.txt $(STAMP)
+	rm -rf $(INTEROP)
+	$(VENV)/bin/python -m venv $(INTEROP)
+	$(INTEROP)/bin/python -m pip install --disable-pip-version-check --no-deps -r requirements-interop.txt
+	folder=$$($(INTEROP)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'); \
+	$(VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > $$folder/borrowed.pth; \
+	echo "$(CURDIR)/projects/SAGA" >> $$folder/borrowed.pth
+	@touch $@
+
+interop: $(INTEROP)/.installed
+	PYTHONDONTWRITEBYTECODE=1 $(INTEROP)/bin/python -m pytest tests/interop -rs
 
 quickstart: env
 	$(VENV)/bin/python tools/train_net.py --config-file configs/SAGA/quickstart.yml --resume

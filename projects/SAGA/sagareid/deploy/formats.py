@@ -185,7 +185,7 @@ def _write_onnx(traced: Traced, path: str, entries: Mapping[str, Any], variant: 
 
 
 def _strip(proto: Any) -> None:
-    """Take out what the exporter notes on every node (stack traces, with paths of this machine); name the batch axis."""
+    """Take out the exporter's notes on every node (stack traces, with paths of this machine); name the batch axis."""
     graph = proto.graph
     values = (*graph.input, *graph.output, *graph.value_info)
     for item in (graph, *graph.node, *graph.initializer, *values):

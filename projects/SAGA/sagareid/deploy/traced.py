@@ -20,8 +20,8 @@ class Traced(nn.Module):
     Args:
         pixels: what the consumer feeds.
         attention: the anchors' attention is a second output.
-        camera: place of the one camera among the model's that all images come from, -1 for unknown. None: `cameras` is an
-            input, where the model looks at cameras.
+        camera: place of the one camera among the model's that all images come from, -1 for unknown. None: `cameras` is
+            an input, where the model looks at cameras.
         batch: the one batch size; None for any.
     """
 
@@ -53,7 +53,7 @@ class Traced(nn.Module):
         return self.module(self.pixels.undo(images), cameras, self.attention)
 
     def example(self, batch: int, seed: int = 0) -> tuple[Tensor, ...]:
-        """Seeded images of blobs and noise, fed as the consumer does; cameras where they are an input (some unknown)."""
+        """Seeded images of blobs and noise, as the consumer feeds them; cameras where they are an input."""
         generator = torch.Generator().manual_seed(seed)
         height, width = self.module.size
         blobs = torch.rand(batch, 3, 4, 4, generator=generator) * 255

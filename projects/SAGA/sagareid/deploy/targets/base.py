@@ -20,7 +20,7 @@ class Target:
         resize: how it resizes a crop to the input size, where that is known: written into the metadata.
         formats: suffix -> format of the files that it takes, the default first.
         variants: of `export.TOLERANCE`.
-        opset: of ONNX. From 20 on GELU is one operator; OpenCV 5.0 ends with a segmentation fault on these graphs in 18.
+        opset: of ONNX. From 20 on GELU is one operator; OpenCV 5.0 ends with a segmentation fault on opset 18 here.
         images_only: it feeds images and reads the first output: no `cameras` input, no attention.
         max_batch: crops that its configuration provides for at once, where it has to name a number.
     """
@@ -71,7 +71,7 @@ class Target:
         return ""
 
     def open(self, path: str, format: str) -> Run:
-        """The file as a function from what the consumer feeds to its outputs, by the consumer's runtime where we have it."""
+        """The file as a function from what is fed to its outputs, in the consumer's own runtime where possible."""
         return open_file(path, format)[0]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import ClassVar
 
 from .base import Target, register_target
 from .pixels import IMAGENET
@@ -13,14 +14,14 @@ from .pixels import IMAGENET
 class BoxMOT(Target):
     """BoxMOT resizes with OpenCV's bilinear, divides by 255 and normalises by ImageNet's mean and deviation.
 
-    It picks its backend by the suffix; `.pt` would be a checkpoint of one of its own architectures. The metadata beside the
-    model keeps it from guessing an architecture by the file's name. Releases that do not read it take mean and deviation
-    0.5 for a name with "clip" in it, so that such a name is refused.
+    It picks its backend by the suffix; `.pt` would be a checkpoint of one of its own architectures. The metadata beside
+    the model keeps it from guessing an architecture by the file's name. Releases that do not read it take mean and
+    deviation 0.5 for a name with "clip" in it, so that such a name is refused.
     """
 
     pixels = IMAGENET
     resize = "bilinear (OpenCV)"
-    formats = {".onnx": "onnx", ".torchscript": "torchscript"}
+    formats: ClassVar = {".onnx": "onnx", ".torchscript": "torchscript"}
 
     def _refusal(self, suffix):
         why = " (it reads .pt as a checkpoint of one of its own architectures)" if suffix == ".pt" else ""

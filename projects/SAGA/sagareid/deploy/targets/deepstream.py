@@ -32,13 +32,14 @@ class DeepStream(Target):
 
     def usage(self, path, metadata):
         return (
-            f"# put the block of {path.with_suffix('.reid.yml')} in place of ReID: in config_tracker_NvDCF_accuracy.yml\n"
+            f"# {path.with_suffix('.reid.yml')} takes the place of ReID: in config_tracker_NvDCF_accuracy.yml\n"
             "[tracker]\n"
             "ll-config-file=config_tracker_NvDCF_accuracy.yml"
         )
 
 
-# keepAspc 0: crops are stretched, as in training. The output is of unit length; normalising again mends rounding of FP16.
+# keepAspc 0: crops are stretched, as in training. The output is of unit length; normalising it again mends FP16's
+# rounding.
 _REID = """\
 ReID:
   reidType: 2

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import json
+from typing import ClassVar
 
 from .base import Target, register_target
-from .pixels import Pixels
 
 
 @register_target
 class Roboflow(Target):
     """`ReIDModel` takes any module and the preprocessing that reid_config.json describes.
 
-    Its `ToTensor` divides by 255; mean 0 and deviation 1/255 undo that, so the graph is fed 0..255, resized with Pillow as in
-    training. `ReIDModel.from_pretrained` builds the architectures that it knows alone, so the module is handed over.
+    Its `ToTensor` divides by 255; mean 0 and deviation 1/255 undo that, so the graph is fed 0..255, resized with Pillow
+    as in training. `ReIDModel.from_pretrained` builds only architectures that it knows, so the module is handed over.
     """
 
-    formats = {".torchscript": "torchscript"}
+    formats: ClassVar = {".torchscript": "torchscript"}
     variants = ("float32",)
     resize = "as in training (Pillow)"
 

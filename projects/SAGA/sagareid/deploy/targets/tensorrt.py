@@ -9,7 +9,7 @@ from .base import Target, register_target
 
 @register_target
 class TensorRT(Target):
-    """A float32 graph: TensorRT chooses its own precision. Not run by us; the graph keeps to operators that it documents."""
+    """A float32 graph of operators that TensorRT documents; it chooses its own precision. Not run by us."""
 
     variants = ("float32",)
     opset = 18  # TensorRT's parser documents the operators of its GELU, not GELU itself

@@ -13,8 +13,9 @@ from .pixels import Pixels
 class Ultralytics(Target):
     """Ultralytics divides by 255 and resizes bilinearly without antialiasing, in PyTorch.
 
-    ONNX alone: it crops to 224 x 224 for other formats. It sets every metadata entry as an attribute of its backend, so ours
-    are one entry; releases that read `stride` wherever there is metadata find that, too.
+    ONNX alone: it resizes to 224 x 224 for other formats. It widens each box by 2 % and 10 pixels first. It sets every
+    metadata entry as an attribute of its backend, so ours are one entry; releases that read `stride` wherever there is
+    metadata find that, too.
     """
 
     pixels = Pixels(scale=1 / 255)
