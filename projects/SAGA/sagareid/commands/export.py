@@ -35,7 +35,9 @@ def argument_parser() -> argparse.ArgumentParser:
         "--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="of the images it takes (default: the run's)"
     )
     parser.add_argument("--attention", action="store_true", help="a second output: the anchors' attention")
-    parser.add_argument("--camera", help="the training camera that all images come from (default: unknown, or an input)")
+    parser.add_argument(
+        "--camera", help="the training camera that all images come from (default: unknown, or an input)"
+    )
     parser.add_argument("--batch", type=int, help="the one batch size that the file takes (default: any)")
     parser.add_argument("--evaluate", metavar="DATASET", help="rank this test set with PyTorch and with the file")
     parser.add_argument(

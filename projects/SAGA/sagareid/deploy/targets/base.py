@@ -19,7 +19,7 @@ class Target:
         pixels: what the consumer feeds.
         resize: how it resizes a crop to the input size, where that is known: written into the metadata.
         formats: suffix -> format of the files that it takes, the default first.
-        variants: of `export.TOLERANCE`.
+        variants: of `options.TOLERANCE`.
         opset: of ONNX. From 20 on GELU is one operator; OpenCV 5.0 ends with a segmentation fault on opset 18 here.
         images_only: it feeds images and reads the first output: no `cameras` input, no attention.
         max_batch: crops that its configuration provides for at once, where it has to name a number.
