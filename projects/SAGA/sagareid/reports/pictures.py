@@ -131,9 +131,10 @@ def names_as_they_are(settings: Mapping[str, object] | None = None) -> Iterator[
     """Draw figures inside it: a name with dollar signs is no formula, and letters that the font lacks are boxes.
 
     Args:
-        settings: of matplotlib, beside.
+        settings: further settings of matplotlib.
     """
-    with matplotlib.rc_context({"text.parse_math": False, **(settings or {})}), warnings.catch_warnings():
+    merged: dict[Any, Any] = {"text.parse_math": False, **(settings or {})}
+    with matplotlib.rc_context(merged), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         yield
 

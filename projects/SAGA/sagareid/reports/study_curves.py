@@ -104,7 +104,7 @@ def colour_of(number: int) -> str:
     return _COLOURS[number % len(_COLOURS)]
 
 
-def _style_of(number: int) -> dict[str, str]:
+def _style_of(number: int) -> dict[str, Any]:
     return {"color": colour_of(number), "marker": _MARKERS[number % len(_MARKERS)]}
 
 
