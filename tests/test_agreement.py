@@ -17,25 +17,25 @@ from sagareid.modeling.build import build_model, hand_over
 from fastreid.config import CfgNode
 
 SIZE = [48, 24]
-TINY = [
-    "MODEL.META_ARCHITECTURE", "SAGABaseline", "MODEL.DEVICE", "cpu", "MODEL.BACKBONE.NAME", "build_clip_vit_backbone",
-    "MODEL.CLIP.NAME", "ViT-XS-8-pedestrians", "MODEL.BACKBONE.FEAT_DIM", 128, "MODEL.BACKBONE.STRIDE_SIZE", (8, 8),
-    "MODEL.CLIP.TOKEN_LAYERS", [3], "INPUT.SIZE_TRAIN", SIZE, "INPUT.SIZE_TEST", SIZE, "MODEL.HEADS.NUM_CLASSES", 3,
-    "MODEL.LOSSES.NAME", ("CrossEntropyLoss", "TripletLoss"),
-]  # fmt: skip
+TINY = """
+    MODEL.META_ARCHITECTURE SAGABaseline  MODEL.DEVICE cpu  MODEL.BACKBONE.NAME build_clip_vit_backbone
+    MODEL.CLIP.NAME ViT-XS-8-pedestrians  MODEL.BACKBONE.FEAT_DIM 128  MODEL.BACKBONE.STRIDE_SIZE (8,8)
+    MODEL.CLIP.TOKEN_LAYERS [3]  MODEL.HEADS.NUM_CLASSES 3  MODEL.LOSSES.NAME ('CrossEntropyLoss','TripletLoss')
+""".split()
+TINY += ["INPUT.SIZE_TRAIN", SIZE, "INPUT.SIZE_TEST", SIZE]
 HEADS = {
-    "SAGAHead": ["MODEL.HEADS.NAME", "SAGAHead", "MODEL.SAGA.DOMAIN_ANCHORS", "clip"],
-    "CLSHead": ["MODEL.HEADS.NAME", "CLSHead", "MODEL.HEADS.EMBEDDING_DIM", 16],
-    "resnet": [
-        "MODEL.META_ARCHITECTURE", "Baseline", "MODEL.BACKBONE.NAME", "build_resnet_backbone",
-        "MODEL.BACKBONE.DEPTH", "18x", "MODEL.BACKBONE.FEAT_DIM", 512, "MODEL.HEADS.NAME", "EmbeddingHead",
-    ],
-    "vit": [
-        "MODEL.META_ARCHITECTURE", "Baseline", "MODEL.BACKBONE.NAME", "build_vit_backbone",
-        "MODEL.BACKBONE.DEPTH", "small", "MODEL.BACKBONE.FEAT_DIM", 768, "MODEL.BACKBONE.STRIDE_SIZE", (16, 16),
-        "MODEL.HEADS.NAME", "EmbeddingHead", "MODEL.HEADS.POOL_LAYER", "Identity",
-    ],
-}  # fmt: skip
+    "SAGAHead": "MODEL.HEADS.NAME SAGAHead  MODEL.SAGA.DOMAIN_ANCHORS clip".split(),
+    "CLSHead": "MODEL.HEADS.NAME CLSHead  MODEL.HEADS.EMBEDDING_DIM 16".split(),
+    "resnet": """
+        MODEL.META_ARCHITECTURE Baseline  MODEL.BACKBONE.NAME build_resnet_backbone  MODEL.BACKBONE.DEPTH 18x
+        MODEL.BACKBONE.FEAT_DIM 512  MODEL.HEADS.NAME EmbeddingHead
+    """.split(),
+    "vit": """
+        MODEL.META_ARCHITECTURE Baseline  MODEL.BACKBONE.NAME build_vit_backbone  MODEL.BACKBONE.DEPTH small
+        MODEL.BACKBONE.FEAT_DIM 768  MODEL.BACKBONE.STRIDE_SIZE (16,16)  MODEL.HEADS.NAME EmbeddingHead
+        MODEL.HEADS.POOL_LAYER Identity
+    """.split(),
+}
 
 
 def config(*opts, head: str = "SAGAHead"):
@@ -143,8 +143,10 @@ def test_a_key_that_nobody_thought_of_counts():
         c.MODEL.SOMEONES = CfgNode({"KEY": value})
         c.SOLVER.NEW_THING = c.TEST.NEW_THING = value
     assert set(agreement.differing_keys(trained, cfg)) == {
-        "MODEL.SAGA.NEW_THING", "INPUT.NEW_THING", "MODEL.SOMEONES.KEY",
-    }  # fmt: skip
+        "MODEL.SAGA.NEW_THING",
+        "INPUT.NEW_THING",
+        "MODEL.SOMEONES.KEY",
+    }
 
 
 CHANGES = [

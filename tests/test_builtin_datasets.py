@@ -77,9 +77,11 @@ def test_fastreids_own_sets_are_found_under_names_that_people_give(tmp_path, nam
 @pytest.mark.parametrize("place", ["market1501", "market1501/Market-1501-v15.09.15", "Market-1501-v15.09.15", "."])
 def test_market_is_read_wherever_it_lies(cfg, tmp_path, place):
     make(
-        tmp_path / place, "bounding_box_train/0002_c1s1_000451_03.jpg", "query/0003_c1s1_000451_00.jpg",
+        tmp_path / place,
+        "bounding_box_train/0002_c1s1_000451_03.jpg",
+        "query/0003_c1s1_000451_00.jpg",
         "bounding_box_test/0003_c6s3_000451_03.jpg",
-    )  # fmt: skip
+    )
     data = build_dataset(cfg, "Market1501")
     assert ids(data.train) == [("market1501_2", "market1501_0")] and ids(data.query) == [(3, 0)]
     shutil.rmtree(tmp_path / place / "query")

@@ -151,9 +151,11 @@ def test_an_image_in_two_splits_and_one_that_is_gone(tool, tmp_path, monkeypatch
     monkeypatch.setenv("FASTREID_DATASETS", str(tmp_path))
     make(tmp_path / "MSMT17_V1", "train/0000/0000_000_01_x.jpg", "test/0000/0000_000_02_x.jpg")
     for file, line in (
-        ("train", "0000/0000_000_01_x.jpg 0"), ("val", "0000/0000_000_01_x.jpg 0"),
-        ("query", "0000/0000_000_02_x.jpg 0"), ("gallery", "0000/0000_000_02_x.jpg 0\n0000/0000_001_03_x.jpg 0"),
-    ):  # fmt: skip
+        ("train", "0000/0000_000_01_x.jpg 0"),
+        ("val", "0000/0000_000_01_x.jpg 0"),
+        ("query", "0000/0000_000_02_x.jpg 0"),
+        ("gallery", "0000/0000_000_02_x.jpg 0\n0000/0000_001_03_x.jpg 0"),
+    ):
         (tmp_path / "MSMT17_V1" / f"list_{file}.txt").write_text(line)
     code, out, _ = tool("check_dataset.py", "MSMT17", "--json")
     problems = {p["kind"]: p for p in json.loads(out)["problems"]}

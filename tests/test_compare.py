@@ -1,4 +1,4 @@
-"""tools/compare.py: every config and seed is run once, failures are reported and the others go on, figures are means."""
+"""tools/compare.py: every config trains with every seed, a failure stops no other run, the table holds means."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from torch import nn
 
 from sagareid.studies import compare, complexity
 
-TINY = [
-    "MODEL.WEIGHTS", "", "SOLVER.MAX_EPOCH", "1", "SOLVER.WARMUP_EPOCHS", "0",
-    "SOLVER.IMS_PER_BATCH", "16", "DATALOADER.NUM_WORKERS", "0", "CACHE.NUM_VIEWS", "1",
-]  # fmt: skip
+TINY = """
+    MODEL.WEIGHTS ''  SOLVER.MAX_EPOCH 1  SOLVER.WARMUP_EPOCHS 0  SOLVER.IMS_PER_BATCH 16  DATALOADER.NUM_WORKERS 0
+    CACHE.NUM_VIEWS 1
+""".split()
 
 
 @pytest.fixture
@@ -120,7 +120,7 @@ class _OfHead(nn.Module):
 
 
 def test_operations_and_parameters_are_those_counted_by_hand():
-    """B = 1 image, N = 18 patches, D = 128, a linear layer, one query of 8 heads, a scan of width 64 in two directions."""
+    """One image, 18 patches of width 128: a linear layer, a query with 8 heads, a scan of width 64 both ways."""
     from sagareid.structures import CLIPFeatures
 
     N, D = 18, 128

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import pytest
@@ -22,13 +23,12 @@ DATASETS, CLIPREID, BASELINES, STUDY = (
 )
 
 # the embedded CLIP's architecture with random weights, one tiny epoch a stage
-TINY = [
-    "MODEL.DEVICE", "cpu", "MODEL.CLIP.NAME", "ViT-XS-8-pedestrians", "MODEL.BACKBONE.PRETRAIN", False,
-    "MODEL.BACKBONE.FEAT_DIM", 128, "MODEL.BACKBONE.STRIDE_SIZE", "(8,8)", "INPUT.SIZE_TRAIN", "[48,24]",
-    "INPUT.SIZE_TEST", "[48,24]", "DATALOADER.NUM_WORKERS", 0, "SOLVER.MAX_EPOCH", 1, "SOLVER.WARMUP_EPOCHS", 0,
-    "SOLVER.IMS_PER_BATCH", 48, "CACHE.NUM_VIEWS", 1, "DATASETS.NAMES", "['SyntheticPedestrians']",
-    "DATASETS.TESTS", "['SyntheticPedestrians']",
-]  # fmt: skip
+TINY = """
+    MODEL.DEVICE cpu  MODEL.CLIP.NAME ViT-XS-8-pedestrians  MODEL.BACKBONE.PRETRAIN False
+    MODEL.BACKBONE.FEAT_DIM 128  MODEL.BACKBONE.STRIDE_SIZE (8,8)  INPUT.SIZE_TRAIN [48,24]  INPUT.SIZE_TEST [48,24]
+    DATALOADER.NUM_WORKERS 0  SOLVER.MAX_EPOCH 1  SOLVER.WARMUP_EPOCHS 0  SOLVER.IMS_PER_BATCH 48  CACHE.NUM_VIEWS 1
+    DATASETS.NAMES ['SyntheticPedestrians']  DATASETS.TESTS ['SyntheticPedestrians']
+""".split()
 
 
 @pytest.mark.parametrize("path", [*DATASETS, *ABLATIONS], ids=lambda p: p.stem)
@@ -36,7 +36,7 @@ def test_plans(path):
     runs = stages.plan(path)
     assert [r.name for r in runs][:4] == ["prompts", "backbone", "anchors_warmup", "anchors"]
     assert len({r.cfg.OUTPUT_DIR for r in runs}) == len(runs)
-    for before, run in zip(runs, runs[1:]):
+    for before, run in itertools.pairwise(runs):
         assert str(before.final) == run.cfg.MODEL.WEIGHTS
 
 
@@ -62,7 +62,7 @@ def test_an_ablation_differs_from_the_recipe_it_names():
 
 @pytest.mark.parametrize("path", [*DATASETS, *ABLATIONS, *CLIPREID, *STUDY], ids=lambda p: p.stem)
 def test_every_parameter_that_trains_gets_a_gradient_in_its_stage(path):
-    """DistributedDataParallel waits for each of them. Blocks come after the token layer here, as in the published recipe."""
+    """DistributedDataParallel waits for each of them. Blocks follow the token layer, as in the published recipe."""
     layers = "[1,2]" if path.stem == "two_path" else "[2]"
     opts = [*TINY, "MODEL.CLIP.TOKEN_LAYERS", layers, "MODEL.HEADS.NUM_CLASSES", 4, "MODEL.CLIP.CAMERAS", "['a','b']"]
     for run in stages.plan(path, opts):
@@ -92,7 +92,7 @@ def test_an_ablation_trains_resumes_and_evaluates(path, train_net, tmp_path):
     assert evaluated["metrics"] == pytest.approx(results[-1]["metrics"], abs=1e-3)
 
 
-# ---- CLIP-ReID --------------------------------------------------------------------------------------------------------
+# ---- CLIP-ReID ------------------------------------------------------------------------------------------------------
 
 
 def test_clip_reid_has_the_data_sets_of_saga():
@@ -118,15 +118,15 @@ def test_clip_reid_trains_all_its_losses(train_net, tmp_path):
     assert {"cls/mAP", "proj/mAP"} <= set(json.loads((tmp_path / "results.json").read_text())[-1]["metrics"])
 
 
-# ---- FastReID's own models --------------------------------------------------------------------------------------------
+# ---- FastReID's own models ------------------------------------------------------------------------------------------
 
 # no ImageNet weights, no GPU, small images (MGN needs three rows of features), one epoch of three steps
-ON_CPU = [
-    "MODEL.DEVICE", "cpu", "SOLVER.AMP.ENABLED", False, "MODEL.BACKBONE.PRETRAIN", False, "INPUT.SIZE_TRAIN", "[48,16]",
-    "INPUT.SIZE_TEST", "[48,16]", "DATALOADER.NUM_WORKERS", 0, "SOLVER.MAX_EPOCH", 1, "SOLVER.WARMUP_ITERS", 0,
-    "SOLVER.DELAY_EPOCHS", 0, "SOLVER.FREEZE_ITERS", 0, "SOLVER.IMS_PER_BATCH", 48,
-    "DATASETS.NAMES", "['SyntheticPedestrians']", "DATASETS.TESTS", "['SyntheticPedestrians']",
-]  # fmt: skip
+ON_CPU = """
+    MODEL.DEVICE cpu  SOLVER.AMP.ENABLED False  MODEL.BACKBONE.PRETRAIN False  INPUT.SIZE_TRAIN [48,16]
+    INPUT.SIZE_TEST [48,16]  DATALOADER.NUM_WORKERS 0  SOLVER.MAX_EPOCH 1  SOLVER.WARMUP_ITERS 0
+    SOLVER.DELAY_EPOCHS 0  SOLVER.FREEZE_ITERS 0  SOLVER.IMS_PER_BATCH 48  DATASETS.NAMES ['SyntheticPedestrians']
+    DATASETS.TESTS ['SyntheticPedestrians']
+""".split()
 
 
 def test_the_baselines_are_there():
@@ -151,10 +151,10 @@ def test_a_baseline_without_its_weights_says_which_file(train_net, tmp_path, cap
 def test_a_baseline_learns(train_net, tmp_path):
     """Not a matter of course: as installed, FastReID 1.4.0 changes no weight on PyTorch 2, without a word."""
     path = next(p for p in BASELINES if p.stem == "bagtricks_R50")
-    smaller = [
-        "MODEL.BACKBONE.DEPTH", "18x", "MODEL.BACKBONE.FEAT_DIM", 512, "INPUT.SIZE_TRAIN", "[48,24]", "INPUT.SIZE_TEST",
-        "[48,24]", "SOLVER.IMS_PER_BATCH", 16, "SOLVER.MAX_EPOCH", 4, "SOLVER.CHECKPOINT_PERIOD", 1,
-    ]  # fmt: skip
+    smaller = """
+        MODEL.BACKBONE.DEPTH 18x  MODEL.BACKBONE.FEAT_DIM 512  INPUT.SIZE_TRAIN [48,24]  INPUT.SIZE_TEST [48,24]
+        SOLVER.IMS_PER_BATCH 16  SOLVER.MAX_EPOCH 4  SOLVER.CHECKPOINT_PERIOD 1
+    """.split()
     run = ["--config-file", path, *ON_CPU, *smaller, "OUTPUT_DIR", tmp_path]
     assert train_net(*run) == 0
     lines = [json.loads(line) for line in (tmp_path / "metrics.json").read_text().splitlines()]
@@ -169,7 +169,7 @@ def test_a_baseline_learns(train_net, tmp_path):
     assert evaluated["metrics"] == pytest.approx(trained["metrics"], abs=1e-3)
 
 
-# ---- the study --------------------------------------------------------------------------------------------------------
+# ---- the study ------------------------------------------------------------------------------------------------------
 
 
 def test_the_heads_of_the_study_differ_in_their_head_alone():

@@ -142,9 +142,14 @@ class TestTable:
 class TestFolder:
     def test_splits(self, cfg, tmp_path):
         make(
-            tmp_path / "shop", "train/ann/1_c1.jpg", "train/bob/1_c2.png", "query/p2/1_c2.jpg", "gallery/p2/1_c1.jpg",
-            "gallery/p10/1_c1.jpg", "gallery/.trash/1_c1.jpg",
-        )  # fmt: skip
+            tmp_path / "shop",
+            "train/ann/1_c1.jpg",
+            "train/bob/1_c2.png",
+            "query/p2/1_c2.jpg",
+            "gallery/p2/1_c1.jpg",
+            "gallery/p10/1_c1.jpg",
+            "gallery/.trash/1_c1.jpg",
+        )
         (tmp_path / "shop/gallery/p2/._1_c1.jpg").touch()
         data = build(cfg, "FolderDataset", PATH="shop", CAMERA=r"_c(\d+)")
         assert ids(data.train) == [("shop_0000", "shop_0"), ("shop_0001", "shop_1")]
@@ -172,9 +177,16 @@ class TestFolder:
 
     def test_every_query_has_a_match_in_another_camera(self, cfg, tmp_path):
         make(
-            tmp_path / "shop", "one_image/1_c1.jpg", "one_camera/1_c1.jpg", "one_camera/2_c1.jpg",
-            "one_each/1_c1.jpg", "one_each/1_c2.jpg", "uneven/1_c1.jpg", "uneven/2_c1.jpg", "uneven/1_c2.jpg",
-        )  # fmt: skip
+            tmp_path / "shop",
+            "one_image/1_c1.jpg",
+            "one_camera/1_c1.jpg",
+            "one_camera/2_c1.jpg",
+            "one_each/1_c1.jpg",
+            "one_each/1_c2.jpg",
+            "uneven/1_c1.jpg",
+            "uneven/2_c1.jpg",
+            "uneven/1_c2.jpg",
+        )
         data = build(cfg, "FolderDataset", PATH="shop", CAMERA=r"_c(\d)", TRAIN_SHARE=0)
         queries = [path.split("/")[-2] for path, *_ in data.query]
         assert sorted(queries) == ["one_each", "uneven"] and len(data.gallery) == 6
@@ -352,12 +364,21 @@ def several(tiny_root, tmp_path):
 def test_several_of_ones_own_train_resume_and_evaluate(several, train_net, repo, capfd):
     """By KEY VALUE alone, stages and feature cache included; the run's config.yaml is enough to evaluate."""
     root, entries = several
+    keys = """
+        DATASETS.NAMES ['crops','folders']  DATASETS.TESTS ['folders','no_cameras','SyntheticPedestrians']
+        SOLVER.MAX_EPOCH 1  SOLVER.IMS_PER_BATCH 16  DATALOADER.NUM_WORKERS 0  CACHE.NUM_VIEWS 1
+    """.split()
     run = [
-        "--config-file", repo / "configs/SAGA/quickstart.yml", "--stage", "prompts,backbone",
-        "DATASETS.CUSTOM", str(entries), "DATASETS.NAMES", "['crops','folders']",
-        "DATASETS.TESTS", "['folders','no_cameras','SyntheticPedestrians']", "SOLVER.MAX_EPOCH", 1,
-        "SOLVER.IMS_PER_BATCH", 16, "DATALOADER.NUM_WORKERS", 0, "CACHE.NUM_VIEWS", 1, "OUTPUT_DIR", root / "out",
-    ]  # fmt: skip
+        "--config-file",
+        repo / "configs/SAGA/quickstart.yml",
+        "--stage",
+        "prompts,backbone",
+        "DATASETS.CUSTOM",
+        str(entries),
+        "OUTPUT_DIR",
+        root / "out",
+        *keys,
+    ]
     assert train_net(*run, root=root) == 0
     output = capfd.readouterr()
     assert "no_cameras: no cameras are known" in output.out + output.err

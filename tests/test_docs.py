@@ -96,9 +96,15 @@ def test_a_key_that_does_not_exist_is_a_warning(generators, tmp_path):
     (tmp_path / "reference" / "configuration.md").write_text("# Keys\n\n```{config-keys} ours\n```\n")
     warnings = StringIO()
     app = Sphinx(
-        tmp_path, None, tmp_path / "out", tmp_path / "trees", "html", {"extensions": ["myst_parser", "generators"]},
-        status=None, warning=warnings,
-    )  # fmt: skip
+        tmp_path,
+        None,
+        tmp_path / "out",
+        tmp_path / "trees",
+        "html",
+        {"extensions": ["myst_parser", "generators"]},
+        status=None,
+        warning=warnings,
+    )
     app.build()
     assert re.findall(r"no configuration key ([A-Z._]+)", warnings.getvalue()) == ["MODEL.SAGA.NUM_ANKERS"]
     assert 'href="reference/configuration.html#model-saga-num-anchors"' in (tmp_path / "out/index.html").read_text()
@@ -128,7 +134,7 @@ def test_docstrings_are_plain_text_with_code(generators):
     ]
 
 
-# ---- commands that the pages give ---------------------------------------------------------------------------------------
+# ---- commands that the pages give -----------------------------------------------------------------------------------
 
 
 def _pages(repo):
@@ -173,11 +179,11 @@ def test_commands_name_tools_options_configs_and_keys_that_exist(repo, generator
     assert seen > 5 and not wrong
 
 
-SMALL = [
-    "MODEL.BACKBONE.PRETRAIN", False, "SOLVER.MAX_EPOCH", 1, "SOLVER.WARMUP_EPOCHS", 0,
-    "SOLVER.IMS_PER_BATCH", 24, "DATALOADER.NUM_WORKERS", 0, "INPUT.SIZE_TRAIN", "[48,24]", "INPUT.SIZE_TEST", "[48,24]",
-    "CACHE.NUM_VIEWS", 1, "TEST.EVAL_PERIOD", 1,
-]  # fmt: skip
+SMALL = """
+    MODEL.BACKBONE.PRETRAIN False  SOLVER.MAX_EPOCH 1  SOLVER.WARMUP_EPOCHS 0  SOLVER.IMS_PER_BATCH 24
+    DATALOADER.NUM_WORKERS 0  INPUT.SIZE_TRAIN [48,24]  INPUT.SIZE_TEST [48,24]  CACHE.NUM_VIEWS 1
+    TEST.EVAL_PERIOD 1
+""".split()
 
 
 @pytest.fixture
@@ -255,7 +261,7 @@ def test_the_guides_data_set_trains_and_evaluates_by_its_own_command(guide, trai
     assert train_net(*run, root=tmp_path) == 1
 
 
-# ---- troubleshooting: the quoted messages are in the source ---------------------------------------------------------------
+# ---- troubleshooting: the quoted messages are in the source ---------------------------------------------------------
 
 
 class _Messages(ast.NodeVisitor):
@@ -316,14 +322,35 @@ def test_every_quoted_message_is_in_the_source_word_for_word(quoted, repo):
         ([], "name a config"),
         (["--config-file", "configs/SAGA/quick.yml"], "no config file"),
         (["--config-file", "configs/SAGA/quickstart.yml", "SOLVER.MAX_EPOHC", "3"], "…: …. Nearest keys"),
-        (["--config-file", "configs/SAGA/quickstart.yml", "MODEL.HEADS.NAME", "SAGAHaed", "STAGES", "[]"], "… is …; valid"),
+        (
+            ["--config-file", "configs/SAGA/quickstart.yml", "MODEL.HEADS.NAME", "SAGAHaed", "STAGES", "[]"],
+            "… is …; valid",
+        ),
         (["--config-file", "configs/SAGA/quickstart.yml", "--stage", "anchor"], "no stage"),
         (["--config-file", "configs/SAGA/occ_duke.yml", "MODEL.DEVICE", "cpu"], "…: no '…' folder"),
-        (["--config-file", "configs/SAGA/quickstart.yml", "MODEL.BACKBONE.PRETRAIN_PATH", "/no.pt"], "MODEL.BACKBONE.PRETRAIN_PATH …"),
-        (["--config-file", "configs/SAGA/quickstart.yml", "--stage", "anchors", "SOLVER.IMS_PER_BATCH", "24"], "no checkpoint at"),
-        (["--config-file", "configs/SAGA/quickstart.yml", "SOLVER.IMS_PER_BATCH", "1000", "STAGES", "[]", "DATALOADER.SAMPLER_TRAIN", "NaiveIdentitySampler"], "…: a batch of"),
+        (
+            ["--config-file", "configs/SAGA/quickstart.yml", "MODEL.BACKBONE.PRETRAIN_PATH", "/no.pt"],
+            "MODEL.BACKBONE.PRETRAIN_PATH …",
+        ),
+        (
+            ["--config-file", "configs/SAGA/quickstart.yml", "--stage", "anchors", "SOLVER.IMS_PER_BATCH", "24"],
+            "no checkpoint at",
+        ),
+        (
+            [
+                "--config-file",
+                "configs/SAGA/quickstart.yml",
+                "SOLVER.IMS_PER_BATCH",
+                "1000",
+                "STAGES",
+                "[]",
+                "DATALOADER.SAMPLER_TRAIN",
+                "NaiveIdentitySampler",
+            ],
+            "…: a batch of",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_user_who_errs_meets_the_quoted_message(argv, begins, quoted, train_net, repo, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(repo)
     output = ["OUTPUT_DIR", tmp_path / "out"] if argv else []

@@ -1,4 +1,4 @@
-"""From a folder of images to ranked lists: shards that are whole or absent, shared by processes; indices that say what they miss."""
+"""From a folder of images to ranked lists: whole shards, shared by processes; indexes whose recall is known."""
 
 from __future__ import annotations
 
@@ -310,8 +310,10 @@ def test_adding(tmp_path):
     gallery.add(tmp_path / "index", more)
     index = gallery.Index.load(tmp_path / "index")
     assert index.about.count == 650 and sorted(p.name for p in (tmp_path / "index").iterdir()) == [
-        "index.json", "paths-2.parquet", "vectors-2.faiss",
-    ]  # fmt: skip
+        "index.json",
+        "paths-2.parquet",
+        "vectors-2.faiss",
+    ]
     assert index.matches(["q"], y[3:4], 1)[0][0].path == "/others/m3.jpg"
     assert index.matches(["q"], x[3:4], 1)[0][0].path == "g3.jpg"
     with pytest.raises(ValueError, match="50 images are in the index already, such as /others/m0.jpg"):
@@ -319,7 +321,7 @@ def test_adding(tmp_path):
 
 
 def test_an_interrupted_save_leaves_the_index_before(tmp_path, monkeypatch):
-    first, x = stored(tmp_path / "f.parquet")
+    first, _ = stored(tmp_path / "f.parquet")
     more, _ = stored(tmp_path / "g.parquet", n=50, seed=1, names="m{}.jpg")
     gallery.build(first, tmp_path / "index")
 

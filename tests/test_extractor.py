@@ -245,13 +245,22 @@ def test_errors_of_opening(tiny_run, tmp_path):
 
 
 def test_a_head_of_fastreid_extracts_too(train_net, tiny_root, tmp_path, photos, repo):
+    keys = """
+        STAGES []  MODEL.HEADS.NAME EmbeddingHead  MODEL.HEADS.POOL_LAYER GlobalAvgPool  MODEL.BACKBONE.OUTPUT map
+        MODEL.META_ARCHITECTURE Baseline  MODEL.BACKBONE.PRETRAIN False  SOLVER.MAX_EPOCH 1  SOLVER.IMS_PER_BATCH 48
+        DATALOADER.NUM_WORKERS 0  MODEL.LOSSES.NAME ('CrossEntropyLoss','TripletLoss')
+    """.split()
     run = [
-        "--config-file", repo / "configs/SAGA/quickstart.yml", "STAGES", "[]", "OUTPUT_DIR", tmp_path, "MODEL.HEADS.NAME", "EmbeddingHead",
-        "MODEL.HEADS.POOL_LAYER", "GlobalAvgPool", "MODEL.BACKBONE.OUTPUT", "map", "MODEL.META_ARCHITECTURE", "Baseline",
-        "MODEL.BACKBONE.PRETRAIN", False, "SOLVER.MAX_EPOCH", 1, "SOLVER.IMS_PER_BATCH", 48, "DATALOADER.NUM_WORKERS", 0,
-        "INPUT.SIZE_TRAIN", list(SIZE), "INPUT.SIZE_TEST", list(SIZE),
-        "MODEL.LOSSES.NAME", "('CrossEntropyLoss','TripletLoss')",
-    ]  # fmt: skip
+        "--config-file",
+        repo / "configs/SAGA/quickstart.yml",
+        "OUTPUT_DIR",
+        tmp_path,
+        "INPUT.SIZE_TRAIN",
+        list(SIZE),
+        "INPUT.SIZE_TEST",
+        list(SIZE),
+        *keys,
+    ]
     assert train_net(*run) == 0
     host = Extractor.from_checkpoint(tmp_path, device="cpu")
     assert host.feature == "feature" and host(photos).shape == (6, 128) and host.anchor_names == []
@@ -263,7 +272,7 @@ def test_importing_the_package_does_not_import_it(repo):
     code = "import sys, sagareid; assert 'sagareid.deploy.extractor' not in sys.modules; from sagareid import Extractor"
     subprocess.run([sys.executable, "-c", code], check=True)
     with pytest.raises(AttributeError, match="no attribute 'Nobody'"):
-        sagareid.Nobody
+        _ = sagareid.Nobody
 
 
 def test_the_example_finds_a_person(tiny_run, tiny_root, photos, repo, tmp_path, monkeypatch, capsys):

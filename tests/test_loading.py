@@ -30,11 +30,12 @@ def cfg(repo, tiny_root, tmp_path, monkeypatch):
     monkeypatch.setenv("FASTREID_DATASETS", str(tiny_root))
     cfg = get_cfg()
     cfg.merge_from_file(str(repo / "configs/SAGA/quickstart.yml"))
-    cfg.merge_from_list([
-        "SOLVER.IMS_PER_BATCH", 16, "DATALOADER.NUM_WORKERS", 0, "OUTPUT_DIR", str(tmp_path), "SOLVER.AMP.ENABLED", False,
-        "MODEL.HEADS.NUM_CLASSES", 12, "MODEL.BACKBONE.PRETRAIN", False, "MODEL.TRAINABLE", ["heads.*"],
-        "CACHE.ENABLED", True, "CACHE.NUM_VIEWS", 2, "CACHE.DTYPE", "float32",
-    ])  # fmt: skip
+    keys = """
+        SOLVER.IMS_PER_BATCH 16  DATALOADER.NUM_WORKERS 0  SOLVER.AMP.ENABLED False  MODEL.HEADS.NUM_CLASSES 12
+        MODEL.BACKBONE.PRETRAIN False  MODEL.TRAINABLE ['heads.*']  CACHE.ENABLED True  CACHE.NUM_VIEWS 2
+        CACHE.DTYPE float32
+    """.split()
+    cfg.merge_from_list(["OUTPUT_DIR", str(tmp_path), *keys])
     return cfg
 
 
@@ -177,7 +178,7 @@ class TestFeatureCache:
             assert batch[label].tolist() == [s[label] for s in samples]
 
     def test_views_differ(self, cfg):
-        cache, dataset, model = self.build(cfg)
+        cache, _, _ = self.build(cfg)
         assert cache.fields["cls"].shape[0] == 2 and not torch.equal(cache.fields["cls"][0], cache.fields["cls"][1])
 
     def test_is_found_again_and_never_stale(self, cfg, tmp_path, monkeypatch):

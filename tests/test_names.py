@@ -69,9 +69,15 @@ def test_pages_show_each_name_and_stay_whole(tmp_path):
 def record(model, level):
     numbers = {"mean": 50.0 - level, "low": 40.0, "high": 60.0, "difference": {"mean": 1.0, "low": 0.0, "high": 2.0}}
     return {
-        "model": model, "feature": "fusion", "condition": "mask" if level else "clean", "level": level, "row": "fusion",
-        "mAP": numbers, "Rank-1": numbers, "mINP": numbers,
-    }  # fmt: skip
+        "model": model,
+        "feature": "fusion",
+        "condition": "mask" if level else "clean",
+        "level": level,
+        "row": "fusion",
+        "mAP": numbers,
+        "Rank-1": numbers,
+        "mINP": numbers,
+    }
 
 
 def test_curves_of_a_study(tmp_path):
@@ -138,8 +144,10 @@ def test_readers_see_the_names_of_the_user():
     }
     said = names.Names(data := custom.OwnDataset("shop", photos))
     assert [said.both(*item[1:]) for item in data.train + data.query + data.gallery] == [
-        "person ann, camera door", "person 0002, camera cam1", "person 0010, camera cam10",
-    ]  # fmt: skip
+        "person ann, camera door",
+        "person 0002, camera cam1",
+        "person 0010, camera cam10",
+    ]
     plain = {"query": [custom.Photo("b", "0002", None)]}
     assert names.Names(custom.OwnDataset("shop", plain)).both(0, 0) == "person 0002, camera not known"
     registered = names.Names(object.__new__(OccludedDuke))

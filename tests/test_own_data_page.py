@@ -14,12 +14,12 @@ import yaml
 from sagareid.config import custom_datasets, get_cfg
 
 # what makes the published recipe small: the embedded CLIP, one epoch a stage
-SMALL = [
-    "MODEL.DEVICE", "cpu", "MODEL.CLIP.NAME", "ViT-XS-8-pedestrians", "MODEL.BACKBONE.PRETRAIN_PATH", "",
-    "MODEL.BACKBONE.FEAT_DIM", "128", "MODEL.BACKBONE.STRIDE_SIZE", "(8,8)", "MODEL.CLIP.TOKEN_LAYERS", "[4]",
-    "INPUT.SIZE_TRAIN", "[48,24]", "INPUT.SIZE_TEST", "[48,24]", "SOLVER.MAX_EPOCH", "1", "SOLVER.WARMUP_EPOCHS", "0",
-    "SOLVER.IMS_PER_BATCH", "16", "DATALOADER.NUM_WORKERS", "0", "CACHE.NUM_VIEWS", "1",
-]  # fmt: skip
+SMALL = """
+    MODEL.DEVICE cpu  MODEL.CLIP.NAME ViT-XS-8-pedestrians  MODEL.BACKBONE.PRETRAIN_PATH ''
+    MODEL.BACKBONE.FEAT_DIM 128  MODEL.BACKBONE.STRIDE_SIZE (8,8)  MODEL.CLIP.TOKEN_LAYERS [4]
+    INPUT.SIZE_TRAIN [48,24]  INPUT.SIZE_TEST [48,24]  SOLVER.MAX_EPOCH 1  SOLVER.WARMUP_EPOCHS 0
+    SOLVER.IMS_PER_BATCH 16  DATALOADER.NUM_WORKERS 0  CACHE.NUM_VIEWS 1
+""".split()
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def test_from_a_folder_of_crops_to_a_trained_head(page, repo, tiny_root, tmp_pat
     commands = [line for block in re.findall(r"```bash\n(.*?)```", page, re.S) for line in block.strip().splitlines()]
     assert len(commands) == 5
     for command in commands:
-        python, tool, *arguments = shlex.split(command)
+        _python, tool, *arguments = shlex.split(command)
         small = SMALL if "train_net" in tool else []
         monkeypatch.setattr(sys, "argv", [tool, *arguments, *small])
         try:

@@ -19,11 +19,19 @@ def test_the_head_of_ten_lines_trains_through_train_net(readme, repo, train_net,
     (tmp_path / "my_head.py").write_text(code)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
+    keys = """
+        STAGES []  MODEL.HEADS.NAME TopPatchHead  MODEL.BACKBONE.PRETRAIN False  SOLVER.MAX_EPOCH 1
+        SOLVER.IMS_PER_BATCH 48  DATALOADER.NUM_WORKERS 0  INPUT.SIZE_TRAIN [48,24]  INPUT.SIZE_TEST [48,24]
+    """.split()
     run = [
-        "--import", "my_head", "--config-file", repo / "configs/SAGA/quickstart.yml", "STAGES", "[]", "OUTPUT_DIR", tmp_path / "out",
-        "MODEL.HEADS.NAME", "TopPatchHead", "MODEL.BACKBONE.PRETRAIN", False, "SOLVER.MAX_EPOCH", 1,
-        "SOLVER.IMS_PER_BATCH", 48, "DATALOADER.NUM_WORKERS", 0, "INPUT.SIZE_TRAIN", "[48,24]", "INPUT.SIZE_TEST", "[48,24]",
-    ]  # fmt: skip
+        "--import",
+        "my_head",
+        "--config-file",
+        repo / "configs/SAGA/quickstart.yml",
+        "OUTPUT_DIR",
+        tmp_path / "out",
+        *keys,
+    ]
     assert train_net(*run) == 0
     [result] = json.loads((tmp_path / "out" / "results.json").read_text())
     assert 0 <= result["metrics"]["mAP"] <= 100

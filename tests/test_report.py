@@ -15,10 +15,10 @@ from test_pictures import Page
 
 from sagareid.reports import run_page, runs
 
-TINY = [
-    "SOLVER.MAX_EPOCH", 1, "SOLVER.WARMUP_EPOCHS", 0, "SOLVER.IMS_PER_BATCH", 48, "DATALOADER.NUM_WORKERS", 0,
-    "INPUT.SIZE_TRAIN", "[48,24]", "INPUT.SIZE_TEST", "[48,24]", "CACHE.NUM_VIEWS", 1,
-]  # fmt: skip
+TINY = """
+    SOLVER.MAX_EPOCH 1  SOLVER.WARMUP_EPOCHS 0  SOLVER.IMS_PER_BATCH 48  DATALOADER.NUM_WORKERS 0
+    INPUT.SIZE_TRAIN [48,24]  INPUT.SIZE_TEST [48,24]  CACHE.NUM_VIEWS 1
+""".split()
 
 
 def folder_of(path, metrics=(), weights="", **extra):
@@ -136,8 +136,10 @@ def test_without_the_test_set_the_page_says_so(run_tool, tiny_run, tmp_path):
 def test_stages_of_a_run_of_fastreids_own_head(run_tool, train_net, tmp_path, repo):
     """Stages, one of them interrupted before its end, and a head without anchors."""
     run = ["--config-file", repo / "configs/SAGA/quickstart.yml", "OUTPUT_DIR", tmp_path, *TINY]
-    head = ["MODEL.HEADS.NAME", "EmbeddingHead", "MODEL.BACKBONE.OUTPUT", "map", "MODEL.LOSSES.NAME", "('CrossEntropyLoss',)",
-            "MODEL.HEADS.POOL_LAYER", "GlobalAvgPool"]  # fmt: skip
+    head = """
+        MODEL.HEADS.NAME EmbeddingHead  MODEL.BACKBONE.OUTPUT map  MODEL.LOSSES.NAME ('CrossEntropyLoss',)
+        MODEL.HEADS.POOL_LAYER GlobalAvgPool
+    """.split()
     assert train_net(*run, "STAGES", "[]", *head) == 0
     assert run_tool("report.py", tmp_path)[0] == 0
     text = check(tmp_path / "report.html")
@@ -153,9 +155,18 @@ def test_stages_of_a_run_of_fastreids_own_head(run_tool, train_net, tmp_path, re
 def test_curves_of_an_occlusion_study_are_shown_where_there_is_one(tmp_path):
     figures = {"mean": 50.0, "low": 40.0, "high": 60.0, "spread": None}
     results = [
-        {"model": "A<", "condition": c, "level": v, "feature": "auto", "row": "cls", "Rank-1": figures, "mAP": figures, "mINP": figures}
+        {
+            "model": "A<",
+            "condition": c,
+            "level": v,
+            "feature": "auto",
+            "row": "cls",
+            "Rank-1": figures,
+            "mAP": figures,
+            "mINP": figures,
+        }
         for c, v in (("clean", 0.0), ("mask", 0.3))
-    ]  # fmt: skip
+    ]
     record = {"reference": "A<", "dataset": {"name": "Toy"}, "results": results}
     folder = folder_of(tmp_path / "run", study__json="")
     (folder / "study.json").write_text(json.dumps(record))
@@ -189,10 +200,18 @@ def test_a_browser_shows_the_page_in_light_and_dark(tiny_run, tmp_path, tiny_roo
     for scheme, number in (("dark", 0), ("light", 1)):
         shot = tmp_path / f"{scheme}.png"
         command = [
-            chromium, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--enable-logging=stderr",
-            f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1200,1600",
-            f"--blink-settings=preferredColorScheme={number}", f"--screenshot={shot}", page.as_uri(),
-        ]  # fmt: skip
+            chromium,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--hide-scrollbars",
+            "--enable-logging=stderr",
+            f"--user-data-dir={tmp_path / 'profile'}",
+            "--window-size=1200,1600",
+            f"--blink-settings=preferredColorScheme={number}",
+            f"--screenshot={shot}",
+            page.as_uri(),
+        ]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120)
         assert shot.is_file(), done.stderr[-2000:]
         assert "CONSOLE" not in done.stderr, done.stderr  # what the page's own policy or the parser objects to
