@@ -105,7 +105,9 @@ def test_fastreid_has_our_parts_whatever_is_imported_first(first):
 
 
 def test_names_of_the_package_are_there_when_asked_for():
-    done = run_python("import sagareid\nassert all(getattr(sagareid, n) is not None for n in sagareid.__all__)\nsagareid.nothing")
+    done = run_python(
+        "import sagareid\nassert all(getattr(sagareid, n) is not None for n in sagareid.__all__)\nsagareid.nothing"
+    )
     assert done.returncode == 1 and "module 'sagareid' has no attribute 'nothing'" in done.stderr
 
 

@@ -366,7 +366,7 @@ def test_what_is_no_gallery_is_named(tmp_path):
         gallery.Index.load(tmp_path / "index")
 
 
-def test_tool_search(tiny_run, crops, tmp_path, call_tool, capsys):
+def test_tool_search(tiny_run, crops, tmp_path, call_tool, capsys, caplog):
     """From crops to ranked lists by the real commands."""
     sha256 = file_hash(tiny_run / "model_final.pth")
     extract.extract_folder(
@@ -390,6 +390,13 @@ def test_tool_search(tiny_run, crops, tmp_path, call_tool, capsys):
     assert len((tmp_path / "m.csv").read_text().splitlines()) == 13
     assert run("query", tmp_path / "index", query) == 2  # no --run
     assert run("query", tmp_path / "index", query, "--run", tiny_run, "-o", tmp_path / "m.txt") == 1
+    (crops / "c.jpg").write_text("no image")
+    capsys.readouterr()
+    assert run("query", tmp_path / "index", query, crops / "c.jpg", "--run", tiny_run, "-k", 1) == 0
+    out, err = capsys.readouterr()
+    assert "a/04.png" in out and f"left out: cannot read {crops / 'c.jpg'}" in err + caplog.text
+    assert run("query", tmp_path / "index", crops / "c.jpg", "--run", tiny_run) == 1
+    assert "none of the 1 query image(s) can be read" in capsys.readouterr().err
     other = tmp_path / "other.pth"
     other.write_bytes((tiny_run / "model_final.pth").read_bytes() + b"\0")
     capsys.readouterr()

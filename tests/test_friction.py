@@ -94,7 +94,17 @@ def test_traceback_shows_where_an_error_was_raised(tool, commands, run_tool, tmp
     words = words_of(commands, tool, tmp_path / "made")
     for name in TOOLS:
         importlib.import_module(f"sagareid.commands.{Path(name).stem}")
-    folders = ("benchmarks", "data", "data.datasets", "deploy", "engine", "interchange", "reports", "studies", "synthetic")
+    folders = (
+        "benchmarks",
+        "data",
+        "data.datasets",
+        "deploy",
+        "engine",
+        "interchange",
+        "reports",
+        "studies",
+        "synthetic",
+    )
     for module in ("torch", *(f"sagareid.{folder}" for folder in folders)):
         monkeypatch.setitem(sys.modules, module, None)
     expected = 2 if tool == "check_dataset.py" else 1

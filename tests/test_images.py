@@ -337,6 +337,18 @@ def test_names_of_any_bytes_can_be_read_and_trained_on(odd_names, extractor, tmp
     assert sorted(p.name for p in (tmp_path / "s").iterdir()) == ["gallery.png", "query.png", "train.png"]
 
 
+def test_names_of_any_bytes_are_trained_on_from_the_cache(odd_names, tmp_path, train_net, repo):
+    """The key of the cache holds the names."""
+    entry = "{NAME: a, TYPE: FolderDataset, PATH: crops, TRAIN_SHARE: 1}"
+    run = [
+        "--config-file", repo / "configs/SAGA/quickstart.yml", "--stage", "prompts", "OUTPUT_DIR", tmp_path / "out",
+        "DATASETS.CUSTOM", f"[{entry}, {entry.replace('NAME: a', 'NAME: b').replace('1}', '0}')}]",
+        "DATASETS.NAMES", "[a]", "DATASETS.TESTS", "[b]", "DATASETS.VALIDATION", "[]", "SOLVER.MAX_EPOCH", 1, "SOLVER.IMS_PER_BATCH", 8,
+        "DATALOADER.NUM_WORKERS", 0, "CACHE.ENABLED", True, "CACHE.NUM_VIEWS", 1, "MODEL.DEVICE", "cpu",
+    ]  # fmt: skip
+    assert train_net(*run, root=tmp_path) == 0
+
+
 def test_one_bad_file_costs_its_own_feature_alone(odd_names, extractor, tmp_path):
     (odd_names / "ben" / "torn.jpg").write_bytes(b"torn")
     (odd_names / "ben" / "empty.webp").touch()

@@ -94,7 +94,8 @@ class Occluded:
 
 def generator(seed: int, condition: str, key: str) -> np.random.Generator:
     """Random numbers for one picture under one condition; equal on every machine and in every process."""
-    return np.random.Generator(np.random.PCG64([seed, zlib.crc32(condition.encode()), zlib.crc32(key.encode())]))
+    words = (zlib.crc32(text.encode(errors="surrogateescape")) for text in (condition, key))
+    return np.random.Generator(np.random.PCG64([seed, *words]))
 
 
 def _choose(rng: np.random.Generator, options: Sequence):

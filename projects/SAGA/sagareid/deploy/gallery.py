@@ -11,6 +11,7 @@ leaves the index as it was before. `faiss_kinds` describes the kinds.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from ..errors import first_line
-from ..files import write_atomically, write_json
+from ..files import printable, write_atomically, write_json
 from .faiss_kinds import choose_kind, empty_index, random_sample
 from .feature_set import FeatureSet
 from .matches import Match, table, write_matches
@@ -42,6 +43,8 @@ __all__ = [
     "table",
     "write_matches",
 ]
+
+logger = logging.getLogger(__name__)
 
 SAMPLE = 200  # queries that recall is measured on
 
@@ -285,8 +288,7 @@ def image_queries(
     """Names and features of query images (files, or folders of them), extracted by the gallery's model.
 
     Raises:
-        ValueError: the index is of another checkpoint.
-        UnreadableImage: a file that is no image.
+        ValueError: the index is of another checkpoint, or none of the files can be read; others are logged.
     """
     from .extract_folder import list_images, open_extractor  # here: searching by features needs no PyTorch
 
@@ -295,7 +297,13 @@ def image_queries(
         files += [str(Path(image, name)) for name in list_images(image)[0]] if Path(image).is_dir() else [str(image)]
     extractor, sha256 = open_extractor(checkpoint, device=device, dtype="auto", feature=index.about.feature or "auto")
     index.check(extractor.width, sha256, extractor.feature, str(checkpoint))
-    return files, extractor(files, progress=False).numpy()
+    batches = list(extractor.iterate(files))
+    for reason in (text for batch in batches for text in batch.unreadable.values()):
+        logger.warning("left out: %s", reason)
+    names = [files[place] for batch in batches for place in batch.indices]
+    if not names:
+        raise ValueError(f"none of the {len(files)} query image(s) can be read, such as {printable(files[0])}")
+    return names, np.concatenate([batch.features.numpy() for batch in batches])
 
 
 def feature_queries(index: Index, features: FeatureSet) -> tuple[list[str], np.ndarray]:

@@ -141,7 +141,7 @@ def _digest(model: nn.Module, dataset: ReIDDataset, settings: Mapping[str, Any])
         digest.update(buffer.detach().cpu().numpy().tobytes())
     for path, pid, camid in dataset.img_items:
         stat = Path(path).stat()
-        digest.update(f"{path}|{pid}|{camid}|{stat.st_size}|{stat.st_mtime_ns}".encode())
+        digest.update(f"{path}|{pid}|{camid}|{stat.st_size}|{stat.st_mtime_ns}".encode(errors="surrogateescape"))
     return digest.hexdigest()[:16]
 
 

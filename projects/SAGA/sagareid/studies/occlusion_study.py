@@ -88,7 +88,8 @@ class Study:
         """Digits of the test set: names, people, cameras and sizes of its pictures."""
         digest = hashlib.blake2b(digest_size=16)
         for path, pid, camid in self.images.items:
-            digest.update(f"{self.images.key(path)} {pid} {camid} {Path(path).stat().st_size}\n".encode())
+            line = f"{self.images.key(path)} {pid} {camid} {Path(path).stat().st_size}\n"
+            digest.update(line.encode(errors="surrogateescape"))
         return digest.hexdigest()
 
     def _path(self, model: Model, condition: str, level: float) -> Path:
