@@ -33,6 +33,7 @@ from .options import AUTO
 __all__ = [
     "Place",
     "ProcessFailed",
+    "is_first",
     "launch",
     "number_of_processes",
     "process_group",
@@ -92,6 +93,11 @@ def number_of_processes(args, environment: Mapping[str, str] = os.environ) -> in
             "several machines meet at machine 0: name it on each of them with --dist-url tcp://HOST:PORT, a free port"
         )
     return args.num_gpus * args.num_machines
+
+
+def is_first(args, environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether this process stands for the whole job: rank 0 of torchrun, or what starts the processes of machine 0."""
+    return int(environment["RANK"]) == 0 if _started_by_torchrun(environment) else args.machine_rank == 0
 
 
 def launch(work: Callable[..., None], arguments: tuple, args, *, device: str) -> None:

@@ -12,7 +12,8 @@ from ..config_files import find_config
 from ..data.datasets.build import DataSets
 from ..files import write_json
 from . import stages
-from .launch import launch, number_of_processes
+from .launch import is_first, launch, number_of_processes
+from .ownership import FolderLock, owned_folders
 
 __all__ = ["launch_runs"]
 
@@ -27,11 +28,13 @@ def launch_runs(args) -> None:
     processes = number_of_processes(args)
     if int(os.environ.get("LOCAL_RANK", 0)) == 0:  # torchrun ends the others
         stages.check_machine(runs, datasets, eval_only=args.eval_only, processes=processes)  # before any process starts
-    launch(_work, (runs, datasets, args), args, device=runs[0].cfg.MODEL.DEVICE)
+    folders = [run.folder for run in (runs[-1:] if args.eval_only else runs)] if is_first(args) else []
+    with owned_folders(folders, fresh=not (args.resume or args.eval_only)) as locks:
+        launch(_work, (runs, datasets, args, locks), args, device=runs[0].cfg.MODEL.DEVICE)
 
 
-def _work(runs: list[stages.Run], datasets: DataSets, args) -> None:
-    """What each process of the job does."""
+def _work(runs: list[stages.Run], datasets: DataSets, args, locks: list[FolderLock]) -> None:
+    """What each process of the job does. locks: held as long as one of them lives."""
     import_modules(args.modules)
     try:
         with compat.quiet_host():
@@ -47,7 +50,6 @@ def _run(runs: list[stages.Run], datasets: DataSets, args) -> None:
         results = stages.run_all(runs, args, datasets)
     if not comm.is_main_process():
         return
-    folder = runs[-1].folder.parent if runs[-1].name else runs[-1].folder
-    name = "evaluation.json" if args.eval_only else "results.json"
-    write_json(folder / name, results)
-    print(f"\n{stages.table(results)}\n\n{folder / name}")
+    file = runs[-1].whole_folder / ("evaluation.json" if args.eval_only else stages.RESULTS)
+    write_json(file, results if args.eval_only else stages.beside_earlier(results, file, runs[-1].siblings))
+    print(f"\n{stages.table(results)}\n\n{file}")

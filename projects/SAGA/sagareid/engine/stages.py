@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import json
 import logging
-import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -37,7 +36,8 @@ __all__ = ["Run", "check_machine", "differences", "evaluate", "plan", "read_conf
 
 logger = logging.getLogger(__name__)
 
-RESULT = "result.json"
+RESULT = "result.json"  # of a stage
+RESULTS = "results.json"  # of a configuration
 # What may differ between a run and its resumption: where and how it runs, not what it computes.
 _MACHINE_KEYS = (
     "OUTPUT_DIR",
@@ -57,15 +57,22 @@ class Run:
         name: empty for a config without stages.
         cfg: its whole config, frozen.
         asked_weights: MODEL.WEIGHTS as given on the command line; empty where it is not.
+        siblings: names of all stages of its configuration, in order.
     """
 
     name: str
     cfg: Any
     asked_weights: str = ""
+    siblings: tuple[str, ...] = ()
 
     @property
     def folder(self) -> Path:
         return Path(self.cfg.OUTPUT_DIR)
+
+    @property
+    def whole_folder(self) -> Path:
+        """OUTPUT_DIR of the whole configuration."""
+        return self.folder.parent if self.name else self.folder
 
     @property
     def final(self) -> Path:
@@ -163,7 +170,7 @@ def plan(config_file: str | Path, opts: Sequence[str] = (), stage: str | None = 
             cfg.MODEL.WEIGHTS = str(runs[-1].final)
         cfg.freeze()
         check_config(cfg)
-        runs.append(Run(entry["NAME"], cfg, asked))
+        runs.append(Run(entry["NAME"], cfg, asked, tuple(map(str, names))))
     return [r for r in runs if r.name in chosen]
 
 
@@ -201,16 +208,27 @@ def check_machine(
             pick_device(device)
         except ValueError as error:
             problems.append(str(error))
-    for run in runs:
-        try:
-            check_output(run.folder, folder=True)
-        except OSError as error:
-            problems.append(str(error))
-            break  # the other stages are beside it
+    problems += _unwritable(runs, eval_only)
     if not eval_only:
         problems += dict.fromkeys(problem for r in runs for problem in _indivisible(r.cfg, processes))
     if problems:
         raise ValueError("\n  ".join(["this machine cannot run it:", *problems]) if len(problems) > 1 else problems[0])
+
+
+def _unwritable(runs: Sequence[Run], eval_only: bool) -> list[str]:
+    """Why a folder or file that the runs write to, now or at their end, cannot be written; one for each place."""
+    outputs = {run.folder: True for run in runs} | {runs[0].whole_folder / RESULTS: False}
+    caches = {cache_folder(run.cfg) for run in runs if run.cfg.CACHE.ENABLED and not eval_only}
+    # a finished cache may be on a disk that is only read; which one a stage needs, its weights decide
+    outputs |= {folder: True for folder in caches if not any(folder.glob("*/done.bin"))}
+    found: dict[Path, str] = {}
+    for path, is_folder in outputs.items():
+        place = next(p for p in (path, *path.absolute().parents) if p.exists())
+        try:
+            check_output(path, folder=is_folder)
+        except OSError as error:
+            found.setdefault(place, str(error))
+    return list(found.values())
 
 
 def _indivisible(cfg, processes: int) -> list[str]:
@@ -264,22 +282,6 @@ def differences(run: Run) -> list[str]:
     return out
 
 
-def _set_aside(folder: Path) -> None:
-    """Move a folder with checkpoints out of the way of a fresh run: nothing trained is overwritten."""
-    if not any(folder.glob("*.pth")):
-        return
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    aside = folder.with_name(f"{folder.name}.before-{stamp}")
-    if (folder / "config.yaml").is_file() and any(p.is_dir() for p in folder.iterdir()):
-        aside.mkdir()  # a run without stages whose folder holds other runs: only its own files move
-        for file in folder.iterdir():
-            if file.is_file():
-                shutil.move(str(file), aside / file.name)
-    else:
-        folder.rename(aside)
-    print(f"{folder} held an earlier run; it is now {aside}. Use --resume to go on with a run instead.")
-
-
 def run_all(runs: Sequence[Run], args, datasets: DataSets | None = None) -> list[dict]:
     """Train the runs in order and return their results: {"stage", "metrics", "seconds", "checkpoint", "steps"}.
 
@@ -304,9 +306,6 @@ def run_all(runs: Sequence[Run], args, datasets: DataSets | None = None) -> list
                 )
         done = comm.all_gather(run.result() if args.resume else None)[0]  # one answer for all processes
         if done is None:
-            if not args.resume and comm.is_main_process():
-                _set_aside(run.folder)
-            comm.synchronize()
             done = _train(run, args, datasets)
         results.append(done)
     return results
@@ -347,6 +346,28 @@ def evaluate(run: Run, args, datasets: DataSets | None = None) -> dict:
     _setup(run, args)
     cfg, model = load_model(weights, run.cfg)
     return {"stage": run.name, "metrics": SAGATrainer.test(cfg, model, datasets), "checkpoint": str(weights)}
+
+
+def beside_earlier(results: Sequence[dict], file: Path, names: Sequence[str]) -> list[dict]:
+    """This command's results beside those of the configuration's other stages as they are in the file, in order.
+
+    Args:
+        names: of the configuration's stages.
+    """
+    rows = {row["stage"]: row for row in _earlier(file) if row["stage"] in names}
+    rows |= {result["stage"]: result for result in results}
+    return sorted(rows.values(), key=lambda row: names.index(row["stage"]) if row["stage"] in names else -1)
+
+
+def _earlier(file: Path) -> list[dict]:
+    if not file.is_file():
+        return []
+    try:
+        rows = json.loads(file.read_text())
+        return [row for row in rows if isinstance(row["stage"], str)]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        logger.warning("%s cannot be read (%s); its rows of other stages are dropped", file, error)
+        return []
 
 
 # ---- reporting --------------------------------------------------------------------------------------------------------
