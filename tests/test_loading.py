@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import re
 import signal
+import threading
 import time
 
 import numpy as np
@@ -205,6 +206,43 @@ class TestFeatureCache:
             folder = self.build(cfg, dataset, model)[0].folder
             assert folder not in seen, f"a change of {name} must give another cache"
             seen.add(folder)
+
+    def test_of_two_jobs_one_builds_and_the_other_waits(self, cfg, monkeypatch):
+        """The second job sees the lock, waits, and finds a whole cache."""
+        filled, builder = [], feature_cache._fill
+        began, may_end = threading.Event(), threading.Event()
+
+        def slow(*args):
+            filled.append(threading.get_ident())
+            began.set()
+            assert may_end.wait(60)
+            builder(*args)
+
+        monkeypatch.setattr(feature_cache, "_fill", slow)
+        monkeypatch.setattr(feature_cache.time, "sleep", lambda seconds: may_end.set())  # the second job waits
+        dataset = loaders.training_set(cfg, transforms.build_transforms(cfg, is_train=False))
+        model = SAGATrainer.build_model(cfg)
+        caches = []
+        jobs = [threading.Thread(target=lambda: caches.append(self.build(cfg, dataset, model)[0])) for _ in range(2)]
+        jobs[0].start()
+        assert began.wait(60)
+        jobs[1].start()
+        for job in jobs:
+            job.join()
+        assert len(filled) == 1 and len(caches) == 2 and caches[0].folder == caches[1].folder
+        assert torch.equal(caches[0].fields["cls"], caches[1].fields["cls"])
+        assert not list(caches[0].folder.glob("*.lock"))
+
+    def test_a_finished_one_is_only_read(self, cfg, monkeypatch):
+        cache, dataset, model = self.build(cfg)
+        before = {p.name: (p.stat().st_mtime_ns, p.stat().st_size) for p in cache.folder.iterdir()}
+        monkeypatch.setattr(feature_cache.os, "access", lambda path, mode: False)  # as on a disk that is only read
+        monkeypatch.setattr(feature_cache, "write_json", lambda *args: pytest.fail("a finished cache was written to"))
+        monkeypatch.setattr(feature_cache, "FolderLock", lambda folder: pytest.fail("a finished cache was locked"))
+        again = self.build(cfg, dataset, model)[0]
+        again.fields["cls"].zero_()
+        assert bool(cache.fields["cls"].any()), "what is read is mapped for reading alone"
+        assert before == {p.name: (p.stat().st_mtime_ns, p.stat().st_size) for p in cache.folder.iterdir()}
 
     def test_every_key_of_the_tower_and_the_transforms_counts(self, cfg):
         """Whatever key there is, of FastReID or ours, old or new; the exceptions are named and have no effect."""

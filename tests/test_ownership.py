@@ -1,4 +1,5 @@
-"""Two runs, one folder: the second is refused by name, a kill leaves nothing behind, finished things may be read-only."""
+"""Two runs, one folder: the second is refused by name, a kill leaves nothing behind, finished things may be
+read-only."""
 
 from __future__ import annotations
 
@@ -42,7 +43,8 @@ def wait_for(path: Path, process: subprocess.Popen) -> None:
         time.sleep(0.02)
 
 
-# ---- the lock -----------------------------------------------------------------------------------------------------------
+# ---- the lock
+# -----------------------------------------------------------------------------------------------------------
 
 
 def hold(lock, pipe) -> None:
@@ -124,11 +126,14 @@ def test_an_earlier_run_is_moved_while_it_is_owned(tmp_path):
     assert [p.name for p in (tmp_path / "plain").iterdir()] == ["sub"], "folders of other runs stay"
 
 
-# ---- runs ---------------------------------------------------------------------------------------------------------------
+# ---- runs
+# ---------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_second_run_is_refused_and_a_kill_frees_the_folder(processes, tiny_root, repo, tmp_path, train_net, capfd, monkeypatch):
+def test_a_second_run_is_refused_and_a_kill_frees_the_folder(
+    processes, tiny_root, repo, tmp_path, train_net, capfd, monkeypatch
+):
     monkeypatch.chdir(repo)
     run = [*CONFIG, "--num-gpus", processes, "--stage", "prompts"]
     opts = [*SMALL, "OUTPUT_DIR", tmp_path]

@@ -1,4 +1,5 @@
-"""Validation sets choose the state of a run, stop it, and survive interruption; the tests are evaluated once, at the end."""
+"""Validation sets choose the state of a run, stop it, and survive interruption; the tests are evaluated once, at the
+end."""
 
 from __future__ import annotations
 
@@ -79,7 +80,8 @@ def test_without_patience_every_epoch_is_trained(train_net, scripted, tmp_path):
 
 @pytest.mark.parametrize("where", ["a step", "the test", "the result"])
 def test_interrupted_and_resumed_is_the_same_run(where, scripted, train_net, tmp_path, monkeypatch):
-    """In the middle of an epoch after the best state; while the chosen state is tested; before the result is written."""
+    """In the middle of an epoch after the best state; while the chosen state is tested; before the result is
+    written."""
     assert train_net(*RUN, "OUTPUT_DIR", tmp_path / "whole") == 0
     calls = {"n": 0}
     owner, name, at = {
@@ -149,13 +151,15 @@ def test_what_cannot_work_is_refused(options, message):
         check_config(cfg)
 
 
-# ---- the state is kept before it is evaluated -------------------------------------------------------------------------
+# ---- the state is kept before it is evaluated
+# -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("validation", ["[]", "['SyntheticPedestriansVal']"], ids=["test", "validation"])
 @pytest.mark.parametrize("epoch", [1, 3], ids=["on the way", "at the end"])
 def test_an_evaluation_that_fails_loses_nothing(validation, epoch, train_net, tmp_path, monkeypatch, capfd):
-    """The trained epoch is not trained again: resuming begins with its evaluation, and the run is the same to the bit."""
+    """The trained epoch is not trained again: resuming begins with its evaluation, and the run is the same to the
+    bit."""
     run = [*RUN, "DATASETS.VALIDATION", validation, "SOLVER.PATIENCE", 0, "SOLVER.MAX_EPOCH", 3]
     assert train_net(*run, "OUTPUT_DIR", tmp_path / "whole") == 0
     part = [*run, "OUTPUT_DIR", tmp_path / "part"]

@@ -13,9 +13,12 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +34,7 @@ from ..data.loaders import DeviceLoader, ReIDDataset
 from ..data.seeding import SampleKey, SeededSamples, sample_seed
 from ..files import write_json
 from ..version import __version__
+from .ownership import FolderLock, FolderTaken
 from .precision import autocast_dtype
 
 __all__ = [
@@ -71,8 +75,9 @@ class FeatureCache:
         self.done = self._map("done.bin", (views, self.blocks), torch.uint8)
 
     def _map(self, name: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        size = torch.Size(shape).numel()
-        return torch.from_file(str(self.folder / name), shared=True, size=size, dtype=dtype).view(*shape)
+        file, size = self.folder / name, torch.Size(shape).numel()
+        read_only = file.exists() and not os.access(file, os.W_OK)  # a finished cache on a disk that is only read
+        return torch.from_file(str(file), shared=not read_only, size=size, dtype=dtype).view(*shape)
 
     @property
     def complete(self) -> bool:
@@ -148,6 +153,8 @@ def _digest(model: nn.Module, dataset: ReIDDataset, settings: Mapping[str, Any])
 def build_feature_cache(cfg, model: nn.Module, dataset: ReIDDataset) -> FeatureCache:
     """Open the cache of a frozen tower and a training set, building what is missing of it. Called on every process.
 
+    Of several jobs that need it, one builds it and the others wait. A finished one is only read.
+
     Args:
         model: a SAGABaseline whose backbone is frozen; left in the mode it was in.
         dataset: with the transform whose outputs are to be cached.
@@ -166,24 +173,57 @@ def build_feature_cache(cfg, model: nn.Module, dataset: ReIDDataset) -> FeatureC
     machine = comm.get_rank() // comm.get_local_size()
     place = Path(cache_folder(cfg), f"machine{machine}" if machine else "")
     folder = place / _digest(model, dataset, settings)
-    shapes = _field_shapes(cfg, model)
-    views, images = cfg.CACHE.NUM_VIEWS, len(dataset)
-    if comm.get_local_rank() == 0:
-        folder.mkdir(parents=True, exist_ok=True)
-        _check_files(folder, shapes, dtype, views * images)
-        _announce(folder, FeatureCache.nbytes(shapes, dtype, views, images))
-        write_json(folder / "settings.json", settings)
-        FeatureCache(folder, shapes, dtype, views, images)  # the files, before the other processes map them
-    comm.synchronize()
-    cache = FeatureCache(folder, shapes, dtype, views, images)
-    whole = cache.complete
-    comm.synchronize()  # nobody fills before everybody has looked
-    if not whole:
-        _fill(cfg, model, dataset, cache, autocast)
-    comm.synchronize()
-    if not cache.complete:
-        raise RuntimeError(f"the feature cache in {folder} is not whole although every process has built its share")
+    shape = (_field_shapes(cfg, model), dtype, cfg.CACHE.NUM_VIEWS, len(dataset))
+    with _one_builder(folder, lambda: _is_whole(folder, *shape)) as builder:
+        if builder and comm.get_local_rank() == 0:
+            _announce(folder, FeatureCache.nbytes(*shape))
+            write_json(folder / "settings.json", settings)
+            FeatureCache(folder, *shape)  # the files, before the other processes map them
+        comm.synchronize()
+        cache = FeatureCache(folder, *shape)
+        whole = cache.complete
+        comm.synchronize()  # nobody fills before everybody has looked
+        if not whole:
+            _fill(cfg, model, dataset, cache, autocast)
+        comm.synchronize()
+        if not cache.complete:
+            raise RuntimeError(f"the feature cache in {folder} is not whole although every process has built its share")
     return cache
+
+
+@contextmanager
+def _one_builder(folder: Path, is_whole: Callable[[], bool]) -> Iterator[bool]:
+    """Whether this job builds the cache; it owns the folder inside the scope. Waits as long as another job does.
+
+    Called on every process; the first of each machine looks.
+    """
+    lock, waited = None, False
+    while True:
+        taken = ""
+        if comm.get_local_rank() == 0 and not is_whole():
+            try:
+                lock = FolderLock(folder)
+            except FolderTaken as error:
+                taken = str(error)
+        if not any(comm.all_gather(taken)):
+            break
+        if lock is not None:  # another machine's has to wait
+            lock.release()
+            lock = None
+        if taken and not waited:
+            waited = True
+            logger.info("waiting for the feature cache: %s", taken)
+        time.sleep(1)
+    try:
+        yield lock is not None
+    finally:
+        if lock is not None:
+            lock.release()
+
+
+def _is_whole(folder: Path, shapes: Mapping[str, Sequence[int]], dtype: torch.dtype, views: int, images: int) -> bool:
+    _check_files(folder, shapes, dtype, views * images)
+    return (folder / "done.bin").exists() and FeatureCache(folder, shapes, dtype, views, images).complete
 
 
 def cache_settings(cfg, dataset: ReIDDataset) -> dict[str, Any]:

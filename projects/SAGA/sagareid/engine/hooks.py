@@ -36,8 +36,9 @@ logger = logging.getLogger(__name__)
 
 
 class BuffersOfRankZero(HookBase):
-    """After each epoch every process takes over the buffers of rank 0, which the checkpoint holds: running statistics of
-    batch norms that each process takes of its own images. What evaluates then is one model, and the one that is saved."""
+    """After each epoch every process takes over the buffers of rank 0, which the checkpoint holds: running statistics
+    of batch norms that each process takes of its own images. What evaluates then is one model, and the one that is
+    saved."""
 
     def __init__(self, model: nn.Module):
         self._model = model
@@ -164,7 +165,8 @@ class ValidationHook(EvaluationHook):
 
 
 class CheckpointHook(HookBase):
-    """`last.pth` after every epoch, and before its evaluation, for resuming, `model_<epoch>.pth` every `period` epochs, `model_final.pth` at the end.
+    """`last.pth` after every epoch, and before its evaluation, for resuming, `model_<epoch>.pth` every `period` epochs,
+    `model_final.pth` at the end.
 
     With `select_best`, also `model_best.pth` by the test metric; the run's output says that a test metric chose it.
     With validation sets, `model_final.pth` is the best state by them, and until the end `model_best_validation.pth`.

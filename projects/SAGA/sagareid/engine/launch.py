@@ -1,7 +1,7 @@
 """Several processes on one machine or more: FastReID's options, or torchrun's environment; NCCL on GPUs, gloo on CPUs.
 
-FastReID's own launcher knows GPUs alone, waits for ever where a process is gone, and ends in a stack of tracebacks. Here
-the first process that fails ends the others, and its reason is the one that is told.
+FastReID's own launcher knows GPUs alone, waits for ever where a process is gone, and ends in a stack of tracebacks.
+Here the first process that fails ends the others, and its reason is the one that is told.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ __all__ = [
     "process_group",
 ]
 
-# Seconds: for other ranks to tell their reason once one has lost touch with them, and for a process to end when asked to.
+# Seconds: for other ranks to tell their reason once one has lost touch with them, and for a process to end when asked
+# to.
 GRACE = 2.0
 FAREWELL = 10.0
 _ASSIGNED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")  # torchrun's environment
@@ -161,7 +162,8 @@ def _check_devices(device: str, local_size: int) -> None:
         )
 
 
-# ---- in each process --------------------------------------------------------------------------------------------------
+# ---- in each process
+# --------------------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -275,7 +277,8 @@ def _end_with_launcher(pipe: multiprocessing.connection.Connection) -> None:
         os._exit(1)
 
 
-# ---- in the launcher --------------------------------------------------------------------------------------------------
+# ---- in the launcher
+# --------------------------------------------------------------------------------------------------
 
 
 class _Member:

@@ -37,8 +37,8 @@ class FolderTaken(RuntimeError):
 class FolderLock:
     """The right to write into a folder, for as long as a process that has this object lives.
 
-    Handed to a process that this one starts, it is held by that process too. Processes that fork off either, such as the
-    workers of a loader, do not hold it.
+    Handed to a process that this one starts, it is held by that process too. Processes that fork off either, such as
+    the workers of a loader, do not hold it.
     """
 
     FILE = "run.lock"
@@ -87,7 +87,9 @@ class FolderLock:
                     os.close(descriptor)
                     raise
                 logger.warning(
-                    "%s cannot be locked (%s): see to it that one job at a time writes there", self.folder, error.strerror
+                    "%s cannot be locked (%s): see to it that one job at a time writes there",
+                    self.folder,
+                    error.strerror,
                 )
             if _is_file(descriptor, self.path):
                 os.ftruncate(descriptor, 0)
@@ -189,7 +191,8 @@ def _set_aside(lock: FolderLock) -> FolderLock:
     return lock
 
 
-# ---- who holds a lock --------------------------------------------------------------------------------------------------
+# ---- who holds a lock
+# --------------------------------------------------------------------------------------------------
 
 
 def _note() -> dict[str, str | int]:

@@ -80,16 +80,16 @@ class StepTrainer(OpenStepTrainer):
         self.grad_scaler.update()
 
     def _write(self, loss_dict: Mapping[str, Tensor], values: Mapping[str, Tensor], data_time: float) -> None:
-        """Losses, and what the model measured beside them, to the event storage. A loss that is not finite stops the run
-        before it reaches the weights."""
+        """Losses, and what the model measured beside them, to the event storage. A loss that is not finite stops the
+        run before it reaches the weights."""
         self.write_metrics({name: values[name] for name in loss_dict}, data_time)
         for name in values.keys() - loss_dict.keys():
             get_event_storage().put_scalar(name, values[name])
 
 
 class HostScalars:
-    """Scalars on their way to the host in one copy, which is waited for when they are read: on a GPU the backward pass is
-    asked for in the meantime."""
+    """Scalars on their way to the host in one copy, which is waited for when they are read: on a GPU the backward pass
+    is asked for in the meantime."""
 
     def __init__(self, scalars: Mapping[str, Tensor]):
         self._names = list(scalars)
