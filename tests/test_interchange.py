@@ -9,6 +9,8 @@ import torch
 
 from sagareid import get_cfg
 from sagareid.config import check_config
+from sagareid.modeling.meta_arch import SAGABaseline
+from sagareid.registry import computed_losses
 from sagareid.structures import CLIPFeatures, as_features
 
 from fastreid.modeling.heads import REID_HEADS_REGISTRY
@@ -45,6 +47,13 @@ def loss_of(model, data) -> dict[str, torch.Tensor]:
         return model(data)
 
 
+def of_head(head: str, *opts):
+    """The config of a head, with the losses that it computes: identity and triplet loss, or what it has instead."""
+    losses = computed_losses(SAGABaseline, REID_HEADS_REGISTRY.get(head))
+    losses = [name for name in losses if name in ("CrossEntropyLoss", "TripletLoss")] or losses
+    return config("MODEL.HEADS.NAME", head, "MODEL.LOSSES.NAME", losses, *opts)
+
+
 @pytest.mark.parametrize("head", OUR_HEADS)
 class TestEveryRegisteredHead:
     """The contract of a head; one that is registered later is tested without editing this file."""
@@ -52,8 +61,7 @@ class TestEveryRegisteredHead:
     @pytest.fixture
     def model(self, head):
         torch.manual_seed(0)
-        losses = ("SupConLoss",) if head == "PromptHead" else ("CrossEntropyLoss", "TripletLoss")
-        return build_model(config("MODEL.HEADS.NAME", head, "MODEL.LOSSES.NAME", losses))
+        return build_model(of_head(head))
 
     def test_training_gives_scalar_losses_with_gradient(self, model):
         losses = loss_of(model, batch())
@@ -86,7 +94,7 @@ class TestEveryRegisteredHead:
         model.eval()
         torch.save(model.state_dict(), tmp_path / "m.pth")
         torch.manual_seed(1)
-        other = build_model(config("MODEL.HEADS.NAME", head, "MODEL.CLIP.TEXT_TOWER", False)).eval()
+        other = build_model(of_head(head, "MODEL.CLIP.TEXT_TOWER", False)).eval()
         state = torch.load(tmp_path / "m.pth", weights_only=True)
         other.load_state_dict({k: v for k, v in state.items() if "text_encoder" not in k})
         with torch.no_grad():
@@ -135,14 +143,6 @@ def test_pair_trains_and_evaluates_through_train_net(options, train_net, tmp_pat
     fresh, trained = build_model(cfg).state_dict(), load_state(tmp_path / "model_final.pth")["model"]
     for part in ("backbone", "heads"):
         assert any(not torch.equal(fresh[k], trained[k]) for k in fresh if k.startswith(part) and k.endswith("weight"))
-
-
-def test_extra_losses_of_the_head_need_our_meta_architecture_only():
-    """FastReID's Baseline reads its own keys of the head's result; ours adds the head's terms."""
-    opts = ["MODEL.LOSSES.NAME", ("CrossEntropyLoss", "TripletLoss", "AnchorDiversityLoss")]
-    assert set(loss_of(build_model(config(*opts)), batch())) == {"loss_cls", "loss_triplet", "loss_anchor_div"}
-    host = build_model(config(*opts, "MODEL.META_ARCHITECTURE", "Baseline"))
-    assert set(loss_of(host, batch())) == {"loss_cls", "loss_triplet"}
 
 
 def test_flip_test_does_not_normalise_twice():

@@ -10,6 +10,7 @@ from sagareid.config import get_cfg
 from sagareid.modeling import losses
 from sagareid.modeling.clip import towers
 from sagareid.modeling.clip.text import CONTEXT_SLOTS, PROMPT_LENGTH, PromptLearner, PromptTemplate, template_token_ids
+from sagareid.modeling.terms import SupConLoss, compute_terms
 from sagareid.structures import CLIPFeatures
 
 from fastreid.modeling.heads import build_heads
@@ -157,7 +158,7 @@ def features(count: int) -> CLIPFeatures:
 
 def test_prompt_head_contrasts_both_ways_with_repeated_identities():
     head, batch, labels = prompt_head().train(), features(4), torch.tensor([1, 3, 1, 0])
-    loss = head(batch, labels)["losses"]["loss_supcon"]
+    [loss] = compute_terms({"SupConLoss": SupConLoss(scale=1.0)}, head(batch, labels), labels).values()
     text = head.text_encoder(head.prompts(labels))  # each of the four, the plain way
     contrast = losses.supervised_contrastive_loss
     torch.testing.assert_close(loss, contrast(batch.proj, text, labels) + contrast(text, batch.proj, labels))

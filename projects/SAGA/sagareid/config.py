@@ -1,7 +1,8 @@
-"""Every configuration key the plug-in adds to FastReID: one default, one comment each.
+"""The configuration: the keys that this package adds to FastReID's, and what it refuses before anything is built.
 
-Host keys that the plug-in reads keep the host's meaning: ``MODEL.BACKBONE.{FEAT_DIM,STRIDE_SIZE,SIE_COE,PRETRAIN,
-PRETRAIN_PATH}``, ``MODEL.LOSSES.{CE,TRI}``, ``SOLVER.*``, ``TEST.{FLIP,AQE,RERANK,METRIC}``, ``INPUT.*``.
+Each key has one default and one comment. Keys of a head, a loss, a pool, a kind of domain anchors or an evaluation feature
+stand in its class (`add_keys`), with their check (`check`); so do those of a part that `--import` brings. The others are
+here. FastReID's keys keep FastReID's meaning.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import ast
 import difflib
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -17,15 +18,41 @@ import yaml
 
 from fastreid.config import CfgNode as CN
 from fastreid.config import get_cfg as fastreid_cfg
+from fastreid.data.datasets import DATASET_REGISTRY
+from fastreid.modeling.backbones import BACKBONE_REGISTRY
+from fastreid.modeling.heads import REID_HEADS_REGISTRY
+from fastreid.modeling.meta_arch import META_ARCH_REGISTRY
 
 from .compat import registered
 from .hardware import compiler_problem
+from .registry import (
+    DOMAIN_ANCHOR_REGISTRY,
+    FASTREID_LOSSES,
+    LOSS_REGISTRY,
+    POOL_REGISTRY,
+    computed_losses,
+    parts,
+    parts_with_keys,
+)
 
-__all__ = ["add_saga_config", "check_config", "custom_datasets", "flatten", "get_cfg", "option_values", "reads_cameras"]
+__all__ = [
+    "add_saga_config",
+    "check_config",
+    "clip_tokens",
+    "custom_datasets",
+    "flatten",
+    "get_cfg",
+    "option_values",
+    "reads_cameras",
+]
 
 
 def add_saga_config(cfg: CN) -> None:
-    """Add the plug-in's keys to a FastReID config, in place. Call it before ``merge_from_file``."""
+    """Add this package's keys and those of every registered part to a FastReID config, in place, before a file is read.
+
+    Raises:
+        ValueError: a part's `add_keys` changes a key that exists.
+    """
     # Seed of every random choice: initialisation, sampling, augmentation, dropout. Negative: a fresh one each run,
     # which is logged.
     cfg.SEED = 0
@@ -69,65 +96,6 @@ def add_saga_config(cfg: CN) -> None:
     # replays a pass), or empty for none. On a GPU steps of prompts and cached anchors mostly wait for launches
     # (docs/benchmarks); the first step takes about half a minute. Values differ by rounding, dropout draws other masks.
     cfg.MODEL.COMPILE = ""
-
-    # ---- identity prompts (PromptHead) ----------------------------------------------------------------------------
-    cfg.MODEL.PROMPT = CN()
-    # Learnable context slots of an identity and slots kept at zero, before "person."
-    cfg.MODEL.PROMPT.NUM_CONTEXT = 8
-    cfg.MODEL.PROMPT.NUM_BLANK = 8
-    # Prompt mode. identity: blank slots are zero (published stage "1a"). modality: they hold the modality and
-    # platform contexts (published stage "1b").
-    cfg.MODEL.PROMPT.MODE = "identity"
-
-    # ---- SAGAHead -------------------------------------------------------------------------------------------------
-    cfg.MODEL.SAGA = CN()
-    # K, text anchors.
-    cfg.MODEL.SAGA.NUM_ANCHORS = 24
-    # p, context slots of an anchor (of 16) frozen at its phrase; the other 16-p learn.
-    cfg.MODEL.SAGA.PHRASE_CONTEXT = 12
-    # Anchors as free vectors instead of text.
-    cfg.MODEL.SAGA.FREE_ANCHORS = False
-    # M, domain anchors made from the image; 0 for none.
-    cfg.MODEL.SAGA.NUM_DOMAIN_ANCHORS = 3
-    # What makes them. content: mean patch; camera: mean patch and camera id; clip: CLIP's embedding over the text anchors.
-    cfg.MODEL.SAGA.DOMAIN_ANCHORS = "content"
-    # R, cross-attention layers.
-    cfg.MODEL.SAGA.REFINE_LAYERS = 2
-    # H, attention heads of a refinement layer.
-    cfg.MODEL.SAGA.NUM_HEADS = 8
-    # Dropout on attention weights and in the feed-forward.
-    cfg.MODEL.SAGA.DROPOUT = 0.1
-    # Block (1-based) of the image tower that refinement layers are copied from. 0: the (deepest) token layer.
-    cfg.MODEL.SAGA.INIT_BLOCK = 0
-    # Width of the pooled feature; 0: the width of the tokens, without a projection.
-    cfg.MODEL.SAGA.EMBEDDING_DIM = 0
-    # Q, identity classifiers, and the dropout in front of each.
-    cfg.MODEL.SAGA.NUM_CLASSIFIERS = 1
-    cfg.MODEL.SAGA.CLASSIFIER_DROPOUT = 0.0
-    # Pool by anchor claim ("anchor", the method) or plainly ("mean", ablation).
-    cfg.MODEL.SAGA.POOL = "anchor"
-
-    # ---- other heads ----------------------------------------------------------------------------------------------
-    # CLSHead: also CLIP-ReID's identity and triplet losses on the projection and on the token layer's class token.
-    cfg.MODEL.HEADS.TRAIN_PROJ = False
-    # Heads with one feature, and CLSHead, take the host's EMBEDDING_DIM: a linear layer of that width on it. 0: none.
-
-    # PatchPoolHead: mean, max or gem over the patch tokens.
-    cfg.MODEL.HEADS.PATCH_POOL = "mean"
-    # AttentionPoolHead: attention heads of its one query.
-    cfg.MODEL.HEADS.POOL_HEADS = 8
-    # PartStripesHead: stripes of the patch grid, which share EMBEDDING_DIM.
-    cfg.MODEL.HEADS.NUM_STRIPES = 6
-
-    # ---- losses beyond the host's CrossEntropyLoss and TripletLoss -------------------------------------------------
-    # Names for MODEL.LOSSES.NAME: SupConLoss, I2TLoss, AnchorDiversityLoss, ClassifierDiversityLoss,
-    # AnchorConsistencyLoss, DecorrelationLoss. Each SCALE is the weight of the term.
-    cfg.MODEL.LOSSES.SUPCON = CN({"SCALE": 1.0})
-    cfg.MODEL.LOSSES.I2T = CN({"SCALE": 1.0, "EPSILON": 0.1})
-    cfg.MODEL.LOSSES.ANCHOR_DIVERSITY = CN({"SCALE": 0.05})
-    cfg.MODEL.LOSSES.CLASSIFIER_DIVERSITY = CN({"SCALE": 0.5})  # counts with two classifiers or more
-    cfg.MODEL.LOSSES.ANCHOR_CONSISTENCY = CN({"SCALE": 1.0, "MARGIN": 0.3})
-    cfg.MODEL.LOSSES.DECORRELATION = CN({"SCALE": 1.0})
 
     # ---- data -----------------------------------------------------------------------------------------------------
     # Data sets of your own, or a registered one with other arguments, for DATASETS.NAMES, TESTS and VALIDATION: a list of
@@ -189,26 +157,29 @@ def add_saga_config(cfg: CN) -> None:
     # Keep also the checkpoint with the best test metric. That selects a model on test data, and the output says so.
     cfg.TEST.SELECT_BEST = False
 
+    for part in parts_with_keys():
+        before = flatten(cfg)
+        part.add_keys(cfg)
+        after = flatten(cfg)
+        changed = [key for key, value in before.items() if after.get(key, part) != value]
+        if changed:
+            raise ValueError(
+                f"{part.__name__}.add_keys changes {', '.join(changed)}, which exists already; choose a key of its own"
+            )
 
-# The loss terms that exist: FastReID's, then ours.
-LOSSES = (
-    "CrossEntropyLoss",
-    "TripletLoss",
-    "CircleLoss",
-    "Cosface",
-    "SupConLoss",
-    "I2TLoss",
-    "AnchorDiversityLoss",
-    "ClassifierDiversityLoss",
-    "AnchorConsistencyLoss",
-    "DecorrelationLoss",
-)
+
 SCHEDULES = ("MultiStepLR", "CosineAnnealingLR", "WarmupCosineLR")
 
 
 def reads_cameras(cfg: CN) -> bool:
     """Whether the model embeds camera ids."""
-    return cfg.MODEL.CLIP.SIE_CAMERA or cfg.MODEL.SAGA.DOMAIN_ANCHORS == "camera"
+    domain = parts(DOMAIN_ANCHOR_REGISTRY).get(cfg.MODEL.SAGA.DOMAIN_ANCHORS)
+    return cfg.MODEL.CLIP.SIE_CAMERA or getattr(domain, "reads_cameras", False)
+
+
+def clip_tokens(cfg: CN) -> bool:
+    """Whether the backbone gives CLIP's class token and its projection beside the patch tokens."""
+    return cfg.MODEL.BACKBONE.NAME == "build_clip_vit_backbone" and cfg.MODEL.BACKBONE.OUTPUT == "tokens"
 
 
 def custom_datasets(cfg: CN) -> dict[str, tuple[type, dict]]:
@@ -217,8 +188,6 @@ def custom_datasets(cfg: CN) -> dict[str, tuple[type, dict]]:
     Raises:
         ValueError: the first entry that cannot be one, and what is valid.
     """
-    from fastreid.data.datasets import DATASET_REGISTRY
-
     classes = registered(DATASET_REGISTRY)
     found: dict[str, tuple[type, dict]] = {}
     for entry in cfg.DATASETS.CUSTOM:
@@ -257,39 +226,101 @@ def _own_parameters(cls: type) -> list[inspect.Parameter]:
     return [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) and p.name != "root"]
 
 
+# ---- what cannot work ---------------------------------------------------------------------------------------------
+
+
 def check_config(cfg: CN) -> None:
     """Refuse what cannot work, before anything is built or written.
 
     Raises:
         ValueError: every problem found, one a line, each with what is valid or what to do.
     """
+    checks = (
+        _check_names,
+        _check_losses,
+        _check_parts,
+        _check_compile,
+        _check_datasets,
+        _check_solver,
+        _check_cache,
+        _check_input,
+    )
+    problems = [problem for check in checks for problem in check(cfg)]
+    if problems:
+        raise ValueError("this configuration cannot work:\n  " + "\n  ".join(problems))
+
+
+def _one_of(key: str, value: Any, valid: Collection[Any]) -> Iterator[str]:
+    if value not in valid:
+        close = difflib.get_close_matches(str(value), [str(v) for v in valid], n=1)
+        hint = f" Did you mean {close[0]}?" if close else ""
+        yield f"{key} is {value!r}; valid: {', '.join(map(str, sorted(valid)))}.{hint}"
+
+
+def _check_names(cfg: CN) -> Iterator[str]:
+    """What a key may name."""
     import torch
 
-    from fastreid.data.datasets import DATASET_REGISTRY
-    from fastreid.modeling.backbones import BACKBONE_REGISTRY
-    from fastreid.modeling.heads import REID_HEADS_REGISTRY
-    from fastreid.modeling.meta_arch import META_ARCH_REGISTRY
+    model = cfg.MODEL
+    yield from _one_of("MODEL.META_ARCHITECTURE", model.META_ARCHITECTURE, registered(META_ARCH_REGISTRY))
+    yield from _one_of("MODEL.BACKBONE.NAME", model.BACKBONE.NAME, registered(BACKBONE_REGISTRY))
+    yield from _one_of("MODEL.HEADS.NAME", model.HEADS.NAME, registered(REID_HEADS_REGISTRY))
+    yield from _one_of("MODEL.SAGA.DOMAIN_ANCHORS", model.SAGA.DOMAIN_ANCHORS, parts(DOMAIN_ANCHOR_REGISTRY))
+    yield from _one_of("MODEL.SAGA.POOL", model.SAGA.POOL, parts(POOL_REGISTRY))
+    yield from _one_of("MODEL.COMPILE", model.COMPILE, ("", "default", "reduce-overhead"))
+    yield from _one_of("SOLVER.SCHED", cfg.SOLVER.SCHED, SCHEDULES)
+    yield from _one_of("SOLVER.AMP.DTYPE", cfg.SOLVER.AMP.DTYPE, ("auto", "bfloat16", "float16"))
+    yield from _one_of("CACHE.DTYPE", cfg.CACHE.DTYPE, ("float16", "bfloat16", "float32"))
+    yield from _one_of("INPUT.INTERPOLATION_TEST", cfg.INPUT.INTERPOLATION_TEST, ("bilinear", "bicubic"))
+    for pattern in model.ACCEPT_DIFFERENCES:
+        if not any(fnmatchcase(key, pattern) for key in (*flatten(cfg), "identities", "cameras")):
+            yield (
+                f"MODEL.ACCEPT_DIFFERENCES: {pattern!r} matches no key; expected such as INPUT.SIZE_TEST, identities or "
+                "cameras"
+            )
+    if not hasattr(torch.optim, cfg.SOLVER.OPT):
+        yield f"SOLVER.OPT is {cfg.SOLVER.OPT!r}; expected the name of a torch.optim class, such as AdamW"
 
-    problems: list[str] = []
 
-    def one_of(key: str, value, valid) -> None:
-        if value not in valid:
-            close = difflib.get_close_matches(str(value), [str(v) for v in valid], n=1)
-            hint = f" Did you mean {close[0]}?" if close else ""
-            problems.append(f"{key} is {value!r}; valid: {', '.join(map(str, sorted(valid)))}.{hint}")
+def _check_losses(cfg: CN) -> Iterator[str]:
+    """Every named term is computed by the model."""
+    meta_arch = registered(META_ARCH_REGISTRY).get(cfg.MODEL.META_ARCHITECTURE)
+    head = registered(REID_HEADS_REGISTRY).get(cfg.MODEL.HEADS.NAME)
+    if meta_arch is None or head is None:
+        return  # said by _check_names
+    terms, computed = parts(LOSS_REGISTRY), computed_losses(meta_arch, head)
+    for name in cfg.MODEL.LOSSES.NAME:
+        if name not in computed:
+            close = difflib.get_close_matches(name, {*terms, *FASTREID_LOSSES}, n=1)
+            hint = f". Did you mean {close[0]}?" if close and close[0] != name else ""
+            yield (
+                f"MODEL.LOSSES.NAME names {name}, which {cfg.MODEL.HEADS.NAME} under {cfg.MODEL.META_ARCHITECTURE} does not "
+                f"compute; it computes {', '.join(sorted(computed))}{hint}"
+            )
+        elif hasattr(terms.get(name), "check"):
+            yield from terms[name].check(cfg)
 
-    def needs(condition: bool, message: str) -> None:
-        if not condition:
-            problems.append(message)
 
-    model, saga, loss = cfg.MODEL, cfg.MODEL.SAGA, tuple(cfg.MODEL.LOSSES.NAME)
-    one_of("MODEL.META_ARCHITECTURE", model.META_ARCHITECTURE, registered(META_ARCH_REGISTRY))
-    one_of("MODEL.BACKBONE.NAME", model.BACKBONE.NAME, registered(BACKBONE_REGISTRY))
-    one_of("MODEL.HEADS.NAME", model.HEADS.NAME, registered(REID_HEADS_REGISTRY))
+def _check_parts(cfg: CN) -> Iterator[str]:
+    """What the named model, backbone and head say of themselves."""
+    model = cfg.MODEL
+    for registry, name in (
+        (META_ARCH_REGISTRY, model.META_ARCHITECTURE),
+        (BACKBONE_REGISTRY, model.BACKBONE.NAME),
+        (REID_HEADS_REGISTRY, model.HEADS.NAME),
+    ):
+        part = registered(registry).get(name)
+        if hasattr(part, "check"):
+            yield from part.check(cfg)
+    if reads_cameras(cfg) and model.META_ARCHITECTURE != "SAGABaseline":
+        yield "camera embeddings reach the model through MODEL.META_ARCHITECTURE SAGABaseline"
+
+
+def _check_datasets(cfg: CN) -> Iterator[str]:
     try:
         custom = custom_datasets(cfg)
     except ValueError as error:
-        problems.append(str(error))
+        yield str(error)
     else:
         # a class with arguments of its own to give is used through DATASETS.CUSTOM
         classes = registered(DATASET_REGISTRY)
@@ -297,130 +328,69 @@ def check_config(cfg: CN) -> None:
         for key in ("NAMES", "TESTS", "VALIDATION"):
             for name in cfg.DATASETS[key]:
                 if name in classes and name not in plain:
-                    problems.append(f"DATASETS.{key}: {name} is set up by an entry of DATASETS.CUSTOM; name that entry")
+                    yield f"DATASETS.{key}: {name} is set up by an entry of DATASETS.CUSTOM; name that entry"
                 else:
-                    one_of(f"DATASETS.{key}", name, plain | set(custom))
-    for name in loss:
-        one_of("MODEL.LOSSES.NAME", name, LOSSES)
-    for pattern in model.ACCEPT_DIFFERENCES:
-        needs(
-            any(fnmatchcase(key, pattern) for key in (*flatten(cfg), "identities", "cameras")),
-            f"MODEL.ACCEPT_DIFFERENCES: {pattern!r} matches no key; expected such as INPUT.SIZE_TEST, identities or cameras",
-        )
-    one_of("SOLVER.SCHED", cfg.SOLVER.SCHED, SCHEDULES)
-    one_of("MODEL.COMPILE", model.COMPILE, ("", "default", "reduce-overhead"))
-    one_of("SOLVER.AMP.DTYPE", cfg.SOLVER.AMP.DTYPE, ("auto", "bfloat16", "float16"))
-    one_of("CACHE.DTYPE", cfg.CACHE.DTYPE, ("float16", "bfloat16", "float32"))
-    one_of("INPUT.INTERPOLATION_TEST", cfg.INPUT.INTERPOLATION_TEST, ("bilinear", "bicubic"))
-    one_of("MODEL.SAGA.DOMAIN_ANCHORS", saga.DOMAIN_ANCHORS, ("content", "camera", "clip"))
-    one_of("MODEL.SAGA.POOL", saga.POOL, ("anchor", "mean"))
-    needs(
-        hasattr(torch.optim, cfg.SOLVER.OPT),
-        f"SOLVER.OPT is {cfg.SOLVER.OPT!r}; expected the name of a torch.optim class, such as AdamW",
-    )
-
-    device = model.DEVICE.split(":")[0]
-    needs(
-        not (cfg.SOLVER.AMP.ENABLED and cfg.SOLVER.AMP.DTYPE == "float16" and device == "cpu"),
-        "SOLVER.AMP.DTYPE float16 needs a GPU; use auto or bfloat16 on the CPU",
-    )
-    if model.COMPILE:
-        needs(
-            model.META_ARCHITECTURE == "SAGABaseline",
-            f"MODEL.COMPILE compiles steps of MODEL.META_ARCHITECTURE SAGABaseline, not of {model.META_ARCHITECTURE}",
-        )
-        needs(
-            model.COMPILE != "reduce-overhead" or device == "cuda",
-            f"MODEL.COMPILE reduce-overhead replays CUDA graphs, and MODEL.DEVICE is {model.DEVICE}: use default",
-        )
-        problem = compiler_problem(device)
-        needs(problem is None, f"MODEL.COMPILE {model.COMPILE}: torch.compile does not work here: {problem}")
-    needs(
-        cfg.TEST.EVAL_PERIOD >= 1,
-        f"TEST.EVAL_PERIOD is {cfg.TEST.EVAL_PERIOD}; it counts epochs, 1 or more (the last is always evaluated)",
-    )
-    needs(
-        cfg.SOLVER.CHECKPOINT_PERIOD >= 1,
-        f"SOLVER.CHECKPOINT_PERIOD is {cfg.SOLVER.CHECKPOINT_PERIOD}; it counts epochs, 1 or more",
-    )
-    needs(
-        cfg.SOLVER.SCHED != "WarmupCosineLR" or cfg.SOLVER.WARMUP_ITERS == 0,
-        "SOLVER.SCHED WarmupCosineLR warms up by SOLVER.WARMUP_EPOCHS; set SOLVER.WARMUP_ITERS 0",
-    )
+                    yield from _one_of(f"DATASETS.{key}", name, plain | set(custom))
     validation = list(cfg.DATASETS.VALIDATION)
     for key in ("NAMES", "TESTS"):
         shared = [name for name in validation if name in cfg.DATASETS[key]]
-        needs(
-            not shared,
-            f"DATASETS.VALIDATION names {', '.join(shared)}, as DATASETS.{key} does: it must be apart from it",
-        )
-    needs(
-        cfg.SOLVER.PATIENCE >= 0 and (validation or not cfg.SOLVER.PATIENCE),
-        f"SOLVER.PATIENCE {cfg.SOLVER.PATIENCE} counts evaluations of DATASETS.VALIDATION: 0 or more, and 0 without such a set",
-    )
-    needs(
-        not (validation and cfg.TEST.SELECT_BEST),
-        "TEST.SELECT_BEST selects on test data, DATASETS.VALIDATION on data apart from it: one of the two",
-    )
-    needs(
-        not cfg.CACHE.ENABLED
-        or (model.BACKBONE.NAME == "build_clip_vit_backbone" and model.META_ARCHITECTURE == "SAGABaseline"),
-        "CACHE.ENABLED keeps CLIP's tokens: it needs MODEL.BACKBONE.NAME build_clip_vit_backbone and MODEL.META_ARCHITECTURE "
-        "SAGABaseline",
-    )
-    needs(
-        not (validation and cfg.CACHE.ENABLED) or {"cls", "proj"} <= set(cfg.CACHE.FIELDS),
-        "DATASETS.VALIDATION is read from the feature cache, too, for evaluation: CACHE.FIELDS with cls and proj",
-    )
-    needs(
-        not cfg.INPUT.AFFINE.ENABLED,
-        "INPUT.AFFINE does not run: FastReID 1.4.0 passes torchvision an argument that is gone",
-    )
-    if "Sampler" in cfg.DATALOADER.SAMPLER_TRAIN and "Identity" in cfg.DATALOADER.SAMPLER_TRAIN:
-        needs(
-            cfg.SOLVER.IMS_PER_BATCH % cfg.DATALOADER.NUM_INSTANCE == 0,
-            f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} is no multiple of DATALOADER.NUM_INSTANCE {cfg.DATALOADER.NUM_INSTANCE}",
+        if shared:
+            yield f"DATASETS.VALIDATION names {', '.join(shared)}, as DATASETS.{key} does: it must be apart from it"
+    if validation and cfg.TEST.SELECT_BEST:
+        yield "TEST.SELECT_BEST selects on test data, DATASETS.VALIDATION on data apart from it: one of the two"
+    sampler = cfg.DATALOADER.SAMPLER_TRAIN
+    by_identity = "Sampler" in sampler and "Identity" in sampler
+    if by_identity and cfg.SOLVER.IMS_PER_BATCH % cfg.DATALOADER.NUM_INSTANCE:
+        yield (
+            f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} is no multiple of DATALOADER.NUM_INSTANCE "
+            f"{cfg.DATALOADER.NUM_INSTANCE}"
         )
 
-    tokens = model.BACKBONE.NAME == "build_clip_vit_backbone" and model.BACKBONE.OUTPUT == "tokens"
-    if model.HEADS.NAME in ("CLSHead", "LastBlockHead", "PromptHead"):
-        needs(
-            tokens,
-            f"{model.HEADS.NAME} reads CLIP's class token: MODEL.BACKBONE.NAME build_clip_vit_backbone with OUTPUT tokens",
+
+def _check_compile(cfg: CN) -> Iterator[str]:
+    model, device = cfg.MODEL, cfg.MODEL.DEVICE.split(":")[0]
+    if not model.COMPILE:
+        return
+    if model.META_ARCHITECTURE != "SAGABaseline":
+        yield f"MODEL.COMPILE compiles steps of MODEL.META_ARCHITECTURE SAGABaseline, not of {model.META_ARCHITECTURE}"
+    if model.COMPILE == "reduce-overhead" and device != "cuda":
+        yield f"MODEL.COMPILE reduce-overhead replays CUDA graphs, and MODEL.DEVICE is {model.DEVICE}: use default"
+    if problem := compiler_problem(device):
+        yield f"MODEL.COMPILE {model.COMPILE}: torch.compile does not work here: {problem}"
+
+
+def _check_solver(cfg: CN) -> Iterator[str]:
+    solver = cfg.SOLVER
+    if solver.AMP.ENABLED and solver.AMP.DTYPE == "float16" and cfg.MODEL.DEVICE.split(":")[0] == "cpu":
+        yield "SOLVER.AMP.DTYPE float16 needs a GPU; use auto or bfloat16 on the CPU"
+    if cfg.TEST.EVAL_PERIOD < 1:
+        yield f"TEST.EVAL_PERIOD is {cfg.TEST.EVAL_PERIOD}; it counts epochs, 1 or more (the last is always evaluated)"
+    if solver.CHECKPOINT_PERIOD < 1:
+        yield f"SOLVER.CHECKPOINT_PERIOD is {solver.CHECKPOINT_PERIOD}; it counts epochs, 1 or more"
+    if solver.SCHED == "WarmupCosineLR" and solver.WARMUP_ITERS:
+        yield "SOLVER.SCHED WarmupCosineLR warms up by SOLVER.WARMUP_EPOCHS; set SOLVER.WARMUP_ITERS 0"
+    if solver.PATIENCE < 0 or (solver.PATIENCE and not cfg.DATASETS.VALIDATION):
+        yield (
+            f"SOLVER.PATIENCE {solver.PATIENCE} counts evaluations of DATASETS.VALIDATION: 0 or more, and 0 without such a "
+            "set"
         )
-    if model.HEADS.NAME == "SAGAHead":
-        two_path = tokens and len(set(model.CLIP.TOKEN_LAYERS)) == 2
-        needs(
-            len(model.CLIP.TOKEN_LAYERS) <= 2,
-            f"MODEL.CLIP.TOKEN_LAYERS {model.CLIP.TOKEN_LAYERS}: SAGAHead reads one or two",
+
+
+def _check_cache(cfg: CN) -> Iterator[str]:
+    if not cfg.CACHE.ENABLED:
+        return
+    if cfg.MODEL.BACKBONE.NAME != "build_clip_vit_backbone" or cfg.MODEL.META_ARCHITECTURE != "SAGABaseline":
+        yield (
+            "CACHE.ENABLED keeps CLIP's tokens: it needs MODEL.BACKBONE.NAME build_clip_vit_backbone and "
+            "MODEL.META_ARCHITECTURE SAGABaseline"
         )
-        needs(
-            not two_path or saga.NUM_ANCHORS % 2 == 0,
-            "two token layers share the text anchors by halves: an even MODEL.SAGA.NUM_ANCHORS",
-        )
-        needs(
-            not two_path or ("AnchorConsistencyLoss" not in loss and not cfg.TEST.PARTS),
-            "per-anchor features are not defined for two token layers: drop AnchorConsistencyLoss and TEST.PARTS",
-        )
-        if not tokens:
-            needs(
-                saga.DOMAIN_ANCHORS != "clip" or not saga.NUM_DOMAIN_ANCHORS,
-                "MODEL.SAGA.DOMAIN_ANCHORS clip reads CLIP's projection: use the CLIP backbone with OUTPUT tokens",
-            )
-            needs(
-                "DecorrelationLoss" not in loss,
-                "DecorrelationLoss compares with the class token: use the CLIP backbone with OUTPUT tokens",
-            )
-        needs(
-            0 <= saga.PHRASE_CONTEXT <= 16,
-            f"MODEL.SAGA.PHRASE_CONTEXT is {saga.PHRASE_CONTEXT}; an anchor has 16 context slots",
-        )
-    needs(
-        not reads_cameras(cfg) or model.META_ARCHITECTURE == "SAGABaseline",
-        "camera embeddings reach the model through MODEL.META_ARCHITECTURE SAGABaseline",
-    )
-    if problems:
-        raise ValueError("this configuration cannot work:\n  " + "\n  ".join(problems))
+    if cfg.DATASETS.VALIDATION and not {"cls", "proj"} <= set(cfg.CACHE.FIELDS):
+        yield "DATASETS.VALIDATION is read from the feature cache, too, for evaluation: CACHE.FIELDS with cls and proj"
+
+
+def _check_input(cfg: CN) -> Iterator[str]:
+    if cfg.INPUT.AFFINE.ENABLED:
+        yield "INPUT.AFFINE does not run: FastReID 1.4.0 passes torchvision an argument that is gone"
 
 
 def get_cfg() -> CN:

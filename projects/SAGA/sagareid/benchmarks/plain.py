@@ -88,11 +88,11 @@ def plain_anchor_losses(
     feature = plain_refined(head, features, plain_anchors(head, text))
     normed = head.bottleneck(feature)
     logits = torch.stack([classifier(head.classifier_dropout(normed)) for classifier in head.classifiers])
-    terms = {}
-    if "AnchorDiversityLoss" in head.loss_weights:
-        again = plain_anchors(head, text)
-        terms["loss_anchor_div"] = head.loss_weights["AnchorDiversityLoss"]["scale"] * L.anchor_diversity_loss(again)
-    outputs = head_outputs(logits, feature, terms)
+    given = {
+        "text_anchors": lambda: plain_anchors(head, text),
+        "classifier_weights": [classifier.weight for classifier in head.classifiers],
+    }
+    outputs = head_outputs(logits, feature, **given)
     L.classification_accuracy(outputs["pred_class_logits"].detach(), targets)  # logged in each step
     return model.losses(outputs, targets)
 
@@ -101,4 +101,4 @@ def plain_prompt_losses(model: nn.Module, text: PlainTextTower, batch: dict[str,
     head, image, targets = model.heads, batch["proj"].float(), batch["targets"]
     encoded = text(head.prompts(targets))
     contrast = L.supervised_contrastive_loss
-    return {"loss_supcon": head.scale * (contrast(image, encoded, targets) + contrast(encoded, image, targets))}
+    return {"loss_supcon": contrast(image, encoded, targets) + contrast(encoded, image, targets)}

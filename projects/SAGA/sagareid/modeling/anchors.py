@@ -1,22 +1,27 @@
 """Anchors: of text, as free vectors, and of an image's own domain (METHOD 3.1 and 3.2).
 
 B images, N patch tokens, D token width, W text width, E joint width, K text anchors, M domain anchors.
-No FastReID and no config in here: numbers and tensors in, tensors out.
+Numbers and tensors in, tensors out; `from_config` and `check` alone read a configuration.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from ..config import clip_tokens
+from ..registry import DOMAIN_ANCHOR_REGISTRY
 from .clip.text import CONTEXT_SLOTS, PromptTemplate, TextEncoder
+from .clip.towers import clip_dims
 
 __all__ = [
     "CameraDomainAnchors",
     "ClipDomainAnchors",
     "ContentDomainAnchors",
+    "DomainAnchors",
     "FreeAnchors",
     "TextAnchors",
     "phrase_context",
@@ -124,39 +129,87 @@ def _two_layer_generator(in_dim: int, hidden: int, out_dim: int) -> nn.Sequentia
     return nn.Sequential(nn.Linear(in_dim, hidden), nn.GELU(), nn.Linear(hidden, out_dim))
 
 
-class ContentDomainAnchors(nn.Module):
+class DomainAnchors(nn.Module):
+    """M anchors of each image, made from the image: what MODEL.SAGA.DOMAIN_ANCHORS names.
+
+    `forward` is called with everything below by keyword, and takes what it needs.
+
+    Attributes:
+        learns_from: outputs of the backbone that it reads beside the patches ("cls", "proj", "layer_cls").
+        reads_cameras: whether the training cameras are to be collected in MODEL.CLIP.CAMERAS for it.
+    """
+
+    learns_from: ClassVar[frozenset[str]] = frozenset()
+    reads_cameras = False
+
+    @classmethod
+    def from_config(cls, cfg: Any) -> DomainAnchors:
+        """The anchors of a configuration; a kind with further settings overrides it."""
+        return cls(num_anchors=cfg.MODEL.SAGA.NUM_DOMAIN_ANCHORS, embed_dim=cfg.MODEL.BACKBONE.FEAT_DIM)
+
+    @classmethod
+    def check(cls, cfg: Any) -> Iterator[str]:
+        """What keeps a configuration that uses these anchors from working, a sentence each."""
+        yield from ()
+
+    def forward(
+        self, patches: Tensor, *, camids: Tensor | None, proj: Tensor | None, text_anchors: Tensor, **unused: Any
+    ) -> Tensor:
+        """
+        Args:
+            patches: (B, N, D) of the deepest token layer.
+            camids: (B,), or (1,) for all images, in 0..num_cameras-1, negative for a camera that training never saw; None
+                where none are known.
+            proj: (B, E) CLIP's embedding of the image; None where the backbone gives none.
+            text_anchors: (K, D).
+
+        Returns:
+            (B, M, D).
+        """
+        raise NotImplementedError
+
+
+@DOMAIN_ANCHOR_REGISTRY.register()
+class ContentDomainAnchors(DomainAnchors):
     """M anchors of an image from its mean patch: A_dom = W_2 GELU(W_1 mean_n X + b_1) + b_2."""
 
+    name = "content"
+
     def __init__(self, *, num_anchors: int, embed_dim: int):
+        """num_anchors: M. embed_dim: D."""
         super().__init__()
         self.generator = _two_layer_generator(embed_dim, embed_dim, num_anchors * embed_dim)
 
-    def forward(self, patches: Tensor, **unused) -> Tensor:
-        """(B, N, D) patches to (B, M, D) anchors."""
+    def forward(self, patches: Tensor, **unused: Any) -> Tensor:
         return self.generator(patches.mean(1)).unflatten(1, (-1, patches.shape[2]))
 
 
-class CameraDomainAnchors(nn.Module):
+@DOMAIN_ANCHOR_REGISTRY.register()
+class CameraDomainAnchors(DomainAnchors):
     """M anchors of an image from its mean patch and a learned embedding of its camera.
 
     Without camera ids, or for a camera that training never saw, the mean camera embedding stands in.
     """
 
+    name = "camera"
+    reads_cameras = True
+
     def __init__(self, *, num_anchors: int, embed_dim: int, num_cameras: int):
+        """num_anchors: M. embed_dim: D."""
         super().__init__()
         self.camera = nn.Embedding(num_cameras, embed_dim)
         nn.init.normal_(self.camera.weight, std=0.02)
         self.generator = _two_layer_generator(2 * embed_dim, embed_dim, num_anchors * embed_dim)
 
-    def forward(self, patches: Tensor, *, camids: Tensor | None = None, **unused) -> Tensor:
-        """
-        Args:
-            patches: (B, N, D).
-            camids: (B,), or (1,) for all images, in 0..num_cameras-1; negative for unknown.
+    @classmethod
+    def from_config(cls, cfg: Any) -> CameraDomainAnchors:
+        return cls(
+            num_anchors=cfg.MODEL.SAGA.NUM_DOMAIN_ANCHORS,
+            embed_dim=cfg.MODEL.BACKBONE.FEAT_DIM,
+            num_cameras=len(cfg.MODEL.CLIP.CAMERAS),
+        )
 
-        Returns:
-            (B, M, D).
-        """
+    def forward(self, patches: Tensor, *, camids: Tensor | None = None, **unused: Any) -> Tensor:
         table = self.camera.weight
         if camids is None:
             camids = torch.full((patches.shape[0],), -1, device=patches.device)
@@ -167,13 +220,18 @@ class CameraDomainAnchors(nn.Module):
         return self.generator(mean).unflatten(1, (-1, patches.shape[2]))
 
 
-class ClipDomainAnchors(nn.Module):
+@DOMAIN_ANCHOR_REGISTRY.register()
+class ClipDomainAnchors(DomainAnchors):
     """M queries, shifted by CLIP's embedding of the image, that attend to the text anchors.
 
     q = queries + W_c proj;  A_dom = LN_out(q + MHA(LN_q q, LN_kv A_text, A_text)), the value being A_text itself.
     """
 
+    name = "clip"
+    learns_from = frozenset({"proj"})
+
     def __init__(self, *, num_anchors: int, embed_dim: int, clip_dim: int, num_heads: int = 8):
+        """num_anchors: M. embed_dim: D. clip_dim: E."""
         super().__init__()
         self.queries = nn.Parameter(torch.empty(num_anchors, embed_dim))
         nn.init.trunc_normal_(self.queries, std=0.02)
@@ -183,14 +241,20 @@ class ClipDomainAnchors(nn.Module):
         self.attn = nn.MultiheadAttention(embed_dim, num_heads, batch_first=True)
         self.norm_out = nn.LayerNorm(embed_dim)
 
-    def forward(self, patches: Tensor, *, proj: Tensor, text_anchors: Tensor, **unused) -> Tensor:
-        """
-        Args:
-            proj: (B, E) CLIP embedding. text_anchors: (K, D).
+    @classmethod
+    def from_config(cls, cfg: Any) -> ClipDomainAnchors:
+        return cls(
+            num_anchors=cfg.MODEL.SAGA.NUM_DOMAIN_ANCHORS,
+            embed_dim=cfg.MODEL.BACKBONE.FEAT_DIM,
+            clip_dim=clip_dims(cfg.MODEL.CLIP.NAME).embed_dim,
+        )
 
-        Returns:
-            (B, M, D).
-        """
+    @classmethod
+    def check(cls, cfg: Any) -> Iterator[str]:
+        if not clip_tokens(cfg):
+            yield ("MODEL.SAGA.DOMAIN_ANCHORS clip reads CLIP's projection: use the CLIP backbone with OUTPUT tokens")
+
+    def forward(self, patches: Tensor, *, proj: Tensor, text_anchors: Tensor, **unused: Any) -> Tensor:
         query = self.queries + self.clip_proj(proj)[:, None]
         anchors = text_anchors.expand(patches.shape[0], -1, -1)
         attended, _ = self.attn(self.norm_q(query), self.norm_kv(anchors), anchors, need_weights=False)

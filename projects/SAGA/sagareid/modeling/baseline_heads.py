@@ -6,28 +6,30 @@ pooled feature, S stripes, C identities.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import open_clip
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastreid.config import configurable
+from fastreid.config import CfgNode, configurable
 from fastreid.modeling.heads import REID_HEADS_REGISTRY
 
 from ..structures import CLIPFeatures, as_features
-from . import fast, losses
+from . import fast
 from .clip import towers
-from .distributed import gather_batch
 from .fast.blocks import block_at_row
 from .heads import (
     ClassifierHead,
-    StoredText,
     batch_norm_neck,
-    clip_parts,
     embedding_layer,
     head_outputs,
     identity_classifier,
+    needs_clip_tokens,
 )
+from .terms import CrossEntropyLoss, TripletLoss
 
 __all__ = ["AttentionPoolHead", "CLSHead", "LastBlockHead", "PartStripesHead", "PatchPoolHead", "SequentialHead"]
 
@@ -37,12 +39,14 @@ class CLSHead(nn.Module):
     """Global pooling as in CLIP-ReID (Li et al. 2023): the class token, and its projection into the joint space.
 
     Trains with identity and triplet loss on the class token and, with I2TLoss, with cross-entropy of the projection
-    against the text features of all identities. `train_proj` adds CLIP-ReID's identity and triplet losses on the
+    against the text features of all identities. MODEL.HEADS.TRAIN_PROJ adds CLIP-ReID's identity and triplet losses on the
     projection and a triplet loss on the class token of the token layer.
 
     With `embedding_dim`, identity and triplet loss train a linear layer on the class token ("refined" in evaluation): what
     global pooling can learn on a frozen tower.
     """
+
+    gives = ("logits", "features", "proj", "text_features")
 
     @configurable
     def __init__(
@@ -53,73 +57,67 @@ class CLSHead(nn.Module):
         num_classes: int,
         neck_feat: str,
         embedding_dim: int = 0,
-        i2t: dict | None = None,
-        train_proj: dict | None = None,
+        proj_terms: tuple[CrossEntropyLoss, TripletLoss] | None = None,
         context_shape: tuple[int, int] | None = None,
     ):
         """
         Args:
             feat_dim: D. embed_dim: E. embedding_dim: F; 0 for no linear layer.
-            i2t: {"scale", "epsilon"} of the image-to-text loss; None for none.
-            train_proj: {"epsilon", "ce_scale", "margin", "tri_scale"}; None for none.
-            context_shape: (S, W) of the identity prompts' context, kept for anchors that start from it.
+            proj_terms: the losses of TRAIN_PROJ; None for none.
+            context_shape: (S, W) of the identity prompts' context, where text features are kept for I2TLoss and the mean
+                context for anchors that start from it; None for neither.
         """
         super().__init__()
         self.feat_dim, self.embed_dim, self.neck_feat = feat_dim, embed_dim, neck_feat
-        self.embedding_dim, self.i2t, self.train_proj = embedding_dim, i2t, train_proj
+        self.embedding_dim, self.proj_terms = embedding_dim, proj_terms
         self.embedding = embedding_layer(feat_dim, embedding_dim)
         self.bottleneck = batch_norm_neck(embedding_dim or feat_dim)
         self.bottleneck_proj = batch_norm_neck(embed_dim)
         self.classifier = identity_classifier(embedding_dim or feat_dim, num_classes)
         self.classifier_proj = identity_classifier(embed_dim, num_classes)
-        if not train_proj:  # kept for their statistics and for checkpoints; no loss reaches them
+        if not proj_terms:  # kept for their statistics and for checkpoints; no loss reaches them
             self.bottleneck_proj.requires_grad_(False)
             self.classifier_proj.requires_grad_(False)
-        if i2t is not None:
+        self.keeps_text = context_shape is not None
+        if self.keeps_text:
             self.register_buffer("text_features", torch.zeros(num_classes, embed_dim))
             self.register_buffer("prompt_context", torch.zeros(context_shape))
-            self._stored_text = StoredText()
+
+    @staticmethod
+    def add_keys(cfg: CfgNode) -> None:
+        # CLSHead: also CLIP-ReID's identity and triplet losses on the projection and on the token layer's class token.
+        cfg.MODEL.HEADS.TRAIN_PROJ = False
 
     @classmethod
-    def from_config(cls, cfg):
-        dims = towers.clip_dims(cfg.MODEL.CLIP.NAME)
-        loss = cfg.MODEL.LOSSES
+    def check(cls, cfg: CfgNode) -> Iterator[str]:
+        yield from needs_clip_tokens(cls, cfg)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        dims, keys = towers.clip_dims(cfg.MODEL.CLIP.NAME), cfg.MODEL.HEADS
         return {
             "feat_dim": cfg.MODEL.BACKBONE.FEAT_DIM,
             "embed_dim": dims.embed_dim,
-            "num_classes": cfg.MODEL.HEADS.NUM_CLASSES,
-            "neck_feat": cfg.MODEL.HEADS.NECK_FEAT,
-            "embedding_dim": cfg.MODEL.HEADS.EMBEDDING_DIM,
-            "i2t": {"scale": loss.I2T.SCALE, "epsilon": loss.I2T.EPSILON} if "I2TLoss" in loss.NAME else None,
-            "train_proj": {
-                "epsilon": loss.CE.EPSILON,
-                "ce_scale": loss.CE.SCALE,
-                "margin": loss.TRI.MARGIN,
-                "tri_scale": loss.TRI.SCALE,
-            }
-            if cfg.MODEL.HEADS.TRAIN_PROJ
+            "num_classes": keys.NUM_CLASSES,
+            "neck_feat": keys.NECK_FEAT,
+            "embedding_dim": keys.EMBEDDING_DIM,
+            "proj_terms": (CrossEntropyLoss.from_config(cfg), TripletLoss.from_config(cfg))
+            if keys.TRAIN_PROJ
             else None,
-            "context_shape": (cfg.MODEL.PROMPT.NUM_CONTEXT, dims.text_width),
+            "context_shape": (cfg.MODEL.PROMPT.NUM_CONTEXT, dims.text_width)
+            if "I2TLoss" in cfg.MODEL.LOSSES.NAME
+            else None,
         }
 
     @property
     def learns_from(self) -> set[str]:
-        """Outputs of the backbone that the losses reach."""
-        return {"cls"} | ({"proj"} if self.i2t else set()) | ({"proj", "layer_cls"} if self.train_proj else set())
+        """Outputs of the backbone that the head's result and its own losses depend on."""
+        return {"cls", "proj", "layer_cls"} if self.proj_terms else {"cls"}
 
     @property
     def feature_layout(self) -> dict[str, int]:
         own = {"refined": self.embedding_dim} if self.embedding_dim else {}
         return own | {"cls": self.feat_dim, "proj": self.embed_dim}
-
-    def prepare(self) -> None:
-        """What `forward` needs and a compiled step cannot do, called in front of each of either.
-
-        Raises:
-            ValueError: I2TLoss without text features.
-        """
-        if self.training and self.i2t:
-            self._stored_text.check(self.text_features)
 
     def forward(self, features: CLIPFeatures, targets: Tensor | None = None):
         """Training: `head_outputs`. Evaluation: (B, F+D+E) raw embedding (if any), class token and its projection."""
@@ -127,8 +125,6 @@ class CLSHead(nn.Module):
             raise TypeError(
                 "CLSHead needs a class token: use build_clip_vit_backbone with MODEL.BACKBONE.OUTPUT tokens"
             )
-        if not torch.compiler.is_compiling():
-            self.prepare()
         features = features.float()
         cls, proj = features.cls, features.proj
         feature = self.embedding(cls)
@@ -136,20 +132,15 @@ class CLSHead(nn.Module):
             if self.neck_feat == "after":
                 feature, proj = self.bottleneck(feature), self.bottleneck_proj(proj)
             return torch.cat([feature, cls, proj] if self.embedding_dim else [feature, proj], dim=1)
-        terms = {}
+        own = {}
         normed_proj = self.bottleneck_proj(proj)  # its statistics serve NECK_FEAT after, whatever is trained
-        if self.train_proj:
-            p = self.train_proj
-            proj_logits = self.classifier_proj(normed_proj)
-            terms["loss_cls_proj"] = p["ce_scale"] * losses.identity_loss(proj_logits, targets, p["epsilon"])
-            identities = gather_batch(targets)
-            for name, other in (("proj", proj), ("layer", features.layer_cls[:, -1])):
-                triplet = losses.batch_hard_triplet_loss(gather_batch(other), identities, p["margin"])
-                terms[f"loss_triplet_{name}"] = p["tri_scale"] * triplet
-        if self.i2t:
-            i2t = losses.image_text_loss(proj, self.text_features, targets, self.i2t["epsilon"])
-            terms["loss_i2t"] = self.i2t["scale"] * i2t
-        return head_outputs(self.classifier(self.bottleneck(feature))[None], feature, terms)
+        if self.proj_terms:
+            identity, triplet = self.proj_terms
+            own["loss_cls_proj"] = identity.scale * identity(targets, logits=self.classifier_proj(normed_proj)[None])
+            own["loss_triplet_proj"] = triplet.scale * triplet(targets, features=proj)
+            own["loss_triplet_layer"] = triplet.scale * triplet(targets, features=features.layer_cls[:, -1])
+        given = {"proj": proj, "text_features": self.text_features} if self.keeps_text else {}
+        return head_outputs(self.classifier(self.bottleneck(feature))[None], feature, losses=own, **given)
 
 
 def _patches(features) -> Tensor:
@@ -161,7 +152,7 @@ def _patches(features) -> Tensor:
 class PatchHead(ClassifierHead):
     """A head whose losses reach the patch tokens alone."""
 
-    learns_from = {"patches"}
+    learns_from = frozenset({"patches"})
 
 
 @REID_HEADS_REGISTRY.register()
@@ -178,6 +169,11 @@ class PatchPoolHead(PatchHead):
         self.pool_type = pool_type
         if pool_type == "gem":
             self.power = nn.Parameter(torch.full((1,), 3.0))
+
+    @staticmethod
+    def add_keys(cfg: CfgNode) -> None:
+        # PatchPoolHead: mean, max or gem over the patch tokens.
+        cfg.MODEL.HEADS.PATCH_POOL = "mean"
 
     @classmethod
     def from_config(cls, cfg):
@@ -204,6 +200,11 @@ class AttentionPoolHead(PatchHead):
         if width % num_heads:
             raise ValueError(f"MODEL.HEADS.POOL_HEADS {num_heads} does not divide the token width {width}")
         self.pooler = open_clip.transformer.AttentionalPooler(width, width, n_head=num_heads, n_queries=1)
+
+    @staticmethod
+    def add_keys(cfg: CfgNode) -> None:
+        # AttentionPoolHead: attention heads of its one query.
+        cfg.MODEL.HEADS.POOL_HEADS = 8
 
     @classmethod
     def from_config(cls, cfg):
@@ -242,6 +243,11 @@ class PartStripesHead(PatchHead):
         self.num_stripes = num_stripes
         self.reduction = nn.ModuleList(nn.Linear(width, stripe) for _ in range(num_stripes))
         self.classifier = nn.ModuleList(identity_classifier(stripe, kwargs["num_classes"]) for _ in range(num_stripes))
+
+    @staticmethod
+    def add_keys(cfg: CfgNode) -> None:
+        # PartStripesHead: stripes of the patch grid, which share EMBEDDING_DIM.
+        cfg.MODEL.HEADS.NUM_STRIPES = 6
 
     @classmethod
     def from_config(cls, cfg):
@@ -289,7 +295,7 @@ class LastBlockHead(ClassifierHead):
     anchors. MODEL.CLIP.TOKEN_LAYERS says how many blocks come after. It starts out as the tower's class token, exactly.
     """
 
-    learns_from = {"patches", "layer_cls"}
+    learns_from = frozenset({"patches", "layer_cls"})
 
     @configurable
     def __init__(self, *, blocks: nn.ModuleList, norm: nn.Module, **kwargs):
@@ -298,11 +304,11 @@ class LastBlockHead(ClassifierHead):
         self.blocks, self.norm = blocks, norm
 
     @classmethod
+    def check(cls, cfg: CfgNode) -> Iterator[str]:
+        yield from needs_clip_tokens(cls, cfg)
+
+    @classmethod
     def from_config(cls, cfg):
-        if not clip_parts(cfg):
-            raise TypeError(
-                "LastBlockHead goes on from CLIP's tokens: use build_clip_vit_backbone with MODEL.BACKBONE.OUTPUT tokens"
-            )
         name = cfg.MODEL.CLIP.NAME
         after = towers.clip_dims(name).layers - max(cfg.MODEL.CLIP.TOKEN_LAYERS)
         if after < 1:

@@ -5,9 +5,15 @@ B images, D feature width, C identities.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
+from fastreid.config import CfgNode, configurable
+
+from ..config import clip_tokens
 from ..structures import CLIPFeatures
 from .clip import towers
 from .clip.text import PROMPT_LENGTH
@@ -15,13 +21,13 @@ from .distributed import GlobalBatchNorm1d
 
 __all__ = [
     "ClassifierHead",
-    "StoredText",
     "batch_norm_neck",
-    "clip_parts",
+    "clip_widths",
     "embedding_layer",
     "frozen_text_encoder",
     "head_outputs",
     "identity_classifier",
+    "needs_clip_tokens",
 ]
 
 
@@ -57,32 +63,35 @@ def embedding_layer(width: int, embedding_dim: int) -> nn.Module:
     return layer
 
 
-def clip_parts(cfg) -> tuple[int, int] | None:
-    """(D, E) of the class token and its projection where the backbone gives them; None for a map of any backbone."""
-    if cfg.MODEL.BACKBONE.NAME != "build_clip_vit_backbone" or cfg.MODEL.BACKBONE.OUTPUT != "tokens":
-        return None
-    return cfg.MODEL.BACKBONE.FEAT_DIM, towers.clip_dims(cfg.MODEL.CLIP.NAME).embed_dim
+def clip_widths(cfg: CfgNode) -> dict[str, int]:
+    """Widths D and E of the class token and its projection where the backbone gives them; {} for a map of any backbone."""
+    if not clip_tokens(cfg):
+        return {}
+    return {"cls": cfg.MODEL.BACKBONE.FEAT_DIM, "proj": towers.clip_dims(cfg.MODEL.CLIP.NAME).embed_dim}
 
 
-def head_outputs(logits: Tensor, features: Tensor, losses: dict[str, Tensor] | None = None) -> dict:
-    """A head's training result: the keys that FastReID's `Baseline.losses` reads, and ours.
+def needs_clip_tokens(head: type, cfg: CfgNode) -> Iterator[str]:
+    """For `check` of a head that reads CLIP's class token."""
+    if not clip_tokens(cfg):
+        yield (
+            f"{head.__name__} reads CLIP's class token: MODEL.BACKBONE.NAME build_clip_vit_backbone with OUTPUT tokens"
+        )
+
+
+def head_outputs(logits: Tensor, features: Tensor, **given: Any) -> dict[str, Any]:
+    """A head's training result: the keys that FastReID's `Baseline.losses` reads, and what our loss terms read.
 
     Args:
         logits: (Q, B, C) of Q classifiers; FastReID's own loss sees their mean, ours each of them.
-        features: (B, D) for the triplet loss, before the neck.
-        losses: further weighted loss terms by log name.
+        features: (B, F) for the triplet loss, before the neck.
+        given: what else the head lists in `gives`: values, or functions without arguments that make them when asked.
+            "losses" holds weighted scalars by log name that the head computes itself, whatever MODEL.LOSSES.NAME says.
     """
     mean = logits.mean(0)
-    return {
-        "cls_outputs": mean,
-        "pred_class_logits": mean,
-        "features": features,
-        "logits": logits,
-        "losses": losses or {},
-    }
+    return {"cls_outputs": mean, "pred_class_logits": mean, "features": features, "logits": logits, **given}
 
 
-def frozen_text_encoder(cfg):
+def frozen_text_encoder(cfg: CfgNode):
     """CLIP's text tower for a head, frozen, and the weights it came from (None for a random start).
 
     Returns:
@@ -104,39 +113,21 @@ def frozen_text_encoder(cfg):
     return encoder, template, state
 
 
-class StoredText:
-    """Whether a head holds the text features of the identities that I2TLoss compares with.
-
-    Reading them makes the host wait for the device, so it is done once for each state of the buffer.
-    """
-
-    def __init__(self):
-        self._seen: tuple[int, int] | None = None
-
-    def check(self, text_features: Tensor) -> None:
-        """
-        Raises:
-            ValueError: none are stored.
-        """
-        state = text_features.data_ptr(), text_features._version
-        if state == self._seen:
-            return
-        if not bool(text_features.any()):
-            raise ValueError(
-                "I2TLoss: no text features of the identities. Start from a checkpoint that descends from the prompt stage "
-                "(MODEL.WEIGHTS), or leave I2TLoss out of MODEL.LOSSES.NAME"
-            )
-        self._seen = state
-
-
 class ClassifierHead(nn.Module):
     """One pooled feature, a BNNeck and one identity classifier; subclasses say how to pool.
 
     In evaluation a head returns one raw (B, F) tensor, the concatenation of the parts in `feature_layout`. Where the
     backbone gives CLIP's class token and projection, these join as they join SAGAHead's feature, so that heads compare
-    by the same rows: "refined" is a head's own feature, "fusion" the three together.
+    by the same features: "refined" is a head's own, "fusion" the three together.
+
+    Attributes:
+        gives: what of `head_outputs` loss terms may read; the registered terms that read nothing else are the head's terms.
+        learns_from: outputs of the backbone that the head's result depends on (see `SAGABaseline`).
     """
 
+    gives = ("logits", "features")
+
+    @configurable
     def __init__(
         self,
         *,
@@ -144,18 +135,18 @@ class ClassifierHead(nn.Module):
         num_classes: int,
         neck_feat: str,
         embedding_dim: int = 0,
-        clip_parts: tuple[int, int] | None = None,
+        clip_widths: Mapping[str, int] | None = None,
     ):
         """
         Args:
             feat_dim: width that `pool` gives.
             embedding_dim: width of a linear layer on top; 0 for none.
-            clip_parts: (D, E) of class token and projection, where they join the evaluation feature.
+            clip_widths: {"cls": D, "proj": E} where class token and projection join the evaluation feature.
         """
         super().__init__()
         if neck_feat not in ("before", "after"):
             raise ValueError(f"MODEL.HEADS.NECK_FEAT is {neck_feat!r}; expected before or after")
-        self.embedding_dim, self.neck_feat, self.clip_parts = embedding_dim or feat_dim, neck_feat, clip_parts
+        self.embedding_dim, self.neck_feat, self.clip_widths = embedding_dim or feat_dim, neck_feat, clip_widths or {}
         self.embedding = embedding_layer(feat_dim, embedding_dim)
         self.bottleneck = batch_norm_neck(self.embedding_dim)
         self.classifier = identity_classifier(self.embedding_dim, num_classes)
@@ -167,15 +158,15 @@ class ClassifierHead(nn.Module):
             "num_classes": cfg.MODEL.HEADS.NUM_CLASSES,
             "neck_feat": cfg.MODEL.HEADS.NECK_FEAT,
             "embedding_dim": cfg.MODEL.HEADS.EMBEDDING_DIM,
-            "clip_parts": clip_parts(cfg),
+            "clip_widths": clip_widths(cfg),
         }
 
     @property
     def feature_layout(self) -> dict[str, int]:
         """Name and width of each part of the evaluation feature, in order."""
-        if not self.clip_parts:
-            return {"feature": self.embedding_dim}
-        return {"refined": self.embedding_dim, "cls": self.clip_parts[0], "proj": self.clip_parts[1]}
+        return (
+            {"refined": self.embedding_dim, **self.clip_widths} if self.clip_widths else {"feature": self.embedding_dim}
+        )
 
     def pool(self, features) -> Tensor:
         """CLIPFeatures or a (B, D, h, w) map to (B, D)."""
@@ -195,7 +186,7 @@ class ClassifierHead(nn.Module):
 
     def evaluation_feature(self, own: Tensor, features) -> Tensor:
         """The head's own (B, F) feature, with CLIP's where the layout has them."""
-        if not self.clip_parts:
+        if not self.clip_widths:
             return own
         if not isinstance(features, CLIPFeatures) or features.cls is None or features.proj is None:
             raise TypeError(

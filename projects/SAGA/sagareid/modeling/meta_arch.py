@@ -10,15 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastreid.config import configurable
+from fastreid.config import CfgNode, configurable
 from fastreid.modeling.meta_arch import META_ARCH_REGISTRY
 from fastreid.modeling.meta_arch.baseline import Baseline
 
+from ..registry import FASTREID_LOSSES, computed_losses
 from ..structures import TENSORS, CLIPFeatures
 from . import losses as L
 from .backbones.clip import CLIPBackbone
 from .clip.towers import release_clip_weights
-from .distributed import gather_batch
+from .terms import build_terms, compute_terms
 
 __all__ = ["SAGABaseline"]
 
@@ -31,17 +32,26 @@ class SAGABaseline(Baseline):
     tower outputs `patches`, `cls`, `proj`, `layer_cls` in place of `images`. The head's own `losses` join the loss dict.
     """
 
+    registered_losses = True  # it computes the terms of LOSS_REGISTRY, for heads that say what they give
+
     @configurable
-    def __init__(self, **kwargs):
+    def __init__(self, *, terms: nn.ModuleDict | None = None, **kwargs):
+        """terms: of `build_terms`. kwargs: of FastReID's `Baseline`."""
         super().__init__(**kwargs)
+        self.terms = nn.ModuleDict() if terms is None else terms
         self.modules_in_eval: list[nn.Module] = []
         self.compile_mode = ""  # of torch.compile for training steps (MODEL.COMPILE), the trainer's to set
         self.measured: dict[str, Tensor] = {}  # what the last training step measured beside its losses, by log name
         if isinstance(self.backbone, CLIPBackbone) and self.every_parameter_learns:
-            for parameter in self.backbone.unread(self.heads.learns_from):
+            read = set(self.heads.learns_from).union(*(term.learns_from for term in self.terms.values()))
+            for parameter in self.backbone.unread(read):
                 parameter.requires_grad_(False)
         self.initialize_heads({})
         release_clip_weights()
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        return super().from_config(cfg) | {"terms": build_terms(cfg)}
 
     def initialize_heads(self, source: dict[str, Tensor]) -> None:
         """Let the head start what it has no weights for from the backbone; `source` is a starting checkpoint's state."""
@@ -115,6 +125,8 @@ class SAGABaseline(Baseline):
         if "targets" not in batched_inputs:
             raise KeyError("training needs the identities of the batch under 'targets'")
         step = self.training_step
+        for term in self.terms.values():
+            term.prepare(self.heads)
         if self.compile_mode:
             if hasattr(self.heads, "prepare"):
                 self.heads.prepare()
@@ -136,28 +148,31 @@ class SAGABaseline(Baseline):
             measured["cls_accuracy"] = L.classification_accuracy(outputs["pred_class_logits"].detach(), targets)
         return self.losses(outputs, targets), measured
 
-    def losses(self, outputs: dict, gt_labels: Tensor) -> dict[str, Tensor]:
-        """FastReID's loss names; identity and triplet loss in float32, over every classifier of the head.
+    def losses(self, outputs: dict[str, Any], gt_labels: Tensor) -> dict[str, Tensor]:
+        """FastReID's loss names; every term in float32, over every classifier of the head.
 
-        With several processes the triplets are those of all their images. FastReID's own heads keep its losses, which see
+        With several processes the terms compare the images of all of them. FastReID's own heads keep its losses, which see
         the images of one process.
+
+        Raises:
+            ValueError: MODEL.LOSSES.NAME names a term that is not computed of this head.
         """
-        own = outputs.get("losses", {})
-        if "pred_class_logits" not in outputs:
-            return dict(own)
-        if "logits" not in outputs:  # one of FastReID's heads
-            return super().losses(outputs, gt_labels)
-        names, kwargs, terms = self.loss_kwargs["loss_names"], self.loss_kwargs, {}
-        if "CrossEntropyLoss" in names:
-            ce = kwargs["ce"]
-            terms["loss_cls"] = ce["scale"] * L.identity_loss(outputs["logits"], gt_labels, ce["eps"])
-        if "TripletLoss" in names:
-            tri = kwargs["tri"]
-            features, identities = gather_batch(outputs["features"]), gather_batch(gt_labels)
-            features = torch.nn.functional.normalize(features, dim=1) if tri["norm_feat"] else features
-            margin = tri["margin"] or None  # FastReID: margin 0 is the soft margin
-            terms["loss_triplet"] = tri["scale"] * L.batch_hard_triplet_loss(features, identities, margin)
-        return terms | own
+        own, names = outputs.get("losses", {}), self.loss_kwargs["loss_names"]
+        fastreids = "cls_outputs" in outputs and "logits" not in outputs  # what FastReID's heads return
+        known = FASTREID_LOSSES if fastreids else self.terms
+        for name in names:  # of a model that was built without `check_config`
+            if name not in known:
+                raise ValueError(
+                    f"MODEL.LOSSES.NAME names {name}, which is not computed of {type(self.heads).__name__}; "
+                    f"computed: {', '.join(computed_losses(type(self), type(self.heads)))}"
+                )
+        if fastreids:
+            return super().losses(outputs, gt_labels) | own
+        plain = {n: t for n, t in self.terms.items() if all(key in ("logits", "features") for key in t.reads)}
+        further = {n: t for n, t in self.terms.items() if n not in plain}
+        # floats are summed, losses in the order of this result and gradients in that of the computation: neither changes
+        behind = compute_terms(further, outputs, gt_labels)
+        return compute_terms(plain, outputs, gt_labels) | own | behind
 
 
 def _step(model: SAGABaseline, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -1,13 +1,17 @@
 """Pooling: one feature of an image from its refined patch tokens and the anchors' claims on them (METHOD 3.4, 3.6).
 
 B images, N patch tokens, D token width, K text anchors, M domain anchors.
-No FastReID and no config in here: numbers and tensors in, tensors out.
+Numbers and tensors in, tensors out; `from_config` alone reads a configuration.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+
+from ..registry import POOL_REGISTRY
 
 __all__ = ["AnchorPool", "LinearPool", "MeanPool", "anchor_features"]
 
@@ -21,6 +25,11 @@ class LinearPool(nn.Module):
     """
 
     linear = True
+
+    @classmethod
+    def from_config(cls, cfg: Any) -> LinearPool:
+        """The pool of a configuration; one with settings of its own overrides it."""
+        return cls()
 
     def weights(self, scores: Tensor) -> Tensor:
         """(B, N, K+M) attention to (B, N) weights."""
@@ -39,11 +48,14 @@ class LinearPool(nn.Module):
         return (weights[:, None] @ tokens)[:, 0], weights
 
 
+@POOL_REGISTRY.register()
 class AnchorPool(LinearPool):
     """Summarise patch tokens by how strongly an anchor claims each of them: w_n = max_j W[n, j], then w / sum w.
 
     A patch behind an occluder matches no anchor well, so its largest score is small and it adds little.
     """
+
+    name = "anchor"
 
     def weights(self, scores: Tensor) -> Tensor:
         """(B, N, K+M) attention to (B, N) weights, >= 0; those of an image sum to 1."""
@@ -51,8 +63,11 @@ class AnchorPool(LinearPool):
         return claims / claims.sum(1, keepdim=True).clamp(min=1e-6)
 
 
+@POOL_REGISTRY.register()
 class MeanPool(LinearPool):
     """The ablation: every patch counts alike."""
+
+    name = "mean"
 
     def weights(self, scores: Tensor) -> Tensor:
         """(B, N, K+M) attention to (B, N) weights of 1/N."""

@@ -5,48 +5,56 @@ B images, E joint width, W text width, C identities.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
-from fastreid.config import configurable
+from fastreid.config import CfgNode, configurable
 from fastreid.modeling.heads import REID_HEADS_REGISTRY
 
 from ..structures import CLIPFeatures
-from . import losses
 from .clip import towers
 from .clip.text import PromptLearner, TextEncoder
-from .distributed import gather_batch
-from .heads import frozen_text_encoder
+from .heads import frozen_text_encoder, needs_clip_tokens
 
 __all__ = ["PromptHead"]
 
 
 @REID_HEADS_REGISTRY.register()
 class PromptHead(nn.Module):
-    """One prompt per identity, trained by supervised contrast of images with the text features of their identities.
-
-    L = SupCon(image, text) + SupCon(text, image), features not normalised, temperature 1.
+    """One prompt per identity, trained by supervised contrast of images with the text features of their identities
+    (`terms.SupConLoss`).
 
     What later stages need of it is kept in two buffers that are brought up to date whenever the state is read:
     `text_features` (C, E) of all identities, and `prompt_context`, the mean identity context.
     """
 
+    gives = ("proj", "prompt_text")
+
     @configurable
-    def __init__(
-        self,
-        *,
-        prompts: PromptLearner,
-        text_encoder: TextEncoder | None,
-        feat_dim: int,
-        embed_dim: int,
-        scale: float,
-    ):
+    def __init__(self, *, prompts: PromptLearner, text_encoder: TextEncoder | None, feat_dim: int, embed_dim: int):
+        """feat_dim: D of the class token. embed_dim: E."""
         super().__init__()
         self.prompts, self.text_encoder = prompts, text_encoder
-        self.feat_dim, self.embed_dim, self.scale = feat_dim, embed_dim, scale
+        self.feat_dim, self.embed_dim = feat_dim, embed_dim
         self.register_buffer("text_features", torch.zeros(prompts.num_classes, embed_dim))
         self.register_buffer("prompt_context", torch.zeros(prompts.context_identity.shape[1:]))
         self.register_state_dict_pre_hook(lambda module, prefix, keep_vars: module.refresh())
+
+    @staticmethod
+    def add_keys(cfg: CfgNode) -> None:
+        cfg.MODEL.PROMPT = CfgNode()
+        # Learnable context slots of an identity and slots kept at zero, before "person."
+        cfg.MODEL.PROMPT.NUM_CONTEXT = 8
+        cfg.MODEL.PROMPT.NUM_BLANK = 8
+        # Prompt mode. identity: blank slots are zero (published stage "1a"). modality: they hold the modality and
+        # platform contexts (published stage "1b").
+        cfg.MODEL.PROMPT.MODE = "identity"
+
+    @classmethod
+    def check(cls, cfg: CfgNode) -> Iterator[str]:
+        yield from needs_clip_tokens(cls, cfg)
 
     @classmethod
     def from_config(cls, cfg):
@@ -62,7 +70,6 @@ class PromptHead(nn.Module):
             "text_encoder": encoder,
             "feat_dim": cfg.MODEL.BACKBONE.FEAT_DIM,
             "embed_dim": towers.clip_dims(cfg.MODEL.CLIP.NAME).embed_dim,
-            "scale": cfg.MODEL.LOSSES.SUPCON.SCALE,
         }
 
     @property
@@ -96,7 +103,7 @@ class PromptHead(nn.Module):
         return self.text_encoder(self.prompts(unique))[inverse]
 
     def forward(self, features: CLIPFeatures, targets: Tensor | None = None):
-        """Training: {"losses": {"loss_supcon"}}. Evaluation: (B, D+E) CLIP's own class token and its projection."""
+        """Training: the batch's images and texts in the joint space (`gives`). Evaluation: (B, D+E) CLIP's own class token and its projection."""
         if not isinstance(features, CLIPFeatures) or features.proj is None:
             raise TypeError(
                 "PromptHead needs CLIP's joint space: use build_clip_vit_backbone with MODEL.BACKBONE.OUTPUT tokens"
@@ -105,9 +112,4 @@ class PromptHead(nn.Module):
             return torch.cat([features.cls, features.proj], dim=1).float()
         if self.text_encoder is None:
             raise ValueError("PromptHead trains with the text tower: set MODEL.CLIP.TEXT_TOWER True")
-        image, text = gather_batch(features.proj.detach()), gather_batch(self.text(targets))
-        targets = gather_batch(targets)
-        contrast = losses.supervised_contrastive_loss
-        return {
-            "losses": {"loss_supcon": self.scale * (contrast(image, text, targets) + contrast(text, image, targets))}
-        }
+        return {"proj": features.proj, "prompt_text": self.text(targets)}

@@ -103,16 +103,23 @@ class SemanticRefinement(nn.Module):
 
     fast_form = True  # fast.refinement.refine_and_pool computes `forward` and pooling behind it
 
-    def __init__(self, *, embed_dim: int, num_heads: int, num_layers: int, dropout: float):
-        """num_layers: R; for the others see `RefinementLayer`."""
+    def __init__(self, *, embed_dim: int, num_heads: int, num_layers: int, dropout: float, init_block: int = 0):
+        """
+        Args:
+            embed_dim, num_heads, dropout: of a `RefinementLayer`.
+            num_layers: R.
+            init_block: 1-based block of the image tower that the layers start from; 0 for the deepest token layer.
+        """
         super().__init__()
+        self.init_block = init_block
         if num_layers < 1:
             raise ValueError(f"MODEL.SAGA.REFINE_LAYERS is {num_layers}; pooling reads the last layer, so 1 or more")
         layer = RefinementLayer(embed_dim=embed_dim, num_heads=num_heads, dropout=dropout)
         self.layers = nn.ModuleList([layer, *(copy.deepcopy(layer) for _ in range(num_layers - 1))])
 
-    def initialize(self, block: nn.Module) -> None:
-        """Start every layer from the same CLIP image block."""
+    def initialize(self, backbone: nn.Module) -> None:
+        """Start every layer from the same block of an image tower (`CLIPBackbone`)."""
+        block = backbone.block(self.init_block or backbone.token_layers[-1])
         for layer in self.layers:
             layer.initialize(block)
 

@@ -6,30 +6,31 @@ Q classifiers, C identities.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fastreid.config import configurable
+from fastreid.config import CfgNode, configurable
 from fastreid.modeling.heads import REID_HEADS_REGISTRY
 
+from ..config import clip_tokens
+from ..registry import DOMAIN_ANCHOR_REGISTRY, POOL_REGISTRY, get_part, parts
 from ..structures import CLIPFeatures, as_features
-from . import anchors as A
-from . import losses
+from .anchors import DomainAnchors, FreeAnchors, TextAnchors
 from .clip import towers
-from .clip.text import TextEncoder
-from .distributed import gather_batch
+from .clip.text import CONTEXT_SLOTS, TextEncoder
 from .fast import refinement as faster
 from .heads import (
-    StoredText,
     batch_norm_neck,
-    clip_parts,
+    clip_widths,
     frozen_text_encoder,
     head_outputs,
     identity_classifier,
 )
-from .pooling import AnchorPool, MeanPool, anchor_features
+from .pooling import anchor_features
 from .refinement import SemanticRefinement
 
 __all__ = ["Refined", "SAGAHead"]
@@ -72,150 +73,159 @@ class SAGAHead(nn.Module):
     It takes CLIPFeatures or any (B, D, h, w) map, so it also runs behind FastReID's own backbones.
     """
 
+    gives = (
+        "logits",
+        "features",
+        "text_anchors",
+        "classifier_weights",
+        "anchor_features",
+        "cls",
+        "proj",
+        "text_features",
+    )
+
     @configurable
     def __init__(
         self,
         *,
-        feat_dim: int,
-        num_classes: int,
-        text_anchors: nn.Module,
+        text_anchors: TextAnchors | FreeAnchors,
         text_encoder: TextEncoder | None,
-        domain_anchors: nn.Module | None,
-        num_anchors: int,
-        num_layers: int,
-        refine_layers: int,
-        num_heads: int,
-        dropout: float,
-        init_block: int,
-        embedding_dim: int,
-        num_classifiers: int,
-        classifier_dropout: float,
-        pool: str,
-        neck_feat: str,
-        clip_parts: tuple[int, int] | None,
-        parts: int,
-        loss_weights: dict[str, dict],
+        domain_anchors: DomainAnchors | None,
+        refine: Sequence[SemanticRefinement],
+        pool: nn.Module,
+        projection: nn.Module,
+        classifiers: Sequence[nn.Linear],
+        classifier_dropout: float = 0.0,
+        neck_feat: str = "before",
+        clip_widths: Mapping[str, int] | None = None,
+        parts: int = 0,
     ):
         """
         Args:
-            feat_dim: D. num_anchors: K. num_layers: P, 1 or 2.
-            text_anchors: TextAnchors or FreeAnchors.
             text_encoder: None for FreeAnchors, and for models that only evaluate with stored anchors.
-            init_block: 1-based image block that refinement starts from; 0 for the deepest token layer.
-            embedding_dim: F; 0 for D without a projection.
-            pool: "anchor" or "mean".
-            clip_parts: (D, E) where the backbone gives class token and projection: they join the evaluation feature.
-            parts: anchors kept in the evaluation part "parts"; 0 for none.
-            loss_weights: by loss name, of the terms that this head computes itself.
+            refine: one for each token layer, one or two.
+            pool: of POOL_REGISTRY.
+            projection: D to F, or nn.Identity.
+            classifiers: Q of F to C, of `identity_classifier`.
+            neck_feat: whether the evaluation feature is taken "before" or "after" the neck.
+            clip_widths: {"cls": D, "proj": E} where class token and projection join the evaluation feature.
+            parts: anchors kept in the evaluation output "parts"; 0 for none.
         """
         super().__init__()
-        if pool not in ("anchor", "mean"):
-            raise ValueError(f"MODEL.SAGA.POOL is {pool!r}; expected anchor or mean")
-        if num_layers not in (1, 2):
-            raise ValueError(f"SAGAHead reads one token layer or two, not {num_layers}: set MODEL.CLIP.TOKEN_LAYERS")
-        if num_layers == 2 and num_anchors % 2:
+        self.num_anchors, self.num_layers = len(text_anchors.anchors), len(refine)
+        if self.num_layers not in (1, 2):
             raise ValueError(
-                f"MODEL.SAGA.NUM_ANCHORS {num_anchors} must be even: two token layers share them by halves"
+                f"SAGAHead reads one token layer or two, not {self.num_layers}: set MODEL.CLIP.TOKEN_LAYERS"
             )
-        self.feat_dim, self.num_anchors, self.num_layers = feat_dim, num_anchors, num_layers
-        self.neck_feat, self.clip_parts, self.parts = neck_feat, clip_parts, parts
-        self.init_block, self.loss_weights = init_block, loss_weights
+        if self.num_layers == 2 and self.num_anchors % 2:
+            raise ValueError(
+                f"MODEL.SAGA.NUM_ANCHORS {self.num_anchors} must be even: two token layers share them by halves"
+            )
+        self.neck_feat, self.clip_widths, self.parts = neck_feat, dict(clip_widths or {}), parts
         self.text_anchors, self.text_encoder, self.domain_anchors = text_anchors, text_encoder, domain_anchors
-        self.refine = nn.ModuleList(
-            SemanticRefinement(embed_dim=feat_dim, num_heads=num_heads, num_layers=refine_layers, dropout=dropout)
-            for _ in range(num_layers)
-        )
-        self.anchor_pool = AnchorPool() if pool == "anchor" else MeanPool()
-        self.proj = nn.Linear(feat_dim, embedding_dim) if embedding_dim not in (0, feat_dim) else nn.Identity()
-        self.embedding_dim = embedding_dim or feat_dim
+        self.refine, self.anchor_pool, self.proj = nn.ModuleList(refine), pool, projection
+        self.embedding_dim = classifiers[0].in_features
         self.bottleneck = batch_norm_neck(self.embedding_dim)
-        self.classifiers = nn.ModuleList(
-            identity_classifier(self.embedding_dim, num_classes) for _ in range(num_classifiers)
-        )
+        self.classifiers = nn.ModuleList(classifiers)
         self.classifier_dropout = nn.Dropout(classifier_dropout)
-        if clip_parts:  # of the identity prompts, handed on for a later stage that trains the image tower with I2TLoss
-            self.register_buffer("text_features", torch.zeros(num_classes, clip_parts[1]))
-            self._stored_text = StoredText()
+        if self.clip_widths:  # of the identity prompts, for a later stage that trains the image tower with I2TLoss
+            size = classifiers[0].out_features, self.clip_widths["proj"]
+            self.register_buffer("text_features", torch.zeros(size))
         self._anchors_of: tuple | None = None
         self.register_state_dict_pre_hook(lambda module, prefix, keep_vars: module.refresh_anchors())
 
+    @staticmethod
+    def add_keys(cfg: CfgNode) -> None:
+        """The keys under MODEL.SAGA; kinds of domain anchors and pools add theirs to it."""
+        cfg.MODEL.SAGA = CfgNode()
+        # K, text anchors.
+        cfg.MODEL.SAGA.NUM_ANCHORS = 24
+        # p, context slots of an anchor (of 16) frozen at its phrase; the other 16-p learn.
+        cfg.MODEL.SAGA.PHRASE_CONTEXT = 12
+        # Anchors as free vectors instead of text.
+        cfg.MODEL.SAGA.FREE_ANCHORS = False
+        # M, domain anchors made from the image; 0 for none.
+        cfg.MODEL.SAGA.NUM_DOMAIN_ANCHORS = 3
+        # What makes them. content: mean patch; camera: mean patch and camera id; clip: CLIP's embedding over the text
+        # anchors; or a registered kind of your own.
+        cfg.MODEL.SAGA.DOMAIN_ANCHORS = "content"
+        # R, cross-attention layers.
+        cfg.MODEL.SAGA.REFINE_LAYERS = 2
+        # H, attention heads of a refinement layer.
+        cfg.MODEL.SAGA.NUM_HEADS = 8
+        # Dropout on attention weights and in the feed-forward.
+        cfg.MODEL.SAGA.DROPOUT = 0.1
+        # Block (1-based) of the image tower that refinement layers are copied from. 0: the (deepest) token layer.
+        cfg.MODEL.SAGA.INIT_BLOCK = 0
+        # Width of the pooled feature; 0: the width of the tokens, without a projection.
+        cfg.MODEL.SAGA.EMBEDDING_DIM = 0
+        # Q, identity classifiers, and the dropout in front of each.
+        cfg.MODEL.SAGA.NUM_CLASSIFIERS = 1
+        cfg.MODEL.SAGA.CLASSIFIER_DROPOUT = 0.0
+        # Pool by anchor claim ("anchor", the method), plainly ("mean", ablation), or by a registered pool of your own.
+        cfg.MODEL.SAGA.POOL = "anchor"
+
     @classmethod
-    def from_config(cls, cfg):
-        saga, loss = cfg.MODEL.SAGA, cfg.MODEL.LOSSES
-        feat_dim, K, M = cfg.MODEL.BACKBONE.FEAT_DIM, saga.NUM_ANCHORS, saga.NUM_DOMAIN_ANCHORS
-        dims = towers.clip_dims(cfg.MODEL.CLIP.NAME)
-        parts = clip_parts(cfg)
+    def check(cls, cfg: CfgNode) -> Iterator[str]:
+        saga, tokens, layers = cfg.MODEL.SAGA, clip_tokens(cfg), cfg.MODEL.CLIP.TOKEN_LAYERS
+        two_path = tokens and len(set(layers)) == 2
+        if len(layers) > 2:
+            yield f"MODEL.CLIP.TOKEN_LAYERS {layers}: SAGAHead reads one or two"
+        if two_path and saga.NUM_ANCHORS % 2:
+            yield "two token layers share the text anchors by halves: an even MODEL.SAGA.NUM_ANCHORS"
+        if two_path and ("AnchorConsistencyLoss" in cfg.MODEL.LOSSES.NAME or cfg.TEST.PARTS):
+            yield "per-anchor features are not defined for two token layers: drop AnchorConsistencyLoss and TEST.PARTS"
+        if not 0 <= saga.PHRASE_CONTEXT <= CONTEXT_SLOTS:
+            yield f"MODEL.SAGA.PHRASE_CONTEXT is {saga.PHRASE_CONTEXT}; an anchor has {CONTEXT_SLOTS} context slots"
+        pool, domain = parts(POOL_REGISTRY).get(saga.POOL), parts(DOMAIN_ANCHOR_REGISTRY).get(saga.DOMAIN_ANCHORS)
+        for part in (pool, domain if saga.NUM_DOMAIN_ANCHORS else None):
+            if hasattr(part, "check"):
+                yield from part.check(cfg)
 
-        encoder = None
-        if saga.FREE_ANCHORS:
-            text_anchors = A.FreeAnchors(num_anchors=K, embed_dim=feat_dim)
-        else:
-            encoder, template, state = frozen_text_encoder(cfg)
-            text_anchors = A.TextAnchors(
-                template_embedding=template,
-                num_anchors=K,
-                phrase_slots=saga.PHRASE_CONTEXT,
-                text_dim=dims.embed_dim,
-                embed_dim=feat_dim,
-            )
-            if encoder is not None:
-                phrases = towers.anchor_phrase_embeddings(state) if state else [torch.randn(8, dims.text_width) * 0.02]
-                text_anchors.initialize(phrases)
-
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        saga, width, widths = cfg.MODEL.SAGA, cfg.MODEL.BACKBONE.FEAT_DIM, clip_widths(cfg)
+        # in this order: it is that of the random numbers
+        text_anchors, text_encoder = _text_anchors(cfg)
         domain = None
-        if M:
-            common = {"num_anchors": M, "embed_dim": feat_dim}
-            kinds = {
-                "content": lambda: A.ContentDomainAnchors(**common),
-                "camera": lambda: A.CameraDomainAnchors(**common, num_cameras=len(cfg.MODEL.CLIP.CAMERAS)),
-                "clip": lambda: A.ClipDomainAnchors(**common, clip_dim=dims.embed_dim),
-            }
-            domain = kinds[saga.DOMAIN_ANCHORS]()
-
-        weights = {
-            "AnchorDiversityLoss": {"scale": loss.ANCHOR_DIVERSITY.SCALE},
-            "ClassifierDiversityLoss": {"scale": loss.CLASSIFIER_DIVERSITY.SCALE},
-            "AnchorConsistencyLoss": {"scale": loss.ANCHOR_CONSISTENCY.SCALE, "margin": loss.ANCHOR_CONSISTENCY.MARGIN},
-            "DecorrelationLoss": {"scale": loss.DECORRELATION.SCALE},
-            "I2TLoss": {"scale": loss.I2T.SCALE, "epsilon": loss.I2T.EPSILON},
-        }
+        if saga.NUM_DOMAIN_ANCHORS:
+            kind = get_part(DOMAIN_ANCHOR_REGISTRY, "MODEL.SAGA.DOMAIN_ANCHORS", saga.DOMAIN_ANCHORS)
+            domain = kind.from_config(cfg)
+        refine = [
+            SemanticRefinement(
+                embed_dim=width,
+                num_heads=saga.NUM_HEADS,
+                num_layers=saga.REFINE_LAYERS,
+                dropout=saga.DROPOUT,
+                init_block=saga.INIT_BLOCK,
+            )
+            for _ in range(len(cfg.MODEL.CLIP.TOKEN_LAYERS) if widths else 1)
+        ]
+        embedding = saga.EMBEDDING_DIM or width
+        projection = nn.Linear(width, embedding) if embedding != width else nn.Identity()
+        classes = cfg.MODEL.HEADS.NUM_CLASSES
         return {
-            "feat_dim": feat_dim,
-            "num_classes": cfg.MODEL.HEADS.NUM_CLASSES,
             "text_anchors": text_anchors,
-            "text_encoder": encoder,
+            "text_encoder": text_encoder,
             "domain_anchors": domain,
-            "num_anchors": K,
-            "num_layers": len(cfg.MODEL.CLIP.TOKEN_LAYERS) if parts else 1,
-            "refine_layers": saga.REFINE_LAYERS,
-            "num_heads": saga.NUM_HEADS,
-            "dropout": saga.DROPOUT,
-            "init_block": saga.INIT_BLOCK,
-            "embedding_dim": saga.EMBEDDING_DIM,
-            "num_classifiers": saga.NUM_CLASSIFIERS,
+            "refine": refine,
+            "pool": get_part(POOL_REGISTRY, "MODEL.SAGA.POOL", saga.POOL).from_config(cfg),
+            "projection": projection,
+            "classifiers": [identity_classifier(embedding, classes) for _ in range(saga.NUM_CLASSIFIERS)],
             "classifier_dropout": saga.CLASSIFIER_DROPOUT,
-            "pool": saga.POOL,
             "neck_feat": cfg.MODEL.HEADS.NECK_FEAT,
-            "clip_parts": parts,
+            "clip_widths": widths,
             "parts": cfg.TEST.PARTS,
-            "loss_weights": {
-                name: w
-                for name, w in weights.items()
-                if name in loss.NAME and (name != "ClassifierDiversityLoss" or saga.NUM_CLASSIFIERS > 1)
-            },
         }
 
     @property
     def learns_from(self) -> set[str]:
-        """Outputs of the backbone that the losses reach."""
-        clip = isinstance(self.domain_anchors, A.ClipDomainAnchors)
-        return {"patches"} | ({"proj"} if clip or "I2TLoss" in self.loss_weights else set())
+        """Outputs of the backbone that the head's result depends on."""
+        return {"patches"} | (self.domain_anchors.learns_from if self.domain_anchors is not None else set())
 
     @property
     def feature_layout(self) -> dict[str, int]:
-        layout = {"refined": self.embedding_dim}
-        if self.clip_parts:
-            layout |= {"cls": self.clip_parts[0], "proj": self.clip_parts[1]}
+        layout = {"refined": self.embedding_dim} | self.clip_widths
         if self.parts:
             layout["parts"] = self.num_anchors * self.embedding_dim
         return layout
@@ -234,19 +244,18 @@ class SAGAHead(nn.Module):
         """
         if hasattr(backbone, "block"):
             for refine in self.refine:
-                refine.initialize(backbone.block(self.init_block or backbone.token_layers[-1]))
+                refine.initialize(backbone)
         text = source.get("heads.text_features")
-        if self.clip_parts and text is not None and text.shape == self.text_features.shape:
+        if self.clip_widths and text is not None and text.shape == self.text_features.shape:
             self.text_features.copy_(text)
-        context = source.get("heads.prompt_context")
-        if isinstance(self.text_anchors, A.TextAnchors) and not self.text_anchors.context_phrase.shape[1]:
-            if context is not None:
-                self.text_anchors.initialize_from_prompts(context[None])
+        context, anchors = source.get("heads.prompt_context"), self.text_anchors
+        if context is not None and isinstance(anchors, TextAnchors) and not anchors.context_phrase.shape[1]:
+            anchors.initialize_from_prompts(context[None])
 
     @property
     def anchor_names(self) -> list[str]:
         """K names: the phrase that a text anchor started from, "anchor <k>" for those that started from none."""
-        if isinstance(self.text_anchors, A.TextAnchors) and self.text_anchors.context_phrase.shape[1]:
+        if isinstance(self.text_anchors, TextAnchors) and self.text_anchors.context_phrase.shape[1]:
             phrases = towers.anchor_phrases()
             return [phrases[k % len(phrases)] for k in range(self.num_anchors)]
         return [f"anchor {k + 1}" for k in range(self.num_anchors)]
@@ -271,9 +280,9 @@ class SAGAHead(nn.Module):
 
     def _text_anchors(self) -> Tensor:
         """(K, D): computed with gradient where they train, stored otherwise."""
-        if isinstance(self.text_anchors, A.FreeAnchors):
+        if isinstance(self.text_anchors, FreeAnchors):
             return self.text_anchors.anchors
-        if self.training and any(p.requires_grad for p in self.text_anchors.parameters()):
+        if self._trains_anchors:
             if self.text_encoder is None:
                 raise ValueError("SAGAHead trains its text anchors with the text tower: set MODEL.CLIP.TEXT_TOWER True")
             return self.text_anchors.compute(self.text_encoder)
@@ -284,15 +293,13 @@ class SAGAHead(nn.Module):
     # ---- forward ---------------------------------------------------------------------------------------------------
 
     def prepare(self) -> None:
-        """What `forward` needs and a compiled step cannot do, called in front of each of either.
-
-        Raises:
-            ValueError: I2TLoss without text features.
-        """
-        if not self.training:
+        """What `forward` does first and a compiled step cannot: bring stored anchors up to date where they are read."""
+        if not self._trains_anchors:
             self.refresh_anchors()
-        elif "I2TLoss" in self.loss_weights:
-            self._stored_text.check(self.text_features)
+
+    @property
+    def _trains_anchors(self) -> bool:
+        return self.training and any(p.requires_grad for p in self.text_anchors.parameters())
 
     def refine_and_pool(self, features: CLIPFeatures, keep_tokens: bool = True) -> Refined:
         """The method itself, from patch tokens to the pooled feature.
@@ -347,20 +354,25 @@ class SAGAHead(nn.Module):
             In training `head_outputs` with (Q, B, C) logits; in evaluation the (B, F_all) raw concatenation of the pooled
             feature, before or after the neck by NECK_FEAT, and what `feature_layout` names beside it.
         """
-        if self.training and not torch.compiler.is_compiling():
-            self.prepare()
         features = as_features(features).float()
         refined = self.refine_and_pool(features, keep_tokens=self.training or bool(self.parts))
-        if self.training:
-            feature, normed = refined.feature, self.bottleneck(refined.feature)
-            logits = torch.stack([classifier(self.classifier_dropout(normed)) for classifier in self.classifiers])
-            return head_outputs(logits, feature, self._losses(refined, features, targets))
-        return self.evaluation_feature(features, refined)
+        if not self.training:
+            return self.evaluation_feature(features, refined)
+        normed = self.bottleneck(refined.feature)
+        given = {
+            "text_anchors": refined.text_anchors,
+            "classifier_weights": [classifier.weight for classifier in self.classifiers],
+            "anchor_features": lambda: self.part_features(refined),
+        }
+        if self.clip_widths:
+            given |= {"cls": features.cls, "proj": features.proj, "text_features": self.text_features}
+        logits = torch.stack([classifier(self.classifier_dropout(normed)) for classifier in self.classifiers])
+        return head_outputs(logits, refined.feature, **given)
 
     def evaluation_feature(self, features: CLIPFeatures, refined: Refined) -> Tensor:
         """(B, F_all) what `forward` returns in evaluation, from what `refine_and_pool` made of the features."""
         out = [refined.feature if self.neck_feat == "before" else self.bottleneck(refined.feature)]
-        if self.clip_parts:
+        if self.clip_widths:
             out += [features.cls, features.proj]
         if self.parts:
             parts, mass = self.part_features(refined)
@@ -368,29 +380,21 @@ class SAGAHead(nn.Module):
             out.append((parts * (mass >= weakest)[:, :, None]).flatten(1))
         return torch.cat(out, dim=1)
 
-    def _losses(self, refined: Refined, features: CLIPFeatures, targets: Tensor) -> dict[str, Tensor]:
-        def classifier_diversity():
-            return losses.classifier_diversity_loss([c.weight for c in self.classifiers])
 
-        def anchor_consistency():
-            margin = self.loss_weights["AnchorConsistencyLoss"]["margin"]
-            parts, mass = (gather_batch(x) for x in self.part_features(refined))
-            return losses.anchor_consistency_loss(parts, mass, gather_batch(targets), margin)
-
-        def image_text():
-            epsilon = self.loss_weights["I2TLoss"]["epsilon"]
-            return losses.image_text_loss(features.proj, self.text_features, targets, epsilon)
-
-        def decorrelation():
-            return losses.decorrelation_loss(gather_batch(refined.feature), gather_batch(features.cls))
-
-        terms = {
-            "I2TLoss": ("i2t", image_text),
-            "AnchorDiversityLoss": ("anchor_div", lambda: losses.anchor_diversity_loss(refined.text_anchors)),
-            "ClassifierDiversityLoss": ("classifier_div", classifier_diversity),
-            "AnchorConsistencyLoss": ("anchor_cons", anchor_consistency),
-            "DecorrelationLoss": ("decorr", decorrelation),
-        }
-        return {
-            f"loss_{terms[name][0]}": weight["scale"] * terms[name][1]() for name, weight in self.loss_weights.items()
-        }
+def _text_anchors(cfg: CfgNode) -> tuple[TextAnchors | FreeAnchors, TextEncoder | None]:
+    """The text anchors of a configuration, started from their phrases, and the frozen text tower that they need."""
+    saga, dims, width = cfg.MODEL.SAGA, towers.clip_dims(cfg.MODEL.CLIP.NAME), cfg.MODEL.BACKBONE.FEAT_DIM
+    if saga.FREE_ANCHORS:
+        return FreeAnchors(num_anchors=saga.NUM_ANCHORS, embed_dim=width), None
+    encoder, template, state = frozen_text_encoder(cfg)
+    anchors = TextAnchors(
+        template_embedding=template,
+        num_anchors=saga.NUM_ANCHORS,
+        phrase_slots=saga.PHRASE_CONTEXT,
+        text_dim=dims.embed_dim,
+        embed_dim=width,
+    )
+    if encoder is not None:
+        phrases = towers.anchor_phrase_embeddings(state) if state else [torch.randn(8, dims.text_width) * 0.02]
+        anchors.initialize(phrases)
+    return anchors, encoder
