@@ -18,7 +18,8 @@ import os
 import pkgutil
 import re
 import sys
-from dataclasses import dataclass, field
+import textwrap
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -31,6 +32,7 @@ from sphinx.util.nodes import make_refnode
 
 import sagareid
 from sagareid.config import add_saga_config, get_cfg
+from sagareid.registry import parts_with_keys
 
 from fastreid.config import defaults as host_defaults
 from fastreid.config import get_cfg as host_cfg
@@ -64,7 +66,12 @@ class Section:
 
 @functools.cache
 def our_sections() -> list[Section]:
-    return config_sections(inspect.getsource(add_saga_config), "cfg", get_cfg())
+    """Those of config.py, then one for each registered part that adds keys."""
+    sections = config_sections(inspect.getsource(add_saga_config), "cfg", get_cfg())
+    for part in parts_with_keys():
+        source = textwrap.dedent(inspect.getsource(part.add_keys))
+        sections += [replace(section, title=part.__name__) for section in config_sections(source, "cfg", get_cfg())]
+    return sections
 
 
 @functools.cache
@@ -112,9 +119,9 @@ def config_sections(source: str, root: str, cfg) -> list[Section]:
 
 
 def _names(node: ast.Assign, root: str) -> list[str]:
-    """Keys of an assignment: one, those of ``CN({...})``, or none of ``CN()``."""
+    """Keys of an assignment: one, those of ``CN({...})`` or ``CfgNode({...})``, or none of an empty one."""
     name = ast.unparse(node.targets[0]).removeprefix(f"{root}.")
-    if not (isinstance(node.value, ast.Call) and ast.unparse(node.value.func) == "CN"):
+    if not (isinstance(node.value, ast.Call) and ast.unparse(node.value.func) in ("CN", "CfgNode")):
         return [name]
     return [f"{name}.{key.value}" for argument in node.value.args for key in argument.keys]
 
