@@ -7,7 +7,6 @@ import json
 import multiprocessing
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -16,12 +15,10 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 
 from sagareid.engine import stages
 from sagareid.engine.ownership import FolderLock, FolderTaken, owned_folders
 from sagareid.files import write_json
-from sagareid.weights import load_state
 
 CONFIG = ["--config-file", "configs/SAGA/quickstart.yml"]
 SMALL = ["SOLVER.MAX_EPOCH", 1, "SOLVER.IMS_PER_BATCH", 16, "DATALOADER.NUM_WORKERS", 0, "CACHE.NUM_VIEWS", 1]

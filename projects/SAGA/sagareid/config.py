@@ -18,10 +18,6 @@ import yaml
 
 from fastreid.config import CfgNode as CN
 from fastreid.config import get_cfg as fastreid_cfg
-from fastreid.data.datasets import DATASET_REGISTRY
-from fastreid.modeling.backbones import BACKBONE_REGISTRY
-from fastreid.modeling.heads import REID_HEADS_REGISTRY
-from fastreid.modeling.meta_arch import META_ARCH_REGISTRY
 
 from .compat import registered
 from .hardware import compiler_problem
@@ -31,6 +27,7 @@ from .registry import (
     LOSS_REGISTRY,
     POOL_REGISTRY,
     computed_losses,
+    fastreid_registries,
     parts,
     parts_with_keys,
 )
@@ -188,7 +185,7 @@ def custom_datasets(cfg: CN) -> dict[str, tuple[type, dict]]:
     Raises:
         ValueError: the first entry that cannot be one, and what is valid.
     """
-    classes = registered(DATASET_REGISTRY)
+    classes = registered(fastreid_registries().datasets)
     found: dict[str, tuple[type, dict]] = {}
     for entry in cfg.DATASETS.CUSTOM:
         if not isinstance(entry, dict) or not {"NAME", "TYPE"} <= set(entry):
@@ -262,9 +259,9 @@ def _check_names(cfg: CN) -> Iterator[str]:
     import torch
 
     model = cfg.MODEL
-    yield from _one_of("MODEL.META_ARCHITECTURE", model.META_ARCHITECTURE, registered(META_ARCH_REGISTRY))
-    yield from _one_of("MODEL.BACKBONE.NAME", model.BACKBONE.NAME, registered(BACKBONE_REGISTRY))
-    yield from _one_of("MODEL.HEADS.NAME", model.HEADS.NAME, registered(REID_HEADS_REGISTRY))
+    yield from _one_of("MODEL.META_ARCHITECTURE", model.META_ARCHITECTURE, registered(fastreid_registries().meta_arch))
+    yield from _one_of("MODEL.BACKBONE.NAME", model.BACKBONE.NAME, registered(fastreid_registries().backbones))
+    yield from _one_of("MODEL.HEADS.NAME", model.HEADS.NAME, registered(fastreid_registries().heads))
     yield from _one_of("MODEL.SAGA.DOMAIN_ANCHORS", model.SAGA.DOMAIN_ANCHORS, parts(DOMAIN_ANCHOR_REGISTRY))
     yield from _one_of("MODEL.SAGA.POOL", model.SAGA.POOL, parts(POOL_REGISTRY))
     yield from _one_of("MODEL.COMPILE", model.COMPILE, ("", "default", "reduce-overhead"))
@@ -284,8 +281,8 @@ def _check_names(cfg: CN) -> Iterator[str]:
 
 def _check_losses(cfg: CN) -> Iterator[str]:
     """Every named term is computed by the model."""
-    meta_arch = registered(META_ARCH_REGISTRY).get(cfg.MODEL.META_ARCHITECTURE)
-    head = registered(REID_HEADS_REGISTRY).get(cfg.MODEL.HEADS.NAME)
+    meta_arch = registered(fastreid_registries().meta_arch).get(cfg.MODEL.META_ARCHITECTURE)
+    head = registered(fastreid_registries().heads).get(cfg.MODEL.HEADS.NAME)
     if meta_arch is None or head is None:
         return  # said by _check_names
     terms, computed = parts(LOSS_REGISTRY), computed_losses(meta_arch, head)
@@ -305,9 +302,9 @@ def _check_parts(cfg: CN) -> Iterator[str]:
     """What the named model, backbone and head say of themselves."""
     model = cfg.MODEL
     for registry, name in (
-        (META_ARCH_REGISTRY, model.META_ARCHITECTURE),
-        (BACKBONE_REGISTRY, model.BACKBONE.NAME),
-        (REID_HEADS_REGISTRY, model.HEADS.NAME),
+        (fastreid_registries().meta_arch, model.META_ARCHITECTURE),
+        (fastreid_registries().backbones, model.BACKBONE.NAME),
+        (fastreid_registries().heads, model.HEADS.NAME),
     ):
         part = registered(registry).get(name)
         if hasattr(part, "check"):
@@ -323,7 +320,7 @@ def _check_datasets(cfg: CN) -> Iterator[str]:
         yield str(error)
     else:
         # a class with arguments of its own to give is used through DATASETS.CUSTOM
-        classes = registered(DATASET_REGISTRY)
+        classes = registered(fastreid_registries().datasets)
         plain = {n for n, c in classes.items() if all(p.default is not p.empty for p in _own_parameters(c))}
         for key in ("NAMES", "TESTS", "VALIDATION"):
             for name in cfg.DATASETS[key]:
@@ -421,7 +418,7 @@ def option_values(cfg: CN, opts: Sequence[str]) -> list[str]:
         if not isinstance(read, list):
             example = "[{NAME: shop, TYPE: CSVDataset, PATH: crops.csv}]" if key.endswith("CUSTOM") else "[a, b]"
             raise ValueError(
-                f"{key} is {value!r}; expected a list in quotes, such as \"{example}\", with text of special characters "
+                f'{key} is {value!r}; expected a list in quotes, such as "{example}", with text of special characters '
                 "in quotes of the other kind"
             )
         values[i] = repr(read)

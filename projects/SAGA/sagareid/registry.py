@@ -18,12 +18,8 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
-from fastreid.data.datasets import DATASET_REGISTRY
-from fastreid.modeling.backbones import BACKBONE_REGISTRY
-from fastreid.modeling.heads import REID_HEADS_REGISTRY
-from fastreid.modeling.meta_arch import META_ARCH_REGISTRY
 from fastreid.utils.registry import Registry
 
 from .compat import registered
@@ -34,7 +30,9 @@ __all__ = [
     "FEATURE_REGISTRY",
     "LOSS_REGISTRY",
     "POOL_REGISTRY",
+    "FastReIDRegistries",
     "computed_losses",
+    "fastreid_registries",
     "get_part",
     "part_names",
     "parts",
@@ -46,18 +44,30 @@ POOL_REGISTRY = Registry("POOL")
 DOMAIN_ANCHOR_REGISTRY = Registry("DOMAIN_ANCHOR")
 FEATURE_REGISTRY = Registry("FEATURE")
 
-_ALL = (
-    META_ARCH_REGISTRY,
-    BACKBONE_REGISTRY,
-    REID_HEADS_REGISTRY,
-    DOMAIN_ANCHOR_REGISTRY,
-    POOL_REGISTRY,
-    LOSS_REGISTRY,
-    DATASET_REGISTRY,
-    FEATURE_REGISTRY,
-)
 # What FastReID's meta-architectures compute of any head that returns its training dictionary.
 FASTREID_LOSSES = ("CrossEntropyLoss", "TripletLoss", "CircleLoss", "Cosface")
+
+
+class FastReIDRegistries(NamedTuple):
+    """FastReID's own registries."""
+
+    meta_arch: Registry
+    backbones: Registry
+    heads: Registry
+    datasets: Registry
+
+
+def fastreid_registries() -> FastReIDRegistries:
+    """FastReID's own registries, with our parts in them.
+
+    They are imported here and not at the top: our parts come with them, and import this module and `config`.
+    """
+    from fastreid.data.datasets import DATASET_REGISTRY
+    from fastreid.modeling.backbones import BACKBONE_REGISTRY
+    from fastreid.modeling.heads import REID_HEADS_REGISTRY
+    from fastreid.modeling.meta_arch import META_ARCH_REGISTRY
+
+    return FastReIDRegistries(META_ARCH_REGISTRY, BACKBONE_REGISTRY, REID_HEADS_REGISTRY, DATASET_REGISTRY)
 
 
 def parts(registry: Registry) -> dict[str, Any]:
@@ -97,7 +107,10 @@ def part_names(registry: Registry) -> list[str]:
 def parts_with_keys() -> Iterator[Any]:
     """Every registered part that has `add_keys`; of those that inherit the same one, the first."""
     seen = set()
-    for registry in _ALL:
+    fastreid = fastreid_registries()
+    ours = (DOMAIN_ANCHOR_REGISTRY, POOL_REGISTRY, LOSS_REGISTRY)
+    of_models = (fastreid.meta_arch, fastreid.backbones, fastreid.heads, *ours)
+    for registry in (*of_models, fastreid.datasets, FEATURE_REGISTRY):
         for part in registered(registry).values():
             add_keys = getattr(part, "add_keys", None)
             if add_keys is not None and add_keys not in seen:
