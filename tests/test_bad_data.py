@@ -1,4 +1,4 @@
-"""Bad data during a run: each case works, or ends in one message that says what is wrong; never a hang, never a black image.
+"""Bad data during a run: each case works, or ends in one message that says what is wrong; no hang, no black image.
 
 Names and missing folders of each data set: tests/test_datasets.py; tables and folders of one's own:
 tests/test_custom_data.py; what tools/check_dataset.py finds: tests/test_check_dataset.py.

@@ -262,7 +262,8 @@ def folder(tmp_path):
 def test_a_listing_follows_links_and_says_what_it_leaves_out(folder, caplog):
     listing = images.image_files(folder)
     assert [p.relative_to(folder).as_posix() for p in listing.images] == [
-        "ann/1.jpg", "ann/2.JPG", "ann/3.webp", "ann/4.jfif", "ann/5.tif", "ann/link.png", "ann/deep/6.png", "ben/9.jpg",
+        "ann/1.jpg", "ann/2.JPG", "ann/3.webp", "ann/4.jfif", "ann/5.tif", "ann/link.png", "ann/deep/6.png",
+        "ben/9.jpg",
     ]  # fmt: skip
     assert listing.left_out == {
         images.HIDDEN: [".trash", "ann/._1.jpg", "ann/.hidden.png"],
@@ -343,7 +344,8 @@ def test_names_of_any_bytes_are_trained_on_from_the_cache(odd_names, tmp_path, t
     run = [
         "--config-file", repo / "configs/SAGA/quickstart.yml", "--stage", "prompts", "OUTPUT_DIR", tmp_path / "out",
         "DATASETS.CUSTOM", f"[{entry}, {entry.replace('NAME: a', 'NAME: b').replace('1}', '0}')}]",
-        "DATASETS.NAMES", "[a]", "DATASETS.TESTS", "[b]", "DATASETS.VALIDATION", "[]", "SOLVER.MAX_EPOCH", 1, "SOLVER.IMS_PER_BATCH", 8,
+        "DATASETS.NAMES", "[a]", "DATASETS.TESTS", "[b]", "DATASETS.VALIDATION", "[]", "SOLVER.MAX_EPOCH", 1,
+        "SOLVER.IMS_PER_BATCH", 8,
         "DATALOADER.NUM_WORKERS", 0, "CACHE.ENABLED", True, "CACHE.NUM_VIEWS", 1, "MODEL.DEVICE", "cpu",
     ]  # fmt: skip
     assert train_net(*run, root=tmp_path) == 0

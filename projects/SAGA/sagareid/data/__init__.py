@@ -1,1 +1,1 @@
-"""Data sets, loaders, transforms, occluders. Importing `sagareid.data.datasets` registers the data sets with FastReID."""
+"""Data sets, loaders, transforms, occluders. Importing `sagareid.data.datasets` registers the data sets."""

@@ -218,7 +218,7 @@ def _not_used(items: Mapping[str, Sequence[tuple]], listings: Sequence[images.Li
 
 
 def _open(cfg, name: str) -> ImageDataset:
-    """The data set, although one split of it may be unreadable: the host reads the split of its mode at once."""
+    """The data set, although one split of it may be unreadable: FastReID reads the split of its mode at once."""
     errors = []
     for mode in SPLITS:
         try:

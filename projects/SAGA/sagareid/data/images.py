@@ -91,9 +91,10 @@ def as_rgb(image: Image.Image) -> Image.Image:
     """
     image.load()
     try:
-        image = ImageOps.exif_transpose(image)
+        image = ImageOps.exif_transpose(image)  # a copy in any case
     except Exception:  # damaged EXIF data in a sound image
         logger.debug("no orientation could be read from an image's EXIF data", exc_info=True)
+        image = image.copy()
     if image.mode == "I" or image.mode.startswith("I;16"):
         image = _grey_of_16_bits(image)
     elif image.mode == "F":
@@ -103,7 +104,7 @@ def as_rgb(image: Image.Image) -> Image.Image:
         rgb = Image.new("RGB", image.size, BACKGROUND)
         rgb.paste(colours, mask=colours.getchannel("A"))
     else:
-        rgb = image.convert("RGB")
+        rgb = image if image.mode == "RGB" else image.convert("RGB")
     rgb.info = {}  # what it says (orientation, transparency) has been done
     return rgb
 

@@ -3,10 +3,10 @@
 B images, (H, W) input size, F feature width, K text anchors, (h, w) patch grid.
 
 A file takes `images` (B, 3, H, W) float32 as its consumer feeds them (`targets`; by default RGB in 0..255), any B or
-one, refuses another H or W, normalises inside, and gives `features` (B, F) of unit length, the run's result, as `Extractor` does. Models that
-look at the camera also take `cameras` (B,) int64, places in the metadata's list of cameras, -1 for unknown, unless the
-camera is fixed. With attention there is a second output, `attention` (B, K, h, w). The anchors are constants; text
-tower, prompts and classifiers are gone.
+one, refuses another H or W, normalises inside, and gives `features` (B, F) of unit length, the run's result, as
+`Extractor` does. Models that look at the camera also take `cameras` (B,) int64, places in the metadata's list of
+cameras, -1 for unknown, unless the camera is fixed. With attention there is a second output, `attention` (B, K, h, w).
+The anchors are constants; text tower, prompts and classifiers are gone.
 """
 
 from __future__ import annotations
@@ -129,8 +129,8 @@ def at_size(cfg: Any, model: nn.Module, size: Sequence[int]) -> Any:
     fixed = next((f"backbone.{name}" for name in tower if re.search(r"pos(itional)?_embed", name)), None)
     if size != own and fixed:
         raise ValueError(
-            f"size {size}: {fixed} of this model is made for {own}. Train it with INPUT.SIZE_TRAIN {size}, or fit a CLIP "
-            "tower to it with tools/convert_checkpoint.py --size"
+            f"size {size}: {fixed} of this model is made for {own}. Train it with INPUT.SIZE_TRAIN {size}, or fit a "
+            "CLIP tower to it with tools/convert_checkpoint.py --size"
         )
     cfg.defrost()
     cfg.INPUT.CROP.ENABLED, cfg.INPUT.SIZE_TEST = False, size

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, NamedTuple, Union, overload
+from typing import Any, Literal, NamedTuple, overload
 
 import numpy as np
 import torch
@@ -31,7 +31,7 @@ from .load import load_model
 
 __all__ = ["Batch", "Extractor", "ImageLike"]
 
-ImageLike = Union[str, os.PathLike, Image.Image, np.ndarray, Tensor]
+ImageLike = str | os.PathLike | Image.Image | np.ndarray | Tensor
 
 compat.hide_storage_warning()
 
@@ -104,11 +104,11 @@ class Extractor:
             path: the folder of a run, or a .pth file of one.
             device: "auto" for the GPU where there is one, else the CPU; or a torch device.
             dtype: what the model computes in: "float32", "bfloat16", "float16" (GPU); features are float32 in any case.
-                "auto": float32 on a CPU, bfloat16 on a GPU that has it. bfloat16 turns a feature by about 1e-5 in cosine.
+                "auto": float32 on a CPU, bfloat16 on a GPU that has it, which turns a feature by about 1e-5 in cosine.
             feature: a row of the evaluation (refined, cls, proj, concat, orth, fusion, ...); "auto": the run's result.
-            compile: run full batches through torch.compile, for many images on a GPU (docs/benchmarks says what it gives).
-                The first batch of each batch_size takes about half a minute; smaller batches run eagerly. Features
-                differ by rounding.
+            compile: run full batches through torch.compile, for many images on a GPU (docs/benchmarks says what it
+                gives). The first batch of each batch_size takes about half a minute; smaller batches run eagerly.
+                Features differ by rounding.
 
         Raises:
             FileNotFoundError: no checkpoint there.

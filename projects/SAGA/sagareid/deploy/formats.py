@@ -197,7 +197,7 @@ def _strip(proto: Any) -> None:
 
 
 class _Sized(nn.Module):
-    """A traced program that refuses images of another size: a trace keeps no check, and may compute something of them."""
+    """A traced program that refuses images of another size; the trace alone may compute something of them."""
 
     def __init__(self, program: torch.jit.ScriptModule, height: int, width: int):
         super().__init__()

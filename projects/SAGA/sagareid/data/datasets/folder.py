@@ -25,7 +25,7 @@ class FolderDataset(OwnDataset):
     """One folder a person, either ``<path>/{train,query,gallery}/<person>/`` or ``<path>/<person>/``.
 
     By configuration: ``DATASETS.CUSTOM: [{NAME: shop, TYPE: FolderDataset, PATH: shop}]``, then ``shop`` in
-    DATASETS.NAMES or TESTS. Images may lie in further folders below a person's; hidden files and folders are skipped.
+    DATASETS.NAMES or TESTS. Images may lie in further folders below a person's; what is no image is logged.
 
     In the first form a split that is not there is empty, and a person has the same folder name in query and gallery.
     In the second, people are split at random but always alike: `train_share` of them train. Of each other person one
@@ -38,7 +38,8 @@ class FolderDataset(OwnDataset):
         camera: regular expression with one group, the camera, searched in an image's path below the person's folder:
             ``_c(\\d+)`` for ``0001_c2.jpg``, ``^([^/]+)/`` for one folder a camera. Where what it finds is not the camera
             itself, ``{pattern: ..., map: {1-2: door, 3-4: hall}}``: a map from texts, numbers or ranges of numbers to
-            cameras. None: every image is a camera of its own, and the log says that same-camera matches were not excluded.
+            cameras. None: every image is a camera of its own, and the log says that same-camera matches were not
+            excluded.
         train_share: of the second form, 0..1.
         seed: of the second form.
 
@@ -93,12 +94,14 @@ def _splits_of(name: str, folder: Path, path: str) -> list[str]:
     others = [entry for entry in folders if entry not in SPLITS]
     parts = [entry for entry in others if entry.lower() in _SPLIT_WORDS]
     if parts and (present or len(parts) == len(others)):
+        found = (*present, *parts)
         entries = ", ".join(
-            f"{{NAME: {name}_{part}, TYPE: FolderDataset, PATH: {path}/{part}, TRAIN_SHARE: {int('train' in part.lower())}}}"
-            for part in (*present, *parts)
+            f"{{NAME: {name}_{part}, TYPE: FolderDataset, PATH: {path}/{part}, "
+            f"TRAIN_SHARE: {1 if 'train' in part.lower() else 0}}}"
+            for part in found
         )
         raise ValueError(
-            f"{name}: {folder} holds {', '.join(f'{entry}/' for entry in (*present, *parts))}, and only train/, query/ and "
+            f"{name}: {printable(folder)} holds {', '.join(f'{part}/' for part in found)}, and only train/, query/ and "
             f"gallery/ are read. Rename them, or make each a data set of its own in DATASETS.CUSTOM: {entries}"
         )
     if present:
@@ -189,8 +192,9 @@ def _read_people(name: str, folder: Path, camera: CameraRule | None) -> list[Pho
     if loose:
         shown = ", ".join(printable(image.name) for image in loose[:SHOWN]) + (", ..." if len(loose) > SHOWN else "")
         raise ValueError(
-            f"{name}: {len(loose)} image(s) of nobody directly in {printable(folder)}: {shown}. Expected one sub-folder a person. Where "
-            "file names say who it is, list the images in a table instead (TYPE: CSVDataset; docs/own_data.md)"
+            f"{name}: {len(loose)} image(s) of nobody directly in {printable(folder)}: {shown}. Expected one sub-folder "
+            "a person. Where file names say who it is, list the images in a table instead (TYPE: CSVDataset; "
+            "docs/own_data.md)"
         )
     if not listing.images:
         raise ValueError(no_images(name, listing))

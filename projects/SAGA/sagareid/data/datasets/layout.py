@@ -1,7 +1,7 @@
 """What the data sets share: folders, listing, people and cameras from names, and the form of FastReID's items.
 
 An item is (path, pid, camid). In query and gallery pid and camid are ints, camid from 0; in training they are
-"<name>_0005" and "<name>_1", the host's form with the person's digits padded, so that its string order of labels is
+"<name>_0005" and "<name>_1", FastReID's form with the person's digits padded, so that its string order of labels is
 numeric order. A camera's name is the data set's and its camid, which is how `loaders` finds it again in testing.
 A name is read from the file's base name alone: a folder such as ``run_1_c2/`` above it says nothing.
 Every image file of a split is used; a file whose name cannot be read is an error, not a gap.
@@ -146,7 +146,7 @@ class WrongNames(RuntimeError):
 
 
 def as_training(name: str, items: Iterable[Item]) -> list[TrainItem]:
-    """Items with the host's string labels; people padded, so that they sort as numbers do."""
+    """Items with FastReID's string labels; people padded, so that they sort as numbers do."""
     return [(path, f"{name}_{pid:04d}", f"{name}_{camid}") for path, pid, camid in items]
 
 
@@ -169,7 +169,7 @@ class EvaluationOnly(ImageDataset):
         super().__init__([], query, gallery, **kwargs)
 
     def show_train(self):
-        """Called by the host when the set is named in DATASETS.NAMES."""
+        """Called by FastReID when the set is named in DATASETS.NAMES."""
         if not self.train:  # with DATASETS.COMBINEALL there are some
             refuse_training(type(self).__name__)
         super().show_train()

@@ -56,7 +56,7 @@ class OccludedMarket(ImageDataset):
 
 @DATASET_REGISTRY.register()
 class OccludedMarketNoDistractors(OccludedMarket):
-    """OccludedMarket without the gallery's distractors: the published code's protocol, to compare with its figures."""
+    """OccludedMarket without the gallery's distractors: the published code's protocol, to compare with its metrics."""
 
     def __init__(self, root: str = "datasets", **kwargs):
         super().__init__(root, remove_distractors=True, **kwargs)
