@@ -10,7 +10,7 @@ import pytest
 
 from sagareid.data import loaders
 from sagareid.engine import stages
-from sagareid.engine.main import main
+from sagareid.commands.train_net import main
 
 SMALL = ["SOLVER.MAX_EPOCH", "3", "SOLVER.IMS_PER_BATCH", "16", "DATALOADER.NUM_WORKERS", "0", "TEST.EVAL_PERIOD", "1"]
 
