@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from sagareid import Extractor
-from sagareid.benchmarks import cases, gpu_steps
+from sagareid.benchmarks import cases
+from sagareid.benchmarks.gpu import models
 from sagareid.config import check_config
 from sagareid.engine.trainer import SAGATrainer, StepTrainer
 from sagareid.hardware import compiler_problem
@@ -38,13 +39,13 @@ def traced(monkeypatch):
 def _model(head: str, *opts):
     # no dropout, whose masks a compiled step draws otherwise; SGD, since Adam makes steps of what is rounding alone
     opts = ("MODEL.SAGA.DROPOUT", 0.0, "SOLVER.OPT", "SGD", "SOLVER.BASE_LR", 0.01, *opts)
-    cfg = gpu_steps.model_config(head, *opts)
+    cfg = models.model_config(head, *opts)
     torch.manual_seed(0)
     return cfg, build_model(cfg)
 
 
 def _cached_batch(model) -> dict:
-    batch = gpu_steps.model_batch("cpu")
+    batch = models.model_batch("cpu")
     with torch.no_grad():
         features = model.extract(batch)
     fields = {name: getattr(features, name).half() for name in ("patches", "cls", "proj", "layer_cls")}
@@ -74,7 +75,7 @@ def _compare(cfg, eager, batches) -> None:
 
 
 # torch.compile leaves the GRU of SequentialHead as it is
-@pytest.mark.parametrize("head", sorted(set(gpu_steps.own_heads()) - {"SequentialHead"}))
+@pytest.mark.parametrize("head", sorted(set(models.own_heads()) - {"SequentialHead"}))
 def test_a_step_is_one_graph_and_equals_the_eager_one(head, traced):
     """A break is a place where the host waits for the device, and the end of a CUDA graph. The second batch has another
     number of identities, and both are of one graph."""
@@ -91,7 +92,7 @@ def test_a_step_is_one_graph_and_equals_the_eager_one(head, traced):
 
 def test_the_image_tower_is_of_the_same_graph(traced):
     cfg, model = _model("CLSHead")
-    _compare(cfg, model, [gpu_steps.model_batch("cpu")])
+    _compare(cfg, model, [models.model_batch("cpu")])
 
 
 @needs_compiler
@@ -103,7 +104,7 @@ def test_compiled_kernels_give_the_eager_values():
 def test_a_loss_that_is_not_finite_stops_the_run_before_it_reaches_the_weights():
     """The losses are read after the backward pass was asked for, and before the optimizer's step."""
     cfg, model = _model("CLSHead")
-    batch = gpu_steps.model_batch("cpu")
+    batch = models.model_batch("cpu")
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(FloatingPointError, match="became infinite or NaN"):
         _trained(cfg, model, [batch | {"images": batch["images"] * torch.nan}])
@@ -112,7 +113,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_it_reaches_the_weights()
 
 
 def test_what_cannot_compile_is_refused(monkeypatch):
-    cfg = gpu_steps.model_config("CLSHead")
+    cfg = models.model_config("CLSHead")
     for value, message in (
         ("fast", "MODEL.COMPILE is 'fast'"),
         ("reduce-overhead", "MODEL.DEVICE is cpu: use default"),

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from sagareid.benchmarks import gpu_steps
+from sagareid.benchmarks.gpu import models
 from sagareid.engine.checkpoint import random_state, restore_random_state
 from sagareid.engine.trainer import SAGATrainer, StepTrainer
 from sagareid.evaluation.evaluator import rank_in_blocks
@@ -47,11 +47,11 @@ def test_losses_are_read_after_they_were_computed():
         assert storage.latest()["total_loss"][0] == value
 
 
-@pytest.mark.parametrize("head", gpu_steps.own_heads())
+@pytest.mark.parametrize("head", models.own_heads())
 def test_cached_features_train_as_images_do(head):
     torch.manual_seed(0)
-    model = build_model(gpu_steps.model_config(head, "MODEL.SAGA.DROPOUT", 0.0)).cuda()
-    batch = gpu_steps.model_batch("cuda")
+    model = build_model(models.model_config(head, "MODEL.SAGA.DROPOUT", 0.0)).cuda()
+    batch = models.model_batch("cuda")
     with EventStorage(), torch.no_grad():
         tower = model.backbone(model.preprocess_image(batch))
         fields = {k: getattr(tower, k).cpu() for k in ("patches", "cls", "proj", "layer_cls")}
@@ -65,10 +65,10 @@ def test_cached_features_train_as_images_do(head):
 def test_compiled_steps_train_as_eager_ones_do(head, mode):
     """With CUDA graphs, too, whose replays write into the memory of the step before."""
     opts = ("MODEL.SAGA.DROPOUT", 0.0, "SOLVER.OPT", "SGD", "SOLVER.BASE_LR", 0.01)
-    cfg = gpu_steps.model_config(head, *opts)
+    cfg = models.model_config(head, *opts)
     torch.manual_seed(0)
     eager = build_model(cfg).cuda()
-    batch = gpu_steps.model_batch("cuda")
+    batch = models.model_batch("cuda")
     with torch.no_grad():
         tower = eager.extract(batch)
     batch = {k: getattr(tower, k) for k in ("patches", "cls", "proj")} | {"targets": batch["targets"]}
@@ -86,11 +86,11 @@ def test_compiled_steps_train_as_eager_ones_do(head, mode):
     assert seen[1] == pytest.approx(seen[0], rel=1e-3) and seen[0][-1] < seen[0][0]
 
 
-@pytest.mark.parametrize("head", sorted(set(gpu_steps.own_heads()) - {"PromptHead"}))
+@pytest.mark.parametrize("head", sorted(set(models.own_heads()) - {"PromptHead"}))
 def test_the_host_never_waits_inside_a_step(head):
     """PromptHead's eager step counts the identities of a batch; a compiled one does not."""
-    model = build_model(gpu_steps.model_config(head)).cuda().train()
-    batch = gpu_steps.model_batch("cuda")
+    model = build_model(models.model_config(head)).cuda().train()
+    batch = models.model_batch("cuda")
     sum(model(batch).values()).backward()
     torch.cuda.set_sync_debug_mode("error")
     try:

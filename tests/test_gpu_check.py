@@ -8,7 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from sagareid.benchmarks import gpu_check, gpu_steps
+from sagareid.benchmarks.gpu import check, runs, timing
+from sagareid.benchmarks.gpu import models as gpu_models
+from sagareid.benchmarks.gpu.job import Step
+from sagareid.benchmarks.gpu.steps import STEPS
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +25,7 @@ def dry_run(call_tool, tmp_path_factory):
 def test_every_step_passes_on_the_cpu(dry_run):
     code, results, _, log = dry_run
     steps = results["steps"]
-    assert list(steps) == list(gpu_steps.STEPS)
+    assert list(steps) == list(STEPS)
     assert {name: step["problems"] for name, step in steps.items() if step["problems"]} == {}, log[-4000:]
     assert {step["status"] for step in steps.values()} == {"passed"} and code == 0
 
@@ -31,11 +34,11 @@ def test_what_was_measured_is_written(dry_run):
     steps = dry_run[1]["steps"]
     assert set(steps["device"]["values"]["matrix_tflops"]) == {"bfloat16", "float16", "float32"}
     models = {row["model"] for row in steps["models"]["values"]["models"]}
-    assert {f"{head} on CLIP" for head in gpu_steps.own_heads()} <= models
+    assert {f"{head} on CLIP" for head in gpu_models.own_heads()} <= models
     assert "SAGAHead on ResNet-18" in models and "EmbeddingHead on CLIP, map" in models
     quick = steps["quickstart"]["values"]
-    assert quick["metrics"]["anchors"] == pytest.approx(quick["metrics_on_cpu"], abs=gpu_steps.ONE_CHECKPOINT)
-    for key in gpu_steps.CASES:
+    assert quick["metrics"]["anchors"] == pytest.approx(quick["metrics_on_cpu"], abs=runs.ONE_CHECKPOINT)
+    for key in timing.CASES:
         case = steps["base"]["values"]["cases"][key]
         assert case["bfloat16"]["images_per_second"] > 0 and case["bfloat16"]["share_of_peak"]["ours"] > 0
         assert len(case["profile"]["largest"]) >= 3
@@ -57,10 +60,10 @@ def one_step(monkeypatch, tmp_path, repo):
     """Run one step of other code, or with another limit."""
 
     def run(name: str, seconds: float, budget: float = 60.0):
-        step = gpu_steps.STEPS[name]
-        monkeypatch.setitem(gpu_check.STEPS, name, gpu_steps.Step(step.run, step.what, seconds, step.alone))
-        monkeypatch.setattr(gpu_check, "SHARED_CPU", 1)
-        return gpu_check.run(
+        step = STEPS[name]
+        monkeypatch.setitem(check.STEPS, name, Step(step.run, step.what, seconds, step.alone))
+        monkeypatch.setattr(check, "SHARED_CPU", 1)
+        return check.run(
             steps=[name], device="cpu", size="tiny", budget=budget, repo=repo, output=tmp_path, command="test"
         )["steps"][name]
 
@@ -77,7 +80,7 @@ def test_a_step_without_budget_is_left_out(one_step):
 
 
 def test_a_step_that_crashes_says_so(one_step, monkeypatch):
-    monkeypatch.setattr(gpu_check.sys, "executable", "/bin/false")
+    monkeypatch.setattr(check.sys, "executable", "/bin/false")
     step = one_step("models", 60.0)
     assert step["status"] == "crashed" and "exit code 1" in step["problems"][-1]
 
@@ -96,12 +99,12 @@ class _Stubborn(nn.Module):
 
 def test_silent_float32_is_found():
     with pytest.raises(RuntimeError, match="only 0% of the products"):
-        gpu_steps.trains_in(_Stubborn(), gpu_steps.model_config("CLSHead"), "cpu", torch.bfloat16, count=1)
+        gpu_models.trains_in(_Stubborn(), gpu_models.model_config("CLSHead"), "cpu", torch.bfloat16, count=1)
 
 
 def test_a_model_that_differs_on_the_device_is_found():
     """The model on the device gets other weights on its way there: the tensors that differ are named."""
-    model = gpu_steps.build_model(gpu_steps.model_config("CLSHead"))
+    model = gpu_models.build_model(gpu_models.model_config("CLSHead"))
 
     def moved(self, *args, **kwargs):
         with torch.no_grad():
@@ -110,4 +113,4 @@ def test_a_model_that_differs_on_the_device_is_found():
 
     model.__class__ = type("Moved", (type(model),), {"to": moved})
     with pytest.raises(RuntimeError, match="the two ways differ"):
-        gpu_steps.float32_difference(model, "cpu")
+        gpu_models.float32_difference(model, "cpu")

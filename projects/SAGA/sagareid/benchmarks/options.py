@@ -13,7 +13,7 @@ __all__ = ["CASES", "GPU_STEPS", "RANKING_SIZES", "SCALES", "SIZES", "SMOKE", "R
 
 # What is timed; `steps` has one function for each.
 CASES = ("prompts", "backbone", "anchors_cached", "anchors_live", "extraction", "bfloat16", "loading")
-# What is checked on a GPU, in this order; `gpu_steps` has one function for each.
+# What is checked on a GPU, in this order; `gpu.steps` has one function for each.
 GPU_STEPS = (
     *("device", "models", "tests", "quickstart", "processes", "export"),
     *("base", "large", "loading", "ranking", "compile"),

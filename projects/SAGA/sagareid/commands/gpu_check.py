@@ -42,10 +42,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         unknown = [name for name in steps if name not in GPU_STEPS]
         if unknown:
             raise ValueError(f"no step {', '.join(unknown)}; expected {', '.join(GPU_STEPS)}")
-        from ..benchmarks import gpu_check
+        from ..benchmarks.gpu import check
         from ..hardware import pick_device
 
-        results = gpu_check.run(
+        results = check.run(
             steps=steps,
             device=pick_device(args.device),
             size=args.size,
@@ -54,6 +54,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             output=check_output(args.output.absolute(), folder=True),
             command=command_line(),
         )
-        print(gpu_check.table(results))
+        print(check.table(results))
         if any(step["status"] != "passed" for step in results["steps"].values()):
             sys.exit(1)

@@ -22,12 +22,12 @@ from typing import Any
 
 from tabulate import tabulate
 
-from ..files import write_json, write_text
-from .gpu_steps import STEPS
+from ...files import write_json, write_text
+from .steps import STEPS
 
 __all__ = ["run", "table"]
 
-PACKAGE_ROOT = Path(__file__).resolve().parents[2]
+PACKAGE_ROOT = Path(__file__).resolve().parents[3]
 # Seconds between SIGTERM, which launchers pass on to their processes, and SIGKILL.
 FAREWELL = 5.0
 LOG_LINES = 4000
@@ -98,7 +98,7 @@ def _run_step(name: str, device: str, size: str, repo: Path, work: Path, left: f
     if limit < 5:
         return _entry("left out", 0.0, problems=["the budget was spent"])
     found, log = work / f"{name}.json", work / f"{name}.log"
-    command = [sys.executable, "-m", "sagareid.benchmarks.gpu_steps", name, "--device", device, "--size", size]
+    command = [sys.executable, "-m", "sagareid.benchmarks.gpu.steps", name, "--device", device, "--size", size]
     command += ["--repo", str(repo), "--work", str(work / name), "--output", str(found)]
     environment = dict(os.environ)
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(PACKAGE_ROOT), environment.get("PYTHONPATH")]))
