@@ -204,7 +204,7 @@ def test_small_and_uneven_data_works(run, folder, change, options):
 
 def test_a_file_that_goes_away_during_a_run_is_named(folder):
     path = folder / TRAIN[0]
-    dataset = loaders.ReIDDataset([(str(path), "a_1", "a_0")], None, relabel=True, cameras=())
+    dataset = loaders.ReIDDataset([(str(path), "a_1", "a_0")], None, relabel=True)
     path.unlink()
     with pytest.raises(images.UnreadableImage, match=f"cannot read {path} .*FileNotFoundError"):
         dataset[0]
@@ -214,7 +214,7 @@ def test_workers_end_with_the_error(folder):
     """At once, not when the garbage collector comes: workers that are left hold each other's pipes."""
     (folder / TRAIN[3]).write_bytes(b"")
     items = [(str(folder / name), f"a_{i}", "a_0") for i, name in enumerate(TRAIN)]
-    dataset = loaders.ReIDDataset(items, transforms.ToTensor(), relabel=True, cameras=())
+    dataset = loaders.ReIDDataset(items, transforms.ToTensor(), relabel=True)
     loader = loaders.DeviceLoader(dataset, batch_size=2, num_workers=2, device="cpu")
     with pytest.raises(images.UnreadableImage) as error:
         list(loader)

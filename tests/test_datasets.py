@@ -9,6 +9,7 @@ from PIL import Image
 
 from sagareid.config import get_cfg
 from sagareid.data.datasets.mmmp import SETTINGS
+from sagareid.data.datasets.names import SetNames
 from sagareid.data.loaders import ReIDDataset, build_test_loader, build_train_loader
 
 from fastreid.data.datasets import DATASET_REGISTRY
@@ -135,10 +136,9 @@ def test_cameras_of_test_images_are_found_among_the_training_cameras(tmp_path):
     """What a camera embedding reads: the same index for the same camera in training and in testing."""
     make(tmp_path / "Occluded_Duke", *DUKE)
     data = build("OccludedDuke", tmp_path)
-    train = ReIDDataset(data.train, None, relabel=True, cameras=())
-    test = ReIDDataset(
-        data.query + data.gallery, None, relabel=False, cameras=train.cameras, dataset_name=data.dataset_name
-    )
+    items = data.query + data.gallery
+    train = ReIDDataset(data.train, None, relabel=True)
+    test = ReIDDataset(items, None, relabel=False, cameras=train.cameras, names=SetNames().add(data, items))
     assert [train[i]["cameras"] for i in range(3)] == [2, 0, 1]  # cameras 8, 1 and 2 of the file names
     assert [test[i]["cameras"] for i in range(3)] == [1, -1, 1]  # 2; 5, which training has not seen; 2
 

@@ -116,7 +116,7 @@ def seen(expected):
 
 
 def dataset(*paths, transform=None):
-    return loaders.ReIDDataset([(str(p), 0, 0) for p in paths], transform, relabel=False, cameras=["none"])
+    return loaders.ReIDDataset([(str(p), 0, 0) for p in paths], transform, relabel=False, cameras=())
 
 
 # ---- one way to read -----------------------------------------------------------------------------------------------

@@ -113,7 +113,7 @@ def occluded_images(cfg, condition: str, workers: int = 0, name: str = "Syntheti
     people, _ = occlusion.distractor_people(cfg, test)
     occluder = occlusion.Occluder(Occlusion(condition, 0.4), test, people)
     view = occlusion.View(build_transforms(cfg, is_train=False))
-    data = occlusion.OccludedSet(test.items[: test.num_query], [view], occluder, test.stem)
+    data = occlusion.OccludedSet(test.items[: test.num_query], [view], occluder, test.run_names)
     return torch.cat([b["images/0"] for b in loaders.make_test_loader(cfg, data, workers)])
 
 

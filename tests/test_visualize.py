@@ -21,7 +21,7 @@ from sagareid.studies.occlusion import ImageSet
 def ranked(ap, nearest=((0,),), pids=(1,)) -> Ranked:
     """A ranking of queries of the persons `pids` against gallery images of persons 1, 2, 3."""
     items = [("", pid, 0) for pid in pids] + [("", pid, 1) for pid in (1, 2, 3)]
-    images = ImageSet("toy", items, len(pids), "", None, "toy")
+    images = ImageSet("toy", items, len(pids), "", None)
     return Ranked(Model("m", "m", None, None, ""), images, np.arange(len(ap)), np.array(ap), np.array(nearest))
 
 

@@ -195,6 +195,13 @@ def custom_datasets(cfg: CN) -> dict[str, tuple[type, dict]]:
         name, kind = str(entry["NAME"]), str(entry["TYPE"])
         if name in found or name in classes:
             raise ValueError(f"DATASETS.CUSTOM: the name {name!r} is taken; choose another")
+        # it opens the labels of people and cameras, so that those of several training sets stay apart
+        if owner := next((n for n, c in classes.items() if getattr(c, "dataset_name", None) == name), None):
+            raise ValueError(
+                f"DATASETS.CUSTOM: with the name {name!r} people would have the labels of those of {owner}; choose another"
+            )
+        if "/" in name:
+            raise ValueError(f"DATASETS.CUSTOM: the name {name!r} has a slash, which divides it from a person's name")
         if kind not in classes:
             close = difflib.get_close_matches(kind, classes, n=1)
             hint = f"; did you mean {close[0]}?" if close else ""

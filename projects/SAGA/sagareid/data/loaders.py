@@ -7,7 +7,9 @@ process draws the same batch of SOLVER.IMS_PER_BATCH images and keeps its share 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import functools
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +20,10 @@ from fastreid.data.common import CommDataset
 from fastreid.utils import comm
 
 from .. import compat
+from ..config import reads_cameras
 from .datasets.build import DataSets
+from .datasets.layout import natural_key
+from .datasets.names import SetNames
 from .images import UnreadableImage, read_image
 from .seeding import SeededBatches, SeededSamples, seeded
 from .transforms import build_transforms
@@ -35,27 +40,58 @@ __all__ = [
 ]
 
 
+logger = logging.getLogger(__name__)
+
+
 class ReIDDataset(CommDataset):
     """FastReID's data set with its images read by `read_image` and one more field, `cameras`: the index of the camera
     among the training cameras.
 
     `camids` keep FastReID's meaning, which differs between training (rank of the name) and testing (the number in the
     file name); a model that embeds cameras needs one that does not.
+
+    Attributes:
+        identities: names of the people in the order of their classes.
+        known_cameras: names of the cameras of its images, as far as they are known.
+        cameras: names of the training cameras in the order of their embeddings.
     """
 
     def __init__(
-        self, items: Sequence[tuple], transform, *, relabel: bool, cameras: Sequence[str], dataset_name: str = ""
+        self,
+        items: Sequence[tuple],
+        transform,
+        *,
+        relabel: bool,
+        cameras: Sequence[str] | None = None,
+        names: SetNames | None = None,
     ):
         """
         Args:
             items: (path, pid, camid).
-            cameras: names of the training cameras; empty: this set's own.
-            dataset_name: of a test set, to name its cameras as the training set does.
+            cameras: names of the training cameras; empty: nothing looks at them; None: this set's own.
+            names: what people and cameras are called; None: as their labels.
         """
         super().__init__(list(items), transform, relabel=relabel)
-        self.cameras = list(cameras) or natural_order(self.cams)
-        self._camera_index = {name: i for i, name in enumerate(self.cameras)}
-        self._dataset_name = dataset_name
+        names = names or SetNames()
+        self.identities = [names.identities.get(pid, str(pid)) for pid in self.pids]
+        called = {camid: names.cameras.get(camid, str(camid)) for camid in self.cams}
+        self.known_cameras = natural_order(set(called.values()) - {""})
+        self.cameras = self.known_cameras if cameras is None else list(cameras)
+        place = {name: i for i, name in enumerate(self.cameras)}
+        self._camera_index = {camid: place.get(name, -1) for camid, name in called.items()}
+        if self.cameras and not relabel:
+            self._log_unknown(called)
+
+    def _log_unknown(self, called: Mapping[Any, str]) -> None:
+        unknown = sorted({name or "not known" for camid, name in called.items() if self._camera_index[camid] < 0})
+        count = sum(self._camera_index[item[2]] < 0 for item in self.img_items)
+        if count:
+            more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
+            _warn_once(
+                f"{count} of {len(self)} images are of cameras that the model was not trained with "
+                f"({', '.join(unknown[:5])}{more}); the mean of its camera embeddings stands for them. It knows "
+                f"{', '.join(self.cameras)}"
+            )
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         path, pid, camid = self.img_items[index][:3]
@@ -75,17 +111,25 @@ class ReIDDataset(CommDataset):
         }
 
     def camera_index(self, camid: str | int) -> int:
-        """Index among the training cameras of an item's camid, a name in training and a number in testing; or -1."""
-        name = camid if isinstance(camid, str) else f"{self._dataset_name}_{camid}"
-        return self._camera_index.get(name, -1)
+        """Index among the training cameras of an item's camid; -1 for one that training did not see."""
+        return self._camera_index.get(camid, -1)
 
 
-def natural_order(names: Iterable[Any]) -> list[str]:
-    """Camera names by data set, then by number: market1501_2 before market1501_10."""
+@functools.cache
+def _warn_once(message: str) -> None:
+    """Once in a process: a study makes many sets of the same images."""
+    logger.warning(message)
 
-    def key(name: str) -> tuple[str, int, str]:
+
+def natural_order(names: Iterable[str]) -> list[str]:
+    """Camera names by data set, then by number: market1501_2 before market1501_10, shop/c2 before shop/c10."""
+
+    def key(name: str) -> tuple[str, int, tuple]:
+        head, slash, own = name.partition("/")
+        if slash:
+            return head, -1, natural_key(own)
         head, _, tail = name.rpartition("_")
-        return (head, int(tail), "") if tail.isdigit() else (name, -1, tail)
+        return (head, int(tail), ()) if tail.isdigit() else (name, -1, ())
 
     return sorted((str(n) for n in names), key=key)
 
@@ -135,19 +179,31 @@ def training_set(cfg, transform=None, datasets: DataSets | None = None) -> ReIDD
         transform: None for the training transform.
         datasets: those that have been read; None to read them here.
     """
-    items, datasets = [], datasets or DataSets()
+    items, names, datasets = [], SetNames(), datasets or DataSets()
     for name in cfg.DATASETS.NAMES:
         data = datasets.training(cfg, name)
         if comm.is_main_process():
             data.show_train()
         items.extend(data.train)
+        names.add(data, data.train)
     transform = transform or build_transforms(cfg, is_train=True)
-    return ReIDDataset(items, transform, relabel=True, cameras=cfg.MODEL.CLIP.CAMERAS)
+    dataset = ReIDDataset(items, transform, relabel=True, cameras=cfg.MODEL.CLIP.CAMERAS or None, names=names)
+    lacking = sorted(set(names.cameras.values()) - set(dataset.cameras))
+    if lacking and reads_cameras(cfg):
+        raise ValueError(
+            f"the training set has cameras that MODEL.CLIP.CAMERAS does not name: {', '.join(lacking)}. Add them, or "
+            "leave it empty to collect them"
+        )
+    return dataset
 
 
 def training_cameras(cfg, datasets: DataSets) -> list[str]:
     """Names of the cameras of DATASETS.NAMES, in the order of their embeddings."""
-    return natural_order({camid for name in cfg.DATASETS.NAMES for _, _, camid in datasets.training(cfg, name).train})
+    names = SetNames()
+    for name in cfg.DATASETS.NAMES:
+        data = datasets.training(cfg, name)
+        names.add(data, data.train)
+    return natural_order(set(names.cameras.values()))
 
 
 def build_train_loader(cfg, dataset: Dataset | None = None) -> TrainLoader:
@@ -232,11 +288,8 @@ def build_test_loader(cfg, dataset_name: str, datasets: DataSets | None = None) 
     data = (datasets or DataSets()).test(cfg, dataset_name)
     if comm.is_main_process():
         data.show_test()
-    test_set = ReIDDataset(
-        data.query + data.gallery,
-        build_transforms(cfg, is_train=False),
-        relabel=False,
-        cameras=cfg.MODEL.CLIP.CAMERAS or ["none"],
-        dataset_name=getattr(data, "dataset_name", dataset_name),
-    )
+    items = data.query + data.gallery
+    names = SetNames().add(data, items)
+    transform = build_transforms(cfg, is_train=False)
+    test_set = ReIDDataset(items, transform, relabel=False, cameras=cfg.MODEL.CLIP.CAMERAS, names=names)
     return make_test_loader(cfg, test_set), len(data.query)

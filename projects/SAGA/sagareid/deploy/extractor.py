@@ -6,6 +6,7 @@ n images, F feature width, K text anchors, (h, w) patch grid, (H, W) input size.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple, overload
@@ -32,6 +33,8 @@ from .load import load_model
 __all__ = ["Batch", "Extractor", "ImageLike"]
 
 ImageLike = str | os.PathLike | Image.Image | np.ndarray | Tensor
+
+logger = logging.getLogger(__name__)
 
 compat.hide_storage_warning()
 
@@ -87,6 +90,7 @@ class Extractor:
             raise ValueError(f"compile=True: torch.compile does not work here: {problem}")
         self._compiled = torch.compile(self._module, dynamic=False) if compile else None
         self._prepare = _Prepare(cfg, self._module.size)
+        self._unknown_cameras: set[str] = set()  # that the log has named
 
     @classmethod
     def from_checkpoint(
@@ -293,6 +297,13 @@ class Extractor:
             raise ValueError(f"{len(cameras)} cameras for {len(images)} images; expected one for each")
         known = {name: i for i, name in enumerate(self.cameras)}
         ids = torch.tensor([known.get(name, -1) for name in cameras] if cameras is not None else [-1] * len(images))
+        if known and (others := set(cameras or ()) - set(known) - {None} - self._unknown_cameras):
+            self._unknown_cameras |= others
+            logger.warning(
+                "cameras that the model was not trained with count as unknown: %s. It knows %s",
+                ", ".join(sorted(map(str, others))),
+                ", ".join(known),
+            )
         loader = DataLoader(
             _Images(images, self._prepare),
             batch_size=batch_size,

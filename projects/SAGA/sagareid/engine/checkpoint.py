@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from fastreid.utils.checkpoint import Checkpointer
 
+from ..data.record import TrainingRecord
 from ..files import save_torch, write_text
-from ..modeling.agreement import check_agreement, check_hand_over, trained_config
+from ..modeling.agreement import accepted, check_agreement, check_hand_over, trained_config
 from ..modeling.build import check_left_over, fresh_weights, hand_over
 from ..weights import load_state
 
@@ -57,16 +58,31 @@ def restore_random_state(state: Mapping[str, Any]) -> None:
 class RunCheckpointer(Checkpointer):
     """FastReID's checkpointer with atomic files, random states, and no weight skipped in silence."""
 
-    def __init__(self, model: nn.Module, save_dir: str, *, cfg: Any, save_to_disk: bool = True, **checkpointables):
-        """cfg: of the run, stored in every file as YAML text; what is loaded must agree with it."""
+    def __init__(
+        self,
+        model: nn.Module,
+        save_dir: str,
+        *,
+        cfg: Any,
+        record: TrainingRecord | None = None,
+        save_to_disk: bool = True,
+        **checkpointables,
+    ):
+        """
+        Args:
+            cfg: of the run, stored in every file as YAML text; what is loaded must agree with it.
+            record: of its training set, stored likewise; what is loaded must be of the same people and cameras.
+        """
         super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
-        self._cfg = cfg
+        self._cfg, self._record = cfg, record
 
     def save(self, name: str, tag: bool = True, **kwargs) -> None:
         """Write `<name>.pth` and, with `tag`, point `last_checkpoint` at it: resuming goes on from there."""
         if not self.save_dir or not self.save_to_disk:
             return
         data = {"model": self.model.state_dict(), "config": self._cfg.dump(), "rng": random_state(), **kwargs}
+        if self._record is not None:
+            data[TrainingRecord.KEY] = self._record.state()
         for key, obj in self.checkpointables.items():
             data[key] = obj.state_dict()
         path = Path(self.save_dir, f"{name}.pth")
@@ -101,6 +117,8 @@ class RunCheckpointer(Checkpointer):
         checkpoint = load_state(path)
         if (trained := trained_config(checkpoint, str(path))) is not None:
             check_agreement(trained, self._cfg, str(path))
+            self._check_cameras(trained, checkpoint["model"], set(), str(path))
+        self._check_training_set(checkpoint, str(path))
         hand_over(self.model, checkpoint["model"], (), str(path), starts=False)
         for key, obj in self.checkpointables.items():
             if key not in checkpoint:
@@ -124,6 +142,8 @@ class RunCheckpointer(Checkpointer):
         if trained is not None:
             taken = [n for n, _ in self.model.named_parameters() if n in source and n not in fresh]
             check_hand_over(trained, self._cfg, taken, str(path))
+            self._check_cameras(trained, source, fresh, str(path))
+        self._check_people(checkpoint, fresh, str(path))
         hand_over(self.model, source, new_weights, str(path))
         if trained is None and any(n.startswith("backbone.") and n not in fresh for n in source):
             check_left_over(self.model, source, str(path), below="backbone.")
@@ -131,8 +151,63 @@ class RunCheckpointer(Checkpointer):
             self._initialize_fresh(source, fresh)
         return fresh
 
+    def _check_training_set(self, checkpoint: Mapping[str, Any], path: str) -> None:
+        """See that a run goes on with the people and cameras that it began with."""
+        before = TrainingRecord.in_checkpoint(checkpoint)
+        if before is None or self._record is None:
+            return
+        for what, change in (
+            ("identities", self._record.other_people(before)),
+            ("cameras", self._record.other_cameras(before)),
+        ):
+            if change and not accepted(what, self._cfg):
+                raise ValueError(
+                    f"the training set is not the one that {path} was trained on: {change}. Restore it, or leave "
+                    f"--resume out to begin anew; {_meant(what)}"
+                )
+        if change := self._record.other_images(before):
+            logger.warning("the training set has changed since %s was written: %s", path, change)
+
+    def _check_people(self, checkpoint: Mapping[str, Any], fresh: set[str], path: str) -> None:
+        """See that no identity's weights are handed to another.
+
+        Those are the weights outside of the backbone with one entry for each identity: classifiers, prompts, texts.
+        """
+        before, own = TrainingRecord.in_checkpoint(checkpoint), self.model.state_dict()
+        if before is None or self._record is None or accepted("identities", self._cfg):
+            return
+        bound = [
+            name
+            for name, value in checkpoint["model"].items()
+            if name in own and name not in fresh and not name.startswith("backbone.")
+            if len(before.identities) in value.shape[:1]
+        ]
+        if bound and (change := self._record.other_people(before)):
+            raise ValueError(
+                f"{path} was trained on other people: {change}. Its {', '.join(bound)} would be handed from one person "
+                "to another: restore the training set, or let them start afresh by MODEL.NEW_WEIGHTS; "
+                f"{_meant('identities')}"
+            )
+
+    def _check_cameras(self, trained: Any, source: Mapping[str, Tensor], fresh: set[str], path: str) -> None:
+        """See that no camera's embedding is handed to another."""
+        before, now = list(trained.MODEL.CLIP.CAMERAS), list(self._cfg.MODEL.CLIP.CAMERAS)
+        bound = [n for n in source if "camera" in n and n in self.model.state_dict() and n not in fresh]
+        if not bound or before == now or accepted("cameras", self._cfg):
+            return
+        remedy = f"set MODEL.CLIP.CAMERAS '{before}', which has all of today's, or" if set(now) <= set(before) else "or"
+        raise ValueError(
+            f"{path} was trained with the cameras {', '.join(before)}, and these are {', '.join(now)}: its "
+            f"{', '.join(bound)} would be handed from one camera to another. Restore the training set, {remedy} let "
+            f"them start afresh by MODEL.NEW_WEIGHTS; {_meant('cameras')}"
+        )
+
     def _initialize_fresh(self, source: Mapping[str, Tensor], fresh: set[str]) -> None:
         """Let the head start afresh from the backbone just loaded, then put back what was handed over."""
         kept = {n: v.clone() for n, v in self.model.state_dict().items() if n not in fresh}
         self.model.initialize_heads(dict(source))
         self.model.load_state_dict(kept, strict=False)
+
+
+def _meant(what: str) -> str:
+    return f"""or, where it is meant, name "{what}" in MODEL.ACCEPT_DIFFERENCES"""

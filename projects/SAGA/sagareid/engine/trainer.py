@@ -24,6 +24,7 @@ from ..compat.trainer import OpenStepTrainer, OpenTrainer
 from ..config import check_config, reads_cameras
 from ..data import loaders
 from ..data.datasets.build import DataSets
+from ..data.record import TrainingRecord
 from ..data.seeding import SeededSamples
 from ..data.transforms import build_transforms
 from ..evaluation.evaluator import SAGAEvaluator
@@ -141,10 +142,12 @@ class SAGATrainer(OpenTrainer):
         param_wrapper = self.step_trainer.param_wrapper
         self.step_trainer = StepTrainer(self.model, self.data_loader, self.optimizer, param_wrapper, dtype)
         extra = {"grad_scaler": self.grad_scaler} if self.grad_scaler else {}
+        data = self.data_loader.dataset
         self.checkpointer = RunCheckpointer(
             self.model,
             self.cfg.OUTPUT_DIR,
             cfg=self.cfg,
+            record=TrainingRecord.of(data.images if isinstance(data, CachedFeatures) else data),
             save_to_disk=comm.is_main_process(),
             optimizer=self.optimizer,
             **self.scheduler,

@@ -37,6 +37,7 @@ logger = logging.getLogger(__name__)
 TRAINING_ONLY = (
     # where it runs, what it starts from and what of it trains
     "MODEL.DEVICE",
+    "MODEL.COMPILE",
     "MODEL.WEIGHTS",
     "MODEL.NEW_WEIGHTS",
     "MODEL.ACCEPT_DIFFERENCES",

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from .. import compat
+from ..data.datasets.names import SetNames
 from ..data.loaders import ReIDDataset
 from ..engine.features import tower_output
 from ..modeling.saga_head import SAGAHead
@@ -49,18 +50,20 @@ class Attention:
     domain: Tensor | None = None
 
 
-def attention_of(model: Model, items: Sequence[tuple[str, int, int | str]], stem: str = "") -> Attention | None:
+def attention_of(
+    model: Model, items: Sequence[tuple[str, int, int | str]], names: SetNames | None = None
+) -> Attention | None:
     """Where the head looks in images, unflipped; None for a head without anchors and without `token_weights`.
 
     Args:
         items: (path, pid, camid); a camid that training did not see counts as an unknown camera.
-        stem: the data set's name in the names of its cameras.
+        names: of the images' cameras; None where nothing is known of them.
     """
     head = getattr(model.model, "heads", None)
     if head is None or not hasattr(head, "token_weights"):
         return None
     view = view_of(model)
-    dataset = ReIDDataset(items, view.transform, relabel=False, cameras=view.cameras, dataset_name=stem)
+    dataset = ReIDDataset(items, view.transform, relabel=False, cameras=view.cameras, names=names)
     with torch.inference_mode(), compat.quiet_host():
         samples = [{k: v for k, v in dataset[i].items() if k in ("images", "cameras")} for i in range(len(items))]
         batch = {k: v.to(model.model.device) for k, v in default_collate(samples).items()}

@@ -64,7 +64,7 @@ def rank_test_set(models: Sequence[Model], dataset: str = "") -> list[Ranked]:
     images = ImageSet.read(cfg, dataset or cfg.DATASETS.TESTS[0])
     views = [view_of(m) for m in models]
     distinct = {repr(view): view for view in views}
-    loader = make_test_loader(cfg, OccludedSet(images.items, list(distinct.values()), None, images.stem))
+    loader = make_test_loader(cfg, OccludedSet(images.items, list(distinct.values()), None, images.run_names))
     pairs = [(m.cfg, m.model) for m in models]
     extractions, labels = extract(pairs, loader, views=[list(distinct).index(repr(view)) for view in views])
     q = images.num_query
@@ -80,7 +80,7 @@ def rank_test_set(models: Sequence[Model], dataset: str = "") -> list[Ranked]:
 
 def view_of(model: Model) -> View:
     """The test transform of a model and the cameras that it knows."""
-    return View(build_transforms(model.cfg, is_train=False), tuple(model.cfg.MODEL.CLIP.CAMERAS) or ("none",))
+    return View(build_transforms(model.cfg, is_train=False), tuple(model.cfg.MODEL.CLIP.CAMERAS))
 
 
 def evenly_spaced(values: Sequence[int] | np.ndarray, count: int) -> list[int]:

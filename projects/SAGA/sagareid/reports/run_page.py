@@ -272,7 +272,7 @@ def _lists(stage: Stage, dataset: str, number: int, device: str | None) -> list[
     if not remark:
         ends = [which[0] for name, which in chosen.items() if which and "median" not in name]
         items = [ranked.images.items[ranked.queries[v]] for v in ends]
-        maps = visualize.attention_blocks([model], items, ranked.images.stem)
+        maps = visualize.attention_blocks([model], items, ranked.images.run_names)
         parts.append(html.details("Every anchor, over the best and the worst query", html.blocks(maps), opened=True))
     return parts
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..data.datasets.names import SetNames
 from ..studies.models import Model
 from . import html, pictures
 from .attention import (
@@ -54,7 +55,7 @@ def ranked_blocks(
     images = ranked[0].images
     items = [images.items[ranked[0].queries[v]] for v in queries]
     labels = _labels([r.model for r in ranked])
-    maps = [_all_maps(r.model, items, images.stem, anchors) for r in ranked]
+    maps = [_all_maps(r.model, items, images.run_names, anchors) for r in ranked]
     most = max((len(tiles) for of_model in maps for tiles in of_model), default=0)
     blocks = []
     for i, v in enumerate(queries):
@@ -73,9 +74,9 @@ def ranked_blocks(
     return blocks
 
 
-def _all_maps(model: Model, items: Sequence[tuple[str, int, int]], stem: str, anchors: str) -> list[list[Tile]]:
+def _all_maps(model: Model, items: Sequence[tuple[str, int, int]], names: SetNames, anchors: str) -> list[list[Tile]]:
     """The maps of a model over each image; no tiles for a head without maps."""
-    found = attention_of(model, items, stem)
+    found = attention_of(model, items, names)
     if found is None:
         return [[] for _ in items]
     return [_maps(found, i, path, anchors) for i, (path, *_) in enumerate(items)]
@@ -95,18 +96,22 @@ def _gallery_tile(ranked: Ranked, query: int, place: int) -> Tile:
 
 
 def attention_blocks(
-    models: Sequence[Model], items: Sequence[tuple[str, int, int | str]], stem: str = "", *, anchors: str = ALL
+    models: Sequence[Model],
+    items: Sequence[tuple[str, int, int | str]],
+    names: SetNames | None = None,
+    *,
+    anchors: str = ALL,
 ) -> list[Block]:
     """A block for each image; in it, a row for each model: patch weights, domain anchors and text anchors.
 
     Args:
-        items, stem: as for `attention_of`.
+        items, names: as for `attention_of`.
         anchors: see `choose_anchors`.
 
     Raises:
         ValueError: no model has maps to show.
     """
-    found = [(name, attention_of(m, items, stem)) for name, m in zip(_labels(models), models)]
+    found = [(name, attention_of(m, items, names)) for name, m in zip(_labels(models), models)]
     if not any(a for _, a in found):
         raise ValueError(
             f"there is nothing to show. {without_maps(models)} Ranked lists need no anchors: leave --images out"

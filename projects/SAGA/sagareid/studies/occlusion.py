@@ -18,7 +18,7 @@ from PIL import Image
 from .. import compat
 from ..data import occluders
 from ..data.datasets.build import DataSets, build_dataset
-from ..data.datasets.names import Names
+from ..data.datasets.names import Names, SetNames, identity_name
 from ..data.images import read_image
 from ..data.loaders import ReIDDataset
 from .options import Occlusion
@@ -38,8 +38,8 @@ class ImageSet:
         root: folder of data sets; a path inside it names a picture on every machine.
         mask_path: picture's path -> label mask's path; None for a data set without masks, where a person is the whole
             picture.
-        stem: the data set's name in its training names; with a pid it names a person.
-        names: what its people and cameras are called, for readers.
+        run_names: of its people and cameras, as a run calls them.
+        names: the same, for readers.
     """
 
     name: str
@@ -47,7 +47,7 @@ class ImageSet:
     num_query: int
     root: str
     mask_path: Callable[[str], Path] | None
-    stem: str
+    run_names: SetNames = field(default_factory=SetNames)
     names: Names = field(default_factory=Names)
 
     @classmethod
@@ -61,7 +61,7 @@ class ImageSet:
         data.show_test()
         root = os.path.abspath(compat.dataset_root())
         items, masks = data.query + data.gallery, getattr(data, "mask_path", None)
-        return cls(name, items, len(data.query), root, masks, getattr(data, "dataset_name", name), Names(data))
+        return cls(name, items, len(data.query), root, masks, SetNames().add(data, items), Names(data))
 
     def key(self, path: str) -> str:
         """The picture's path inside the data root, the same on every machine."""
@@ -70,7 +70,7 @@ class ImageSet:
     @property
     def people(self) -> set[str]:
         """Everyone in query and gallery, named as in training."""
-        return {f"{self.stem}_{pid}" for _, pid, _ in self.items}
+        return set(self.run_names.identities.values())
 
 
 def _inside(path: str, root: str) -> str:
@@ -128,11 +128,10 @@ def distractor_people(cfg, test: ImageSet, source: str = "") -> tuple[Distractor
     data = build_dataset(cfg, test.name)
     source = source or getattr(data, "distractor_source", "train")
     if source == "train":
-        found = [(str(pid), path) for path, pid, _ in data.train]
+        found = [(identity_name(data, pid), path) for path, pid, _ in data.train]
     else:
         data = build_dataset(cfg, source)
-        stem = getattr(data, "dataset_name", source)
-        found = [(f"{stem}_{pid}", path) for path, pid, _ in data.query + data.gallery if pid > 0]
+        found = [(identity_name(data, pid), path) for path, pid, _ in data.query + data.gallery if pid > 0]
     present = test.people
     paths = sorted((path for person, path in found if person not in present), key=lambda path: _inside(path, test.root))
     if not paths:
@@ -166,7 +165,7 @@ class View(NamedTuple):
     """The form of a model's input: its test transform and the names of its training cameras (see `ReIDDataset`)."""
 
     transform: Any
-    cameras: tuple[str, ...] = ("none",)
+    cameras: tuple[str, ...] = ()
 
 
 class OccludedSet(ReIDDataset):
@@ -177,12 +176,10 @@ class OccludedSet(ReIDDataset):
     set has masks, `person/i`: which share of an input pixel shows the occluder, or still the person.
     """
 
-    def __init__(self, items: Sequence[tuple], views: Sequence[View], occluder: Occluder | None, stem: str):
-        super().__init__(items, None, relabel=False, cameras=["none"], dataset_name=stem)
+    def __init__(self, items: Sequence[tuple], views: Sequence[View], occluder: Occluder | None, names: SetNames):
+        super().__init__(items, None, relabel=False, cameras=(), names=names)
         self.occluder, self.views = occluder, views
-        self._by_view = [
-            ReIDDataset(items, None, relabel=False, cameras=view.cameras, dataset_name=stem) for view in views
-        ]
+        self._by_view = [ReIDDataset(items, None, relabel=False, cameras=view.cameras, names=names) for view in views]
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         sample = super().__getitem__(index)

@@ -73,7 +73,7 @@ class Study:
         seen: dict[str, int] = {}
         for m in self.models:
             transform = build_transforms(m.cfg, is_train=False)
-            cameras = tuple(m.cfg.MODEL.CLIP.CAMERAS) or ("none",)
+            cameras = tuple(m.cfg.MODEL.CLIP.CAMERAS)
             key = repr((transform, cameras))
             if key not in seen:
                 seen[key] = len(self._views)
@@ -131,7 +131,7 @@ class Study:
         items = self.images.items[:q] if part == "query" else self.images.items[q:]
         occluder = Occluder(occlusion, self.images, self._people) if occlusion else None
         used = sorted({self._view_of[m.key] for m in models})
-        dataset = OccludedSet(items, [self._views[v] for v in used], occluder, self.images.stem)
+        dataset = OccludedSet(items, [self._views[v] for v in used], occluder, self.images.run_names)
         loader = make_test_loader(self.cfg, dataset, self.workers)
         views = [used.index(self._view_of[m.key]) for m in models]
         pairs = [(m.cfg, m.model) for m in models]
