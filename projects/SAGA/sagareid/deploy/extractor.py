@@ -36,6 +36,8 @@ ImageLike = str | os.PathLike | Image.Image | np.ndarray | Tensor
 
 logger = logging.getLogger(__name__)
 
+logger = logging.getLogger(__name__)
+
 compat.hide_storage_warning()
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
