@@ -172,7 +172,7 @@ def test_a_record_survives_its_file(tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def interrupted(tmp_path_factory, repo):
     """A run that stopped after its first epoch, and its data."""
-    from sagareid.engine.main import main
+    from sagareid.commands.train_net import main
     from sagareid.engine.trainer import StepTrainer
 
     folder = tmp_path_factory.mktemp("interrupted")
