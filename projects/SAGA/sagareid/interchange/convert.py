@@ -30,7 +30,7 @@ from ..modeling.clip import towers
 from ..modeling.clip.activation import trained_with_quick_gelu
 from ..modeling.clip.text import CONTEXT_SLOTS, PROMPT_LENGTH
 from ..weights import read_file, state_dict_in
-from .conversion import Conversion
+from .conversion import Conversion, ConversionError
 from .derived import derive
 from .describe import config_keys, describe
 from .layouts import HEADS, TITLES, Plan, our_head, recognise
