@@ -38,8 +38,8 @@ def ranking_extensions():
 class BuildWithConfigs(build_py):
     """Put configs/ inside the package of a wheel, where sagareid/config_files.py finds it.
 
-    The folder stays at the root of a checkout, which an editable install reads. A package_dir entry could say the same, but
-    would make setuptools' editable install an import hook instead of a path.
+    The folder stays at the root of a checkout, which an editable install reads. A package_dir entry could say the same,
+    but would make setuptools' editable install an import hook instead of a path.
     """
 
     def run(self):
@@ -74,8 +74,8 @@ setup(
     # Not here: fastreid. Its 1.4.0 metadata demands torch 1.13 and torchvision 0.14.1, which do not exist for these
     # Pythons, so no installer could resolve it. It is installed beside us: `pip install --no-deps fastreid==1.4.0`.
     install_requires=[
-        # 2.10 is the first whose weights_only loading is safe: before 2.6 a file could run code through it (CVE-2025-32434),
-        # before 2.10 corrupt memory (CVE-2026-24747).
+        # 2.10 is the first whose weights_only loading is safe: before 2.6 a file could run code through it
+        # (CVE-2025-32434), before 2.10 corrupt memory (CVE-2026-24747).
         "torch>=2.10,<2.14",
         "torchvision>=0.25,<0.29",
         "open_clip_torch>=3.3,<4",

@@ -1,7 +1,8 @@
 """Sphinx's settings. `make docs` builds the site into build/docs; no network is needed, and every warning is an error.
 
-Sphinx, because it is kept (MkDocs is not, since 2024) and reads docstrings from the imported package. Pages are Markdown
-(myst_parser); docs/generators.py makes the reference pages from the sources, so that nothing is written down twice.
+Sphinx, because it is kept (MkDocs is not, since 2024) and reads docstrings from the imported package. Pages are
+Markdown (myst_parser); docs/generators.py makes the reference pages from the sources, so that nothing is written down
+twice.
 """
 
 import sys

@@ -43,7 +43,7 @@ TOOLS = Path(__file__).resolve().parents[1] / "tools"
 CONFIG_PAGE = "reference/configuration"
 
 
-# ---- configuration keys -----------------------------------------------------------------------------------------------
+# ---- configuration keys ---------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -85,8 +85,8 @@ SOURCES = {"ours": our_sections, "host": host_sections}
 def config_sections(source: str, root: str, cfg) -> list[Section]:
     """The keys that `source` assigns below `root`, in order, with the comment above or behind each.
 
-    Keys of consecutive lines share the comment above the first. Ruled titles: ``# ---- title ----``, or a comment between
-    two rules.
+    Keys of consecutive lines share the comment above the first. Ruled titles: ``# ---- title ----``, or a comment
+    between two rules.
 
     Args:
         source: Python that assigns ``root.SOME.KEY = default``.
@@ -162,7 +162,8 @@ _NAMED_KEY = re.compile(r"([A-Z][A-Z0-9_]*(?:\.[A-Z0-9_]+)+)(\s.*)?", re.DOTALL)
 
 
 def link_keys(app: Sphinx, doctree: nodes.document, page: str) -> None:
-    """Turn `MODEL.SAGA.NUM_ANCHORS`, with or without a value behind it, into a link to the key; warn if there is none."""
+    """Turn `MODEL.SAGA.NUM_ANCHORS`, with or without a value behind it, into a link to the key; warn if there is
+    none."""
     leaves = {key.name for sections in SOURCES.values() for section in sections() for key in section.keys}
     parts = [name.split(".") for name in leaves]
     nodes_of_config = {".".join(part[:end]) for part in parts for end in range(1, len(part))}
@@ -177,7 +178,7 @@ def link_keys(app: Sphinx, doctree: nodes.document, page: str) -> None:
             logger.warning("no configuration key %s", match[1], location=literal)
 
 
-# ---- commands ---------------------------------------------------------------------------------------------------------
+# ---- commands -------------------------------------------------------------------------------------------------------
 
 
 class Commands(SphinxDirective):
@@ -213,7 +214,7 @@ def help_text(tool: Path) -> str:
     return printed.getvalue()
 
 
-# ---- modules ----------------------------------------------------------------------------------------------------------
+# ---- modules --------------------------------------------------------------------------------------------------------
 
 
 class Modules(SphinxDirective):

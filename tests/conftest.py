@@ -62,9 +62,23 @@ def tiny_run(session_tmp, tiny_root, repo) -> Path:
 
     folder = session_tmp / "tiny_run"
     run = [
-        "--config-file", repo / "configs/SAGA/quickstart.yml", "STAGES", "[]", "OUTPUT_DIR", folder, "SOLVER.MAX_EPOCH", 1,
-        "SOLVER.IMS_PER_BATCH", 48, "DATALOADER.NUM_WORKERS", 0, "INPUT.SIZE_TRAIN", "[48,24]", "INPUT.SIZE_TEST", "[48,24]",
-    ]  # fmt: skip
+        "--config-file",
+        repo / "configs/SAGA/quickstart.yml",
+        "STAGES",
+        "[]",
+        "OUTPUT_DIR",
+        folder,
+        "SOLVER.MAX_EPOCH",
+        1,
+        "SOLVER.IMS_PER_BATCH",
+        48,
+        "DATALOADER.NUM_WORKERS",
+        0,
+        "INPUT.SIZE_TRAIN",
+        "[48,24]",
+        "INPUT.SIZE_TEST",
+        "[48,24]",
+    ]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FASTREID_DATASETS", str(tiny_root))
         main([str(a) for a in run])

@@ -1,7 +1,9 @@
-"""Imported into every process of a job (`--import distributed_probe`): tells what it holds, or comes to grief on request.
+"""Imported into every process of a job (`--import distributed_probe`): tells what it holds, or comes to grief on
+request.
 
 PROBE_SAVE=folder: each rank writes its weights at the end of a stage and the features it ranks.
-PROBE_TROUBLE="<kind> <rank> <step>": kill, hang, raise or interrupt, at this training step of this rank, in stage PROBE_STAGE.
+PROBE_TROUBLE="<kind> <rank> <step>": kill, hang, raise or interrupt, at this training step of this rank, in stage
+PROBE_STAGE.
 """
 
 from __future__ import annotations
@@ -75,7 +77,8 @@ if "PROBE_SAVE" in os.environ or "PROBE_TROUBLE" in os.environ:
 
 
 def train_each_stage(config: str, opts: list, folder: str, reference: str, names: tuple[str, ...]) -> None:
-    """Each of these stages by itself, from the weights that the reference run handed on to it. Each rank writes what it ends with."""
+    """Each of these stages by itself, from the weights that the reference run handed on to it. Each rank writes what it
+    ends with."""
     _watch(folder, "none 0 0", "")
     weights = ""
     for run in stages.plan(config, opts):
@@ -86,7 +89,7 @@ def train_each_stage(config: str, opts: list, folder: str, reference: str, names
     compat.close_logs()
 
 
-# ---- losses of one batch on several processes ---------------------------------------------------------------------------
+# ---- losses of one batch on several processes -----------------------------------------------------------------------
 
 
 def batch(images: int = 16, width: int = 12) -> tuple[torch.Tensor, torch.Tensor]:

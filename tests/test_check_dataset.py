@@ -209,7 +209,10 @@ def test_who_is_where_is_shown_by_the_users_names(tool, tmp_path):
     """A CAMERA that matches inside the person's number passes every other check."""
     make(tmp_path, *(f"crops/{p}/{p}_cam{c}_{i}.jpg" for p in ("0001", "0002") for c in (1, 2) for i in (1, 2)))
     entry = {"NAME": "shop", "TYPE": "FolderDataset", "PATH": "crops", "TRAIN_SHARE": 0}
-    run = lambda camera, *words: tool("check_dataset.py", "shop", *words, "DATASETS.CUSTOM", str([entry | camera]))  # noqa: E731
+
+    def run(camera, *words):
+        return tool("check_dataset.py", "shop", *words, "DATASETS.CUSTOM", str([entry | camera]))
+
     _, out, _ = run({"CAMERA": r"(\d)"})
     assert "gallery: crops/0002/0002_cam2_2.jpg -> person 0002, camera 0" in out
     _, out, _ = run({"CAMERA": r"_cam(\d)"}, "--json")

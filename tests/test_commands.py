@@ -69,7 +69,7 @@ assert not unwanted, unwanted
     assert "5.png" in done.stdout and "1.0000" in done.stdout
 
 
-# ---- registered --------------------------------------------------------------------------------------------------------
+# ---- registered -----------------------------------------------------------------------------------------------------
 
 CHECK = """
 from fastreid.data.datasets import DATASET_REGISTRY
@@ -111,7 +111,7 @@ def test_names_of_the_package_are_there_when_asked_for():
     assert done.returncode == 1 and "module 'sagareid' has no attribute 'nothing'" in done.stderr
 
 
-# ---- one command, two ways ---------------------------------------------------------------------------------------------
+# ---- one command, two ways ------------------------------------------------------------------------------------------
 
 
 def test_every_tool_is_a_command_of_the_program():

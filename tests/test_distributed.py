@@ -1,4 +1,5 @@
-"""Several processes over gloo on this machine: the same run as one process, and an end in words where a process fails."""
+"""Several processes over gloo on this machine: the same run as one process, and an end in words where a process
+fails."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ STAGES = ("prompts", "backbone", "anchors_warmup", "anchors")
 COMPARED = {2: STAGES, 4: ("backbone", "anchors_warmup")}
 PAIRS = [(stage, processes) for processes, names in COMPARED.items() for stage in names]
 CONFIG = ["--config-file", "configs/SAGA/quickstart.yml", "--import", "distributed_probe"]
-# small, in float32, without dropout, and with a step that is linear in the gradient: Adam makes noise of a zero gradient
+# small, in float32, without dropout, and with a step that is linear in the gradient: Adam makes noise of a zero
+# gradient
 SMALL = [
     "SOLVER.MAX_EPOCH", 1, "SOLVER.IMS_PER_BATCH", 16, "DATALOADER.NUM_WORKERS", 0, "CACHE.NUM_VIEWS", 2,
     "SOLVER.AMP.ENABLED", False, "SOLVER.OPT", "SGD", "SOLVER.BASE_LR", 0.001, "SOLVER.WARMUP_EPOCHS", 0,
@@ -63,10 +65,11 @@ def train(folder, processes: int, root, *more: object, opts=(), **probe: str) ->
 
 @pytest.fixture(scope="module")
 def runs(tiny_root, tmp_path_factory, repo):
-    """By number of processes, the folder of a run: of all stages in one process, and of each stage from that run's weights.
+    """By number of processes, the folder of a run: of all stages in one process, and of each stage from that run's
+    weights.
 
-    Noise of the order of summation grows from step to step (a triplet picks another image), so each stage is compared by
-    itself, over one epoch.
+    Noise of the order of summation grows from step to step (a triplet picks another image), so each stage is compared
+    by itself, over one epoch.
     """
     folders = {}
     with pytest.MonkeyPatch.context() as patch:
@@ -97,14 +100,15 @@ def metrics(file) -> dict:
 
 
 def assert_close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
-    """Within float noise of the largest entry of each tensor: sums in another order, carried through half a dozen steps."""
+    """Within float noise of the largest entry of each tensor: sums in another order, carried through half a dozen
+    steps."""
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         difference = (found[name].double() - value.double()).abs().max()
         assert difference <= 2e-5 * value.double().abs().max().clamp(min=1e-3), name
 
 
-# ---- the same as one process --------------------------------------------------------------------------------------------
+# ---- the same as one process ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("stage, processes", PAIRS)
@@ -143,7 +147,7 @@ def test_losses_and_gradients_equal_those_of_the_whole_batch(processes, tmp_path
         found = torch.load(tmp_path / f"gradients.{processes}.rank{rank}.pt")
         for name, pair in expected.items():
             for ours, theirs in zip(found[name], pair):
-                torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6, msg=lambda m: f"{name}: {m}")
+                torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6, msg=lambda m, name=name: f"{name}: {m}")
 
 
 def test_evaluation_is_identical(runs, tiny_root, tmp_path):
@@ -167,17 +171,17 @@ def metrics_of_evaluation(folder) -> dict:
 
 def test_shares_of_batches_make_up_the_data_set(monkeypatch):
     for images, size, processes in ((100, 16, 4), (100, 200, 4), (33, 16, 2), (5, 1, 3)):
-        monkeypatch.setattr(loaders.comm, "get_world_size", lambda: processes)
+        monkeypatch.setattr(loaders.comm, "get_world_size", lambda n=processes: n)
         shares = []
         for rank in range(processes):
-            monkeypatch.setattr(loaders.comm, "get_rank", lambda: rank)
+            monkeypatch.setattr(loaders.comm, "get_rank", lambda n=rank: n)
             shares.append(loaders._share_of_batches(images, size))
         batches = [b for share in shares for b in share]
         assert [i for b in batches for i in b] == list(range(images))
         assert all(len(b) == size for b in batches[:-1]) and max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
-# ---- going on with another number of processes --------------------------------------------------------------------------
+# ---- going on with another number of processes ----------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -214,7 +218,7 @@ def test_interrupted_and_resumed_by_another_number_of_processes(
     assert_close(weights(tmp_path, "backbone"), expected)
 
 
-# ---- a process fails ----------------------------------------------------------------------------------------------------
+# ---- a process fails ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -296,7 +300,7 @@ def _processes_with(folder: str) -> list[int]:
     return found
 
 
-# ---- options ------------------------------------------------------------------------------------------------------------
+# ---- options --------------------------------------------------------------------------------------------------------
 
 TORCHRUN = {"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
 
@@ -346,7 +350,7 @@ def test_what_no_loss_reaches_is_what_gets_no_gradient():
             assert none == {n for n, p in tower.named_parameters() if id(p) in unread}, (layers, outputs)
 
 
-# ---- the recipes of docs/multi_gpu.md ------------------------------------------------------------------------------------
+# ---- the recipes of docs/multi_gpu.md -------------------------------------------------------------------------------
 
 
 def recipe(repo, heading: str) -> list[str]:
@@ -373,7 +377,7 @@ def run_recipe(commands: list[str], repo, root, folder) -> None:
         "PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}",
     }
     processes = []
-    for i, command in enumerate(commands):
+    for command in commands:
         command = command.replace("HOST:29500", f"127.0.0.1:{port}").replace(
             "occ_duke.yml", "quickstart.yml --stage prompts"
         )

@@ -1,4 +1,5 @@
-"""Export: every head and every option runs in onnxruntime as in PyTorch, at any batch size; a wrong file is not kept."""
+"""Export: every head and every option runs in onnxruntime as in PyTorch, at any batch size; a wrong file is not
+kept."""
 
 from __future__ import annotations
 
@@ -46,10 +47,27 @@ def tiny_clip(tmp_path_factory) -> str:
 
 def tiny_options(name: str) -> list:
     return [
-        "MODEL.DEVICE", "cpu", "MODEL.CLIP.NAME", name, "MODEL.BACKBONE.FEAT_DIM", 32, "MODEL.BACKBONE.STRIDE_SIZE", (8, 8),
-        "MODEL.BACKBONE.PRETRAIN", False, "MODEL.SAGA.NUM_HEADS", 4, "INPUT.SIZE_TRAIN", [48, 16], "INPUT.SIZE_TEST", [48, 16],
-        "MODEL.HEADS.NUM_CLASSES", 3, "MODEL.WEIGHTS", "",
-    ]  # fmt: skip
+        "MODEL.DEVICE",
+        "cpu",
+        "MODEL.CLIP.NAME",
+        name,
+        "MODEL.BACKBONE.FEAT_DIM",
+        32,
+        "MODEL.BACKBONE.STRIDE_SIZE",
+        (8, 8),
+        "MODEL.BACKBONE.PRETRAIN",
+        False,
+        "MODEL.SAGA.NUM_HEADS",
+        4,
+        "INPUT.SIZE_TRAIN",
+        [48, 16],
+        "INPUT.SIZE_TEST",
+        [48, 16],
+        "MODEL.HEADS.NUM_CLASSES",
+        3,
+        "MODEL.WEIGHTS",
+        "",
+    ]
 
 
 def built(cfg):
@@ -68,10 +86,22 @@ def built(cfg):
 
 def plugin_config(name, *opts):
     cfg = get_cfg()
-    cfg.merge_from_list([
-        "MODEL.META_ARCHITECTURE", "SAGABaseline", "MODEL.BACKBONE.NAME", "build_clip_vit_backbone", "MODEL.CLIP.TOKEN_LAYERS", [1],
-        "MODEL.HEADS.NAME", "SAGAHead", "MODEL.LOSSES.NAME", ("CrossEntropyLoss",), *tiny_options(name), *opts,
-    ])  # fmt: skip
+    cfg.merge_from_list(
+        [
+            "MODEL.META_ARCHITECTURE",
+            "SAGABaseline",
+            "MODEL.BACKBONE.NAME",
+            "build_clip_vit_backbone",
+            "MODEL.CLIP.TOKEN_LAYERS",
+            [1],
+            "MODEL.HEADS.NAME",
+            "SAGAHead",
+            "MODEL.LOSSES.NAME",
+            ("CrossEntropyLoss",),
+            *tiny_options(name),
+            *opts,
+        ]
+    )
     return cfg
 
 
@@ -127,10 +157,21 @@ def test_every_head_exports(head, format, tiny_clip, tmp_path):
 @pytest.mark.parametrize("format", FORMATS)
 def test_cameras_attention_and_flip(format, tiny_clip, tmp_path):
     """Everything at once: a second input, a second output, and two passes inside."""
-    cfg, model = built(plugin_config(
-        tiny_clip, "MODEL.CLIP.SIE_CAMERA", True, "MODEL.CLIP.CAMERAS", ["a_1", "b_1"], "MODEL.BACKBONE.SIE_COE", 9.0,
-        "MODEL.SAGA.DOMAIN_ANCHORS", "camera", "TEST.FLIP.ENABLED", True,
-    ))  # fmt: skip
+    cfg, model = built(
+        plugin_config(
+            tiny_clip,
+            "MODEL.CLIP.SIE_CAMERA",
+            True,
+            "MODEL.CLIP.CAMERAS",
+            ["a_1", "b_1"],
+            "MODEL.BACKBONE.SIE_COE",
+            9.0,
+            "MODEL.SAGA.DOMAIN_ANCHORS",
+            "camera",
+            "TEST.FLIP.ENABLED",
+            True,
+        )
+    )
     path = tmp_path / f"model{FORMATS[format]}"
     export.export(cfg, model, path, format=format, attention=True)
     run, metadata = export.load_exported(path)
@@ -227,11 +268,30 @@ def test_a_file_refuses_images_of_another_size(format, shape, exports):
 @pytest.fixture(scope="module")
 def convolutional():
     cfg = get_cfg()
-    cfg.merge_from_list([
-        "MODEL.META_ARCHITECTURE", "Baseline", "MODEL.BACKBONE.NAME", "build_resnet_backbone", "MODEL.BACKBONE.DEPTH", "18x",
-        "MODEL.BACKBONE.FEAT_DIM", 512, "MODEL.BACKBONE.PRETRAIN", False, "MODEL.HEADS.NAME", "EmbeddingHead",
-        "MODEL.HEADS.NUM_CLASSES", 4, "MODEL.DEVICE", "cpu", "INPUT.SIZE_TRAIN", [48, 16], "INPUT.SIZE_TEST", [48, 16],
-    ])  # fmt: skip
+    cfg.merge_from_list(
+        [
+            "MODEL.META_ARCHITECTURE",
+            "Baseline",
+            "MODEL.BACKBONE.NAME",
+            "build_resnet_backbone",
+            "MODEL.BACKBONE.DEPTH",
+            "18x",
+            "MODEL.BACKBONE.FEAT_DIM",
+            512,
+            "MODEL.BACKBONE.PRETRAIN",
+            False,
+            "MODEL.HEADS.NAME",
+            "EmbeddingHead",
+            "MODEL.HEADS.NUM_CLASSES",
+            4,
+            "MODEL.DEVICE",
+            "cpu",
+            "INPUT.SIZE_TRAIN",
+            [48, 16],
+            "INPUT.SIZE_TEST",
+            [48, 16],
+        ]
+    )
     torch.manual_seed(0)
     return cfg, SAGATrainer.build_model(cfg).eval()
 

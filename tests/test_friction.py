@@ -1,4 +1,5 @@
-"""How tools end where something is wrong: one message with a remedy, an exit code, nothing half-written, no traceback."""
+"""How tools end where something is wrong: one message with a remedy, an exit code, nothing half-written, no
+traceback."""
 
 from __future__ import annotations
 
@@ -85,7 +86,7 @@ def test_every_tool_is_tried_here(commands):
     assert sorted(commands) == TOOLS
 
 
-# ---- one message, with a remedy, and an exit code -------------------------------------------------------------------------
+# ---- one message, with a remedy, and an exit code -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("tool", TOOLS)
@@ -137,7 +138,7 @@ def test_a_folder_where_a_file_is_due_and_the_other_way_round(commands, run_tool
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 @pytest.mark.parametrize("tool", ["benchmark.py", "extract.py", "occlusion_study.py", "report.py", "visualize.py"])
 def test_a_gpu_that_is_not_there(tool, commands, run_tool, tmp_path):
-    code, out, error = run_tool(tool, *words_of(commands, tool, tmp_path / "made"), "--device", "cuda")
+    code, _, error = run_tool(tool, *words_of(commands, tool, tmp_path / "made"), "--device", "cuda")
     if tool == "report.py":  # a page without ranked lists is still a page: it says why
         assert code == 0 and "sees no GPU here" in next(tmp_path.glob("made.html")).read_text()
         return
@@ -169,18 +170,27 @@ def test_traceback_is_shown_when_asked_for(run_tool, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "error, message",
     [
-        (torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore"), "out of memory (CUDA out of memory"),
-        (RuntimeError("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory"), "TEST.IMS_PER_BATCH"),
+        (
+            torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore"),
+            "out of memory (CUDA out of memory",
+        ),
+        (
+            RuntimeError("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory"),
+            "TEST.IMS_PER_BATCH",
+        ),
         (MemoryError("Unable to allocate 9 GiB"), "--batch-size of a tool"),
         (OSError(errno.ENOSPC, "No space left on device", "/x/y"), "/x/y: No space left on device. Make room"),
-        (OSError(errno.EROFS, "Read-only file system", "/x/y"), "/x/y: Read-only file system. Give yourself the rights"),
+        (
+            OSError(errno.EROFS, "Read-only file system", "/x/y"),
+            "/x/y: Read-only file system. Give yourself the rights",
+        ),
         (FileNotFoundError(errno.ENOENT, "No such file or directory", "a.json"), "a.json: No such file or directory"),
         (KeyError("model"), "missing 'model'"),
         (ValueError("says what to do"), "says what to do"),
         (TypeError("bad operand"), "TypeError: bad operand"),
         (RuntimeError(""), "RuntimeError"),
     ],
-)  # fmt: skip
+)
 def test_messages(error, message):
     text = errors.message_of(error)
     assert message in text and "\n" not in text
@@ -195,7 +205,7 @@ def test_memory_that_a_real_allocation_lacks():
     assert errors.message_of(caught.value).startswith("out of memory (")
 
 
-# ---- the disk is full ----------------------------------------------------------------------------------------------------
+# ---- the disk is full -----------------------------------------------------------------------------------------------
 # A limit on the size of files stands in for it: writes fail in the same places, by a neighbouring error number.
 
 
@@ -205,8 +215,13 @@ def _limited(command: list, limit: int, repo: Path, root: Path) -> subprocess.Co
 
     environment = os.environ | {"FASTREID_DATASETS": str(root), "OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        [sys.executable, *map(str, command)], cwd=repo, env=environment, preexec_fn=limit_files, capture_output=True, text=True
-    )  # fmt: skip
+        [sys.executable, *map(str, command)],
+        cwd=repo,
+        env=environment,
+        preexec_fn=limit_files,
+        capture_output=True,
+        text=True,
+    )
 
 
 @pytest.mark.parametrize(
@@ -231,9 +246,21 @@ def test_a_full_disk_leaves_the_old_file_and_no_new_one(tool, limit, commands, t
 
 def test_training_on_a_full_disk_goes_on_when_there_is_room(tmp_path, repo, tiny_root):
     command = [
-        "tools/train_net.py", *QUICKSTART, "OUTPUT_DIR", tmp_path / "run", "SOLVER.MAX_EPOCH", 1, "SOLVER.WARMUP_EPOCHS", 0,
-        "SOLVER.IMS_PER_BATCH", 24, "DATALOADER.NUM_WORKERS", 0, "CACHE.ENABLED", False,
-    ]  # fmt: skip
+        "tools/train_net.py",
+        *QUICKSTART,
+        "OUTPUT_DIR",
+        tmp_path / "run",
+        "SOLVER.MAX_EPOCH",
+        1,
+        "SOLVER.WARMUP_EPOCHS",
+        0,
+        "SOLVER.IMS_PER_BATCH",
+        24,
+        "DATALOADER.NUM_WORKERS",
+        0,
+        "CACHE.ENABLED",
+        False,
+    ]
     done = _limited(command, 500_000, repo, tiny_root)
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
     assert "error: cannot write" in done.stderr and "make room" in done.stderr
@@ -251,7 +278,8 @@ def test_a_full_disk_in_torchs_own_words(tmp_path):
     def write(temporary: str) -> None:
         Path(temporary).write_bytes(b"half")
         raise RuntimeError(
-            "[enforce fail at inline_container.cc:672] . PytorchStreamWriter failed writing file data/0: file write failed"
+            "[enforce fail at inline_container.cc:672] . PytorchStreamWriter failed writing file data/0: file write "
+            "failed"
         )
 
     with pytest.raises(OSError, match=r"cannot write .*model.pth \(No space left on device\).* make room"):
@@ -259,7 +287,7 @@ def test_a_full_disk_in_torchs_own_words(tmp_path):
     assert file.read_bytes() == b"old" and list(tmp_path.iterdir()) == [file]
 
 
-# ---- Ctrl-C --------------------------------------------------------------------------------------------------------------
+# ---- Ctrl-C ---------------------------------------------------------------------------------------------------------
 
 
 def test_ctrl_c_in_one_line(capsys):

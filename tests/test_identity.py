@@ -23,12 +23,37 @@ from sagareid.weights import load_state
 
 SIZE = [48, 24]
 SMALL = [
-    "--config-file", "configs/SAGA/quickstart.yml", "STAGES", "[]", "MODEL.BACKBONE.PRETRAIN", False,
-    "MODEL.HEADS.NAME", "CLSHead", "MODEL.LOSSES.NAME", "('CrossEntropyLoss','TripletLoss')", "SOLVER.MAX_EPOCH", 2,
-    "SOLVER.IMS_PER_BATCH", 16, "SOLVER.AMP.ENABLED", False, "DATALOADER.NUM_WORKERS", 0, "TEST.EVAL_PERIOD", 9,
-    "INPUT.SIZE_TRAIN", SIZE, "INPUT.SIZE_TEST", SIZE, "DATASETS.CUSTOM", "[{NAME: shop, TYPE: CSVDataset, PATH: list.csv}]",
-    "DATASETS.NAMES", "('shop',)", "DATASETS.TESTS", "('shop',)",
-]  # fmt: skip
+    "--config-file",
+    "configs/SAGA/quickstart.yml",
+    "STAGES",
+    "[]",
+    "MODEL.BACKBONE.PRETRAIN",
+    False,
+    "MODEL.HEADS.NAME",
+    "CLSHead",
+    "MODEL.LOSSES.NAME",
+    "('CrossEntropyLoss','TripletLoss')",
+    "SOLVER.MAX_EPOCH",
+    2,
+    "SOLVER.IMS_PER_BATCH",
+    16,
+    "SOLVER.AMP.ENABLED",
+    False,
+    "DATALOADER.NUM_WORKERS",
+    0,
+    "TEST.EVAL_PERIOD",
+    9,
+    "INPUT.SIZE_TRAIN",
+    SIZE,
+    "INPUT.SIZE_TEST",
+    SIZE,
+    "DATASETS.CUSTOM",
+    "[{NAME: shop, TYPE: CSVDataset, PATH: list.csv}]",
+    "DATASETS.NAMES",
+    "('shop',)",
+    "DATASETS.TESTS",
+    "('shop',)",
+]
 CAMERAS = ("door", "hall", "yard")
 
 

@@ -1,4 +1,5 @@
-"""Backbones, heads and meta-architectures of the plug-in and of FastReID meet by config alone; each pair really trains."""
+"""Backbones, heads and meta-architectures of the plug-in and of FastReID meet by config alone; each pair really
+trains."""
 
 from __future__ import annotations
 
@@ -25,13 +26,35 @@ OUR_HEADS = sorted(n for n, h in REID_HEADS_REGISTRY._obj_map.items() if h.__mod
 def config(*opts):
     """The embedded CLIP's architecture with random weights on small images."""
     cfg = get_cfg()
-    cfg.merge_from_list([
-        "MODEL.META_ARCHITECTURE", "SAGABaseline", "MODEL.DEVICE", "cpu", "MODEL.BACKBONE.NAME", "build_clip_vit_backbone",
-        "MODEL.CLIP.NAME", "ViT-XS-8-pedestrians", "MODEL.BACKBONE.FEAT_DIM", 128, "MODEL.BACKBONE.STRIDE_SIZE", (8, 8),
-        "MODEL.CLIP.TOKEN_LAYERS", [4], "INPUT.SIZE_TRAIN", list(SIZE), "INPUT.SIZE_TEST", list(SIZE),
-        "MODEL.HEADS.NAME", "SAGAHead", "MODEL.HEADS.NUM_CLASSES", CLASSES,
-        "MODEL.LOSSES.NAME", ("CrossEntropyLoss", "TripletLoss"), *opts,
-    ])  # fmt: skip
+    cfg.merge_from_list(
+        [
+            "MODEL.META_ARCHITECTURE",
+            "SAGABaseline",
+            "MODEL.DEVICE",
+            "cpu",
+            "MODEL.BACKBONE.NAME",
+            "build_clip_vit_backbone",
+            "MODEL.CLIP.NAME",
+            "ViT-XS-8-pedestrians",
+            "MODEL.BACKBONE.FEAT_DIM",
+            128,
+            "MODEL.BACKBONE.STRIDE_SIZE",
+            (8, 8),
+            "MODEL.CLIP.TOKEN_LAYERS",
+            [4],
+            "INPUT.SIZE_TRAIN",
+            list(SIZE),
+            "INPUT.SIZE_TEST",
+            list(SIZE),
+            "MODEL.HEADS.NAME",
+            "SAGAHead",
+            "MODEL.HEADS.NUM_CLASSES",
+            CLASSES,
+            "MODEL.LOSSES.NAME",
+            ("CrossEntropyLoss", "TripletLoss"),
+            *opts,
+        ]
+    )
     check_config(cfg)
     return cfg
 
@@ -110,26 +133,89 @@ SLIM = ["MODEL.SAGA.REFINE_LAYERS", 1, "MODEL.SAGA.NUM_DOMAIN_ANCHORS", 0]
 
 PAIRS = {
     "SAGAHead under FastReID's Baseline": ["MODEL.META_ARCHITECTURE", "Baseline"],
-    "EmbeddingHead, GlobalAvgPool": ["MODEL.BACKBONE.OUTPUT", "map", "MODEL.HEADS.NAME", "EmbeddingHead", "MODEL.HEADS.POOL_LAYER", "GlobalAvgPool"],
-    "EmbeddingHead, GeM": ["MODEL.BACKBONE.OUTPUT", "map", "MODEL.HEADS.NAME", "EmbeddingHead", "MODEL.HEADS.POOL_LAYER", "GeneralizedMeanPooling"],
-    "EmbeddingHead, Identity on the class token": ["MODEL.BACKBONE.OUTPUT", "cls", "MODEL.HEADS.NAME", "EmbeddingHead", "MODEL.HEADS.POOL_LAYER", "Identity"],
-    "EmbeddingHead under FastReID's Baseline": ["MODEL.META_ARCHITECTURE", "Baseline", "MODEL.BACKBONE.OUTPUT", "map", "MODEL.HEADS.NAME", "EmbeddingHead", "MODEL.HEADS.POOL_LAYER", "GlobalAvgPool"],
-    "PatchPoolHead on FastReID's ResNet": [*host_backbone("build_resnet_backbone", 512, "MODEL.BACKBONE.DEPTH", "18x"), "MODEL.HEADS.NAME", "PatchPoolHead"],
-    "SAGAHead on FastReID's ResNet-50": host_backbone("build_resnet_backbone", 2048, "MODEL.BACKBONE.DEPTH", "50x", *SLIM),
-    "SAGAHead on FastReID's ViT": host_backbone("build_vit_backbone", 768, "MODEL.BACKBONE.DEPTH", "small", "MODEL.BACKBONE.STRIDE_SIZE", (16, 16)),
-    "SAGAHead on FastReID's ResNet-50 under its Baseline": [*host_backbone("build_resnet_backbone", 2048, "MODEL.BACKBONE.DEPTH", "50x", *SLIM), "MODEL.META_ARCHITECTURE", "Baseline"],
-}  # fmt: skip
+    "EmbeddingHead, GlobalAvgPool": [
+        "MODEL.BACKBONE.OUTPUT",
+        "map",
+        "MODEL.HEADS.NAME",
+        "EmbeddingHead",
+        "MODEL.HEADS.POOL_LAYER",
+        "GlobalAvgPool",
+    ],
+    "EmbeddingHead, GeM": [
+        "MODEL.BACKBONE.OUTPUT",
+        "map",
+        "MODEL.HEADS.NAME",
+        "EmbeddingHead",
+        "MODEL.HEADS.POOL_LAYER",
+        "GeneralizedMeanPooling",
+    ],
+    "EmbeddingHead, Identity on the class token": [
+        "MODEL.BACKBONE.OUTPUT",
+        "cls",
+        "MODEL.HEADS.NAME",
+        "EmbeddingHead",
+        "MODEL.HEADS.POOL_LAYER",
+        "Identity",
+    ],
+    "EmbeddingHead under FastReID's Baseline": [
+        "MODEL.META_ARCHITECTURE",
+        "Baseline",
+        "MODEL.BACKBONE.OUTPUT",
+        "map",
+        "MODEL.HEADS.NAME",
+        "EmbeddingHead",
+        "MODEL.HEADS.POOL_LAYER",
+        "GlobalAvgPool",
+    ],
+    "PatchPoolHead on FastReID's ResNet": [
+        *host_backbone("build_resnet_backbone", 512, "MODEL.BACKBONE.DEPTH", "18x"),
+        "MODEL.HEADS.NAME",
+        "PatchPoolHead",
+    ],
+    "SAGAHead on FastReID's ResNet-50": host_backbone(
+        "build_resnet_backbone", 2048, "MODEL.BACKBONE.DEPTH", "50x", *SLIM
+    ),
+    "SAGAHead on FastReID's ViT": host_backbone(
+        "build_vit_backbone", 768, "MODEL.BACKBONE.DEPTH", "small", "MODEL.BACKBONE.STRIDE_SIZE", (16, 16)
+    ),
+    "SAGAHead on FastReID's ResNet-50 under its Baseline": [
+        *host_backbone("build_resnet_backbone", 2048, "MODEL.BACKBONE.DEPTH", "50x", *SLIM),
+        "MODEL.META_ARCHITECTURE",
+        "Baseline",
+    ],
+}
 
 
 @pytest.mark.parametrize("options", PAIRS.values(), ids=PAIRS.keys())
 def test_pair_trains_and_evaluates_through_train_net(options, train_net, tmp_path):
     """Two steps and an evaluation by the real command; the weights of backbone and head have moved."""
     run = [
-        "--config-file", "configs/SAGA/quickstart.yml", "STAGES", "[]", "OUTPUT_DIR", tmp_path, "MODEL.BACKBONE.PRETRAIN", False,
-        "SOLVER.MAX_EPOCH", 1, "SOLVER.IMS_PER_BATCH", 48, "SOLVER.AMP.ENABLED", False, "SOLVER.OPT", "Adam",
-        "INPUT.SIZE_TRAIN", list(SIZE), "INPUT.SIZE_TEST", list(SIZE), "DATALOADER.NUM_WORKERS", 0,
-        "MODEL.LOSSES.NAME", "('CrossEntropyLoss','TripletLoss')", *options,
-    ]  # fmt: skip
+        "--config-file",
+        "configs/SAGA/quickstart.yml",
+        "STAGES",
+        "[]",
+        "OUTPUT_DIR",
+        tmp_path,
+        "MODEL.BACKBONE.PRETRAIN",
+        False,
+        "SOLVER.MAX_EPOCH",
+        1,
+        "SOLVER.IMS_PER_BATCH",
+        48,
+        "SOLVER.AMP.ENABLED",
+        False,
+        "SOLVER.OPT",
+        "Adam",
+        "INPUT.SIZE_TRAIN",
+        list(SIZE),
+        "INPUT.SIZE_TEST",
+        list(SIZE),
+        "DATALOADER.NUM_WORKERS",
+        0,
+        "MODEL.LOSSES.NAME",
+        "('CrossEntropyLoss','TripletLoss')",
+        *options,
+    ]
     assert train_net(*run) == 0
     [result] = json.loads((tmp_path / "results.json").read_text())
     assert 0 <= result["metrics"]["mAP"] <= 100

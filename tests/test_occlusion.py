@@ -1,4 +1,5 @@
-"""The occlusion study: what is hidden and how much, that everybody sees the same, the figures, the tool and its page."""
+"""The occlusion study: what is hidden and how much, that everybody sees the same, the figures, the tool and its
+page."""
 
 from __future__ import annotations
 
@@ -95,7 +96,7 @@ def test_a_mask_without_a_visible_person_is_the_box():
     assert occluders.Silhouette.from_labels(labels).visible.all()
 
 
-# ---- a test set --------------------------------------------------------------------------------------------------------
+# ---- a test set -----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -129,7 +130,8 @@ def test_everybody_sees_the_same(condition, cfg, tiny_root, tmp_path, monkeypatc
 
 
 def test_another_process_sees_the_same():
-    code = "import runpy, sys; m = runpy.run_path(sys.argv[1]); print(m['generator'](3, 'mask', 'a/b.jpg').random(4).tolist())"
+    draw = "m['generator'](3, 'mask', 'a/b.jpg').random(4).tolist()"
+    code = f"import runpy, sys; m = runpy.run_path(sys.argv[1]); print({draw})"
     command = [sys.executable, "-c", code, occluders.__file__]  # the file alone: it needs Pillow and numpy only
     out = subprocess.run(
         command, capture_output=True, text=True, check=True, env=os.environ | {"PYTHONHASHSEED": "9"}
@@ -160,7 +162,7 @@ def test_who_is_in_both_splits_is_left_out(cfg, monkeypatch):
     assert source == "train" and people.paths == ["/r/b.jpg"] and people.mask_path is None
 
 
-# ---- figures -----------------------------------------------------------------------------------------------------------
+# ---- figures --------------------------------------------------------------------------------------------------------
 
 
 def test_bootstrap_intervals():
@@ -227,9 +229,14 @@ def batches():
     occluder = torch.zeros(2, 8, 16)
     occluder[0, :4, :4], occluder[1, :4, :2] = 1, 1  # all and half of the first patch
     yield {
-        "images/0": torch.arange(2 * 3 * 8 * 16.0).reshape(2, 3, 8, 16), "cameras/0": torch.tensor([0, 1]), "occluder/0": occluder,
-        "targets": torch.tensor([1, 2]), "camids": torch.tensor([0, 1]), "img_paths": ["a", "b"], "share": torch.tensor([0.1, 0.2]),
-    }  # fmt: skip
+        "images/0": torch.arange(2 * 3 * 8 * 16.0).reshape(2, 3, 8, 16),
+        "cameras/0": torch.tensor([0, 1]),
+        "occluder/0": occluder,
+        "targets": torch.tensor([1, 2]),
+        "camids": torch.tensor([0, 1]),
+        "img_paths": ["a", "b"],
+        "share": torch.tensor([0.1, 0.2]),
+    }
 
 
 def test_weight_on_the_occluder(cfg):
@@ -287,7 +294,7 @@ def test_options_name_what_is_wrong():
         S.Options(fill="pink")
 
 
-# ---- the tool ----------------------------------------------------------------------------------------------------------
+# ---- the tool -------------------------------------------------------------------------------------------------------
 
 
 def checkpoint(folder: Path, repo: Path, seed: int, *opts) -> str:
@@ -308,10 +315,21 @@ def checkpoint(folder: Path, repo: Path, seed: int, *opts) -> str:
 
 
 HOST = (
-    "MODEL.META_ARCHITECTURE", "Baseline", "MODEL.BACKBONE.NAME", "build_resnet_backbone", "MODEL.BACKBONE.DEPTH", "18x",
-    "MODEL.BACKBONE.PRETRAIN", False, "MODEL.BACKBONE.FEAT_DIM", 512, "MODEL.HEADS.NAME", "EmbeddingHead",
-    "MODEL.HEADS.WITH_BNNECK", True,
-)  # fmt: skip
+    "MODEL.META_ARCHITECTURE",
+    "Baseline",
+    "MODEL.BACKBONE.NAME",
+    "build_resnet_backbone",
+    "MODEL.BACKBONE.DEPTH",
+    "18x",
+    "MODEL.BACKBONE.PRETRAIN",
+    False,
+    "MODEL.BACKBONE.FEAT_DIM",
+    512,
+    "MODEL.HEADS.NAME",
+    "EmbeddingHead",
+    "MODEL.HEADS.WITH_BNNECK",
+    True,
+)
 
 
 @pytest.fixture(scope="module")
@@ -396,16 +414,22 @@ def test_resume_runs_nothing_twice(studied, call_tool, tiny_root, tmp_path, monk
         call_tool("occlusion_study.py", *argv, "--resume", "--seed", "1") == 0
     )  # other occlusions; what hides nothing is kept
     assert sorted(p.split(",")[0] for p in passes if "query" in p) == [
-        "2/5 mask 20%", "3/5 mask 50%", "4/5 distractor 20%", "5/5 distractor 50%",
-    ]  # fmt: skip
+        "2/5 mask 20%",
+        "3/5 mask 50%",
+        "4/5 distractor 20%",
+        "5/5 distractor 50%",
+    ]
 
 
-@pytest.mark.parametrize("argv, message", [
-    ([], "name trained models with --weights"),
-    (["--weights", "A=/nowhere/model.pth"], "no checkpoint at"),
-    (["--levels", "95", "--weights", "x"], "levels 95% are out of range"),
-    (["--seed", "0", "TEST.METRIC", "cosine"], "TEST.METRIC cosine: KEY VALUE pairs change a config"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "argv, message",
+    [
+        ([], "name trained models with --weights"),
+        (["--weights", "A=/nowhere/model.pth"], "no checkpoint at"),
+        (["--levels", "95", "--weights", "x"], "levels 95% are out of range"),
+        (["--seed", "0", "TEST.METRIC", "cosine"], "TEST.METRIC cosine: KEY VALUE pairs change a config"),
+    ],
+)
 def test_tool_says_what_is_wrong(argv, message, run_tool):
     code, _, error = run_tool("occlusion_study.py", *argv)
     assert code == 1 and message in error
@@ -425,7 +449,8 @@ const errors=[];addEventListener('error',e=>errors.push(e.message||e.target.src)
 addEventListener('load',async()=>{
   const broken=[...document.images].filter(i=>!i.complete||!i.naturalWidth).length;
   const urls=[...document.querySelectorAll('.t')].map(t=>getComputedStyle(t).backgroundImage.slice(5,-2));
-  const dead=(await Promise.all(urls.map(u=>new Promise(r=>{const i=new Image();i.onload=()=>r(0);i.onerror=()=>r(1);i.src=u;})))).reduce((a,b)=>a+b,0);
+  const dead=(await Promise.all(urls.map(u=>new Promise(r=>{const i=new
+  Image();i.onload=()=>r(0);i.onerror=()=>r(1);i.src=u;})))).reduce((a,b)=>a+b,0);
   document.title=JSON.stringify({images:document.images.length,broken,thumbs:urls.length,dead,errors,
     wide:document.documentElement.scrollWidth-innerWidth,curves:document.querySelectorAll('.curve svg').length,
     outside:performance.getEntriesByType('resource').filter(e=>!e.name.startsWith('data:')).map(e=>e.name)});
@@ -440,8 +465,17 @@ def test_page_in_a_browser(studied, size, tmp_path):
         pytest.skip("no Chromium on PATH")
     probed = tmp_path / "page.html"
     probed.write_text((studied[0] / "study.html").read_text().replace("<head>", "<head>" + PROBE, 1))
-    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}", f"--window-size={size}",
-               "--virtual-time-budget=20000", "--dump-dom", probed.as_uri()]  # fmt: skip
+    command = [
+        browser,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        f"--user-data-dir={tmp_path}",
+        f"--window-size={size}",
+        "--virtual-time-budget=20000",
+        "--dump-dom",
+        probed.as_uri(),
+    ]
     dom = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
     found = json.loads(re.search(r"<title>(\{.*?\})</title>", dom)[1].replace("&quot;", '"'))
     assert found["images"] > 20 and found["thumbs"] > 50 and found["curves"] == 10

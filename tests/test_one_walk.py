@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from sagareid.commands.train_net import main
 from sagareid.data import loaders
 from sagareid.engine import stages
-from sagareid.commands.train_net import main
 
 SMALL = ["SOLVER.MAX_EPOCH", "3", "SOLVER.IMS_PER_BATCH", "16", "DATALOADER.NUM_WORKERS", "0", "TEST.EVAL_PERIOD", "1"]
 

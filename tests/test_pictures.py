@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from html.parser import HTMLParser
+from typing import ClassVar
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ RED = Image.new("RGB", (8, 16), "red")
 class Page(HTMLParser):
     """What a page refers to, its pictures without a description, and tags left open."""
 
-    VOID = {"meta", "img", "br", "link", "input", "path", "use"}
+    VOID: ClassVar = {"meta", "img", "br", "link", "input", "path", "use"}
 
     def __init__(self, text: str):
         super().__init__()

@@ -37,7 +37,7 @@ Add Cast Clip Concat Constant ConstantOfShape Conv Cos Div Einsum Equal Erf Exp 
 Greater GreaterOrEqual Identity LayerNormalization Less MatMul Max Min Mul Neg Not Pad Pow Range ReduceL2 ReduceMax
 ReduceMean ReduceMin ReduceSum Relu Reshape Shape Sigmoid Sin Slice Softmax Split Sqrt Squeeze Sub Tanh Tile Transpose
 Unsqueeze Where
-""".split()  # noqa: SIM905
+""".split()
 
 
 @pytest.fixture(scope="module")

@@ -42,7 +42,7 @@ def test_twenty_rows_equal_seventy_seven_in_value_and_gradient(encoder):
     """Whatever stands after the end of text; gradients to the prompts and to every weight of the tower."""
     short = torch.randn(3, PROMPT_LENGTH, WIDTH).requires_grad_()
     tail = torch.randn(3, 77 - PROMPT_LENGTH, WIDTH).requires_grad_()
-    weights = [p for p in encoder.parameters()]
+    weights = list(encoder.parameters())
     direction = torch.randn(3, encoder.output_dim)
 
     out20, out77 = encoder(short), encoder(torch.cat([short, tail], dim=1))

@@ -52,7 +52,7 @@ def same(a: dict, b: dict) -> list[str]:
     return [k for k in a if not torch.equal(a[k], b[k])]
 
 
-# ---- what trains ------------------------------------------------------------------------------------------------------
+# ---- what trains ----------------------------------------------------------------------------------------------------
 
 DECLARED = {
     "prompts": ("heads.prompts.context_identity",),
@@ -132,7 +132,7 @@ def test_a_final_checkpoint_describes_itself(trained):
     assert bool(checkpoint["model"]["heads.text_anchors.anchors"].any()), "the anchors of the weights are stored"
 
 
-# ---- seeds and resuming -----------------------------------------------------------------------------------------------
+# ---- seeds and resuming ---------------------------------------------------------------------------------------------
 
 
 def test_same_seed_same_weights_whatever_the_workers(trained, train_net, tmp_path):
@@ -223,7 +223,7 @@ def test_a_fresh_run_sets_an_earlier_one_aside(train_net, tmp_path):
     assert same(first, load_state(aside[0] / "model_final.pth")["model"]) == []
 
 
-# ---- evaluation -------------------------------------------------------------------------------------------------------
+# ---- evaluation -----------------------------------------------------------------------------------------------------
 
 
 def test_eval_only_needs_neither_clip_nor_text(trained, train_net, monkeypatch, tmp_path):
@@ -272,7 +272,7 @@ def test_rows_of_one_pass(trained):
     assert {f"{row}/mAP" for row in ("refined", "cls", "proj", "concat", "orth")} <= set(metrics)
 
 
-# ---- the published recipe on Occluded-Duke's layout ---------------------------------------------------------------------
+# ---- the published recipe on Occluded-Duke's layout -----------------------------------------------------------------
 
 
 def test_occ_duke_recipe_end_to_end(train_net, tmp_path):
@@ -286,16 +286,33 @@ def test_occ_duke_recipe_end_to_end(train_net, tmp_path):
             pid, cam = image.name.split("_")[:2]
             (folder / f"{pid}_c{cam[1]}_f{i:07d}.jpg").write_bytes(image.read_bytes())
     small = [
-        "MODEL.DEVICE", "cpu", "MODEL.CLIP.NAME", "ViT-XS-8-pedestrians", "MODEL.BACKBONE.PRETRAIN_PATH", "",
-        "MODEL.BACKBONE.FEAT_DIM", 128, "MODEL.BACKBONE.STRIDE_SIZE", "(6,6)", "INPUT.SIZE_TRAIN", "[48,24]",
-        "INPUT.SIZE_TEST", "[48,24]", "SOLVER.MAX_EPOCH", 1, "DATALOADER.NUM_WORKERS", 0, "OUTPUT_DIR", tmp_path / "out",
-    ]  # fmt: skip
+        "MODEL.DEVICE",
+        "cpu",
+        "MODEL.CLIP.NAME",
+        "ViT-XS-8-pedestrians",
+        "MODEL.BACKBONE.PRETRAIN_PATH",
+        "",
+        "MODEL.BACKBONE.FEAT_DIM",
+        128,
+        "MODEL.BACKBONE.STRIDE_SIZE",
+        "(6,6)",
+        "INPUT.SIZE_TRAIN",
+        "[48,24]",
+        "INPUT.SIZE_TEST",
+        "[48,24]",
+        "SOLVER.MAX_EPOCH",
+        1,
+        "DATALOADER.NUM_WORKERS",
+        0,
+        "OUTPUT_DIR",
+        tmp_path / "out",
+    ]
     assert train_net("--config-file", "configs/SAGA/occ_duke.yml", *small, root=tmp_path) == 0
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert [r["stage"] for r in results] == list(STAGES)
 
 
-# ---- messages ---------------------------------------------------------------------------------------------------------
+# ---- messages -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -344,7 +361,7 @@ def test_unreadable_image_stops_with_its_path(train_net, tiny_root, tmp_path, ca
     assert str(victim) in capfd.readouterr().err
 
 
-# ---- strict hand-over ---------------------------------------------------------------------------------------------------
+# ---- strict hand-over -----------------------------------------------------------------------------------------------
 
 
 def test_hand_over_names_what_is_missing():

@@ -18,13 +18,45 @@ from sagareid.weights import load_state
 
 # a small run: a linear layer on the mean patch of an untrained tower, from cached features; 9 steps an epoch
 RUN = [
-    "--config-file", "configs/SAGA/quickstart.yml", "STAGES", "[]", "MODEL.BACKBONE.PRETRAIN", False,
-    "MODEL.HEADS.NAME", "PatchPoolHead", "MODEL.HEADS.EMBEDDING_DIM", 32, "MODEL.TRAINABLE", "['heads.*']",
-    "MODEL.LOSSES.NAME", "('CrossEntropyLoss',)", "CACHE.ENABLED", True, "CACHE.NUM_VIEWS", 1, "CACHE.DTYPE", "float32",
-    "SOLVER.IMS_PER_BATCH", 16, "SOLVER.MAX_EPOCH", 6, "SOLVER.CHECKPOINT_PERIOD", 1, "SOLVER.OPT", "Adam",
-    "SOLVER.AMP.ENABLED", False, "DATALOADER.NUM_WORKERS", 0, "TEST.EVAL_PERIOD", 1,
-    "DATASETS.VALIDATION", "['SyntheticPedestriansVal']", "SOLVER.PATIENCE", 2,
-]  # fmt: skip
+    "--config-file",
+    "configs/SAGA/quickstart.yml",
+    "STAGES",
+    "[]",
+    "MODEL.BACKBONE.PRETRAIN",
+    False,
+    "MODEL.HEADS.NAME",
+    "PatchPoolHead",
+    "MODEL.HEADS.EMBEDDING_DIM",
+    32,
+    "MODEL.TRAINABLE",
+    "['heads.*']",
+    "MODEL.LOSSES.NAME",
+    "('CrossEntropyLoss',)",
+    "CACHE.ENABLED",
+    True,
+    "CACHE.NUM_VIEWS",
+    1,
+    "CACHE.DTYPE",
+    "float32",
+    "SOLVER.IMS_PER_BATCH",
+    16,
+    "SOLVER.MAX_EPOCH",
+    6,
+    "SOLVER.CHECKPOINT_PERIOD",
+    1,
+    "SOLVER.OPT",
+    "Adam",
+    "SOLVER.AMP.ENABLED",
+    False,
+    "DATALOADER.NUM_WORKERS",
+    0,
+    "TEST.EVAL_PERIOD",
+    1,
+    "DATASETS.VALIDATION",
+    "['SyntheticPedestriansVal']",
+    "SOLVER.PATIENCE",
+    2,
+]
 STEPS = 9
 
 
@@ -136,14 +168,20 @@ def test_several_sets_count_alike():
 @pytest.mark.parametrize(
     "options, message",
     [
-        (["DATASETS.VALIDATION", ["SyntheticPedestrians"], "DATASETS.TESTS", ("SyntheticPedestrians",)], "as DATASETS.TESTS does"),
+        (
+            ["DATASETS.VALIDATION", ["SyntheticPedestrians"], "DATASETS.TESTS", ("SyntheticPedestrians",)],
+            "as DATASETS.TESTS does",
+        ),
         (["DATASETS.VALIDATION", ["Market1501"], "DATASETS.NAMES", ("Market1501",)], "as DATASETS.NAMES does"),
         (["DATASETS.VALIDATION", ["Nowhere"]], "DATASETS.VALIDATION is 'Nowhere'"),
         (["SOLVER.PATIENCE", 3], "SOLVER.PATIENCE 3"),
         (["DATASETS.VALIDATION", ["SyntheticPedestriansVal"], "TEST.SELECT_BEST", True], "one of the two"),
-        (["DATASETS.VALIDATION", ["SyntheticPedestriansVal"], "CACHE.ENABLED", True, "CACHE.FIELDS", ["patches"]], "CACHE.FIELDS"),
+        (
+            ["DATASETS.VALIDATION", ["SyntheticPedestriansVal"], "CACHE.ENABLED", True, "CACHE.FIELDS", ["patches"]],
+            "CACHE.FIELDS",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_work_is_refused(options, message):
     cfg = get_cfg()
     cfg.merge_from_list(["MODEL.DEVICE", "cpu", *options])
@@ -184,8 +222,11 @@ def test_an_evaluation_that_fails_loses_nothing(validation, epoch, train_net, tm
     }
     assert same(weights(tmp_path / "whole", "model_final"), weights(tmp_path / "part", "model_final"))
     evaluated = [
-        [line["iteration"] for line in map(json.loads, (tmp_path / name / "metrics.json").read_text().splitlines())
-         if any("mAP" in key for key in line)]
+        [
+            line["iteration"]
+            for line in map(json.loads, (tmp_path / name / "metrics.json").read_text().splitlines())
+            if any("mAP" in key for key in line)
+        ]
         for name in ("whole", "part")
-    ]  # fmt: skip
+    ]
     assert evaluated[0] == evaluated[1], "every evaluation is in metrics.json"

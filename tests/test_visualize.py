@@ -54,11 +54,20 @@ def test_best_median_and_worst_are_told_apart(number):
 def build(**options) -> Model:
     cfg = get_cfg()
     base = {
-        "MODEL.META_ARCHITECTURE": "SAGABaseline", "MODEL.DEVICE": "cpu", "MODEL.CLIP.NAME": "ViT-XS-8-pedestrians",
-        "MODEL.BACKBONE.NAME": "build_clip_vit_backbone", "MODEL.BACKBONE.PRETRAIN": False, "MODEL.BACKBONE.FEAT_DIM": 128,
-        "MODEL.BACKBONE.STRIDE_SIZE": (8, 8), "MODEL.CLIP.TOKEN_LAYERS": [4], "MODEL.HEADS.NAME": "SAGAHead",
-        "MODEL.HEADS.NUM_CLASSES": 4, "INPUT.SIZE_TRAIN": [48, 24], "INPUT.SIZE_TEST": [48, 24], "MODEL.SAGA.NUM_ANCHORS": 6,
-    }  # fmt: skip
+        "MODEL.META_ARCHITECTURE": "SAGABaseline",
+        "MODEL.DEVICE": "cpu",
+        "MODEL.CLIP.NAME": "ViT-XS-8-pedestrians",
+        "MODEL.BACKBONE.NAME": "build_clip_vit_backbone",
+        "MODEL.BACKBONE.PRETRAIN": False,
+        "MODEL.BACKBONE.FEAT_DIM": 128,
+        "MODEL.BACKBONE.STRIDE_SIZE": (8, 8),
+        "MODEL.CLIP.TOKEN_LAYERS": [4],
+        "MODEL.HEADS.NAME": "SAGAHead",
+        "MODEL.HEADS.NUM_CLASSES": 4,
+        "INPUT.SIZE_TRAIN": [48, 24],
+        "INPUT.SIZE_TEST": [48, 24],
+        "MODEL.SAGA.NUM_ANCHORS": 6,
+    }
     cfg.merge_from_list(
         [x for pair in (base | {k.replace("__", "."): v for k, v in options.items()}).items() for x in pair]
     )
@@ -127,10 +136,25 @@ def test_anchors_are_chosen_by_share_by_words_and_by_number():
 
 def test_tool_draws_one_run_two_side_by_side_and_images(run_tool, tiny_run, train_net, tmp_path, repo, tiny_root):
     run = [
-        "--config-file", repo / "configs/SAGA/quickstart.yml", "STAGES", "[]", "OUTPUT_DIR", tmp_path / "pool",
-        "MODEL.HEADS.NAME", "PatchPoolHead", "SOLVER.MAX_EPOCH", 1, "SOLVER.IMS_PER_BATCH", 48, "DATALOADER.NUM_WORKERS", 0,
-        "INPUT.SIZE_TRAIN", "[48,24]", "INPUT.SIZE_TEST", "[48,24]",
-    ]  # fmt: skip
+        "--config-file",
+        repo / "configs/SAGA/quickstart.yml",
+        "STAGES",
+        "[]",
+        "OUTPUT_DIR",
+        tmp_path / "pool",
+        "MODEL.HEADS.NAME",
+        "PatchPoolHead",
+        "SOLVER.MAX_EPOCH",
+        1,
+        "SOLVER.IMS_PER_BATCH",
+        48,
+        "DATALOADER.NUM_WORKERS",
+        0,
+        "INPUT.SIZE_TRAIN",
+        "[48,24]",
+        "INPUT.SIZE_TEST",
+        "[48,24]",
+    ]
     assert train_net(*run) == 0
     assert run_tool("visualize.py", tiny_run, "--queries", 2)[0] == 0
     with Image.open(tiny_run / "ranked_lists.png") as picture:

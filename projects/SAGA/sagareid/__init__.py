@@ -1,7 +1,7 @@
 """SAGA-ReID for FastReID: patch tokens rebuilt from anchors in CLIP's text space (arXiv 2604.22190).
 
-Importing the package imports neither PyTorch nor FastReID. From then on, FastReID's registries have our backbone, heads,
-meta-architecture and data sets: whoever imports fastreid.modeling or fastreid.data imports ours with it.
+Importing the package imports neither PyTorch nor FastReID. From then on, FastReID's registries have our backbone,
+heads, meta-architecture and data sets: whoever imports fastreid.modeling or fastreid.data imports ours with it.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ import importlib
 import os
 from typing import TYPE_CHECKING
 
-# Before torch loads OpenMP. Its threads spin at every barrier by default, and on a machine that is busy with anything else
-# a step then waits for a thread that is not running: 30 times slower was measured. Threads that go to sleep at once cost
-# a third of a small step; a short spin first is the faster on a quiet machine and, beside one busy process, on a busy one.
+# Before torch loads OpenMP. Its threads spin at every barrier by default, and on a machine that is busy with anything
+# else a step then waits for a thread that is not running: 30 times slower was measured. Threads that go to sleep at
+# once cost a third of a small step; a short spin first is the faster on a quiet machine and, beside one busy process,
+# on a busy one.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ["OMP_WAIT_POLICY"] = "passive"
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")

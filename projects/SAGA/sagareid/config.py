@@ -1,8 +1,8 @@
 """The configuration: the keys that this package adds to FastReID's, and what it refuses before anything is built.
 
-Each key has one default and one comment. Keys of a head, a loss, a pool, a kind of domain anchors or an evaluation feature
-stand in its class (`add_keys`), with their check (`check`); so do those of a part that `--import` brings. The others are
-here. FastReID's keys keep FastReID's meaning.
+Each key has one default and one comment. Keys of a head, a loss, a pool, a kind of domain anchors or an evaluation
+feature stand in its class (`add_keys`), with their check (`check`); so do those of a part that `--import` brings. The
+others are here. FastReID's keys keep FastReID's meaning.
 """
 
 from __future__ import annotations
@@ -64,9 +64,9 @@ def add_saga_config(cfg: CN) -> None:
     cfg.MODEL.TRAINABLE = []
     # Glob patterns of weights that start afresh although MODEL.WEIGHTS is given (new heads; what a stage resets).
     cfg.MODEL.NEW_WEIGHTS = []
-    # Glob patterns of keys in which a checkpoint may differ from this configuration although the same weights then compute
-    # something else (below MODEL and INPUT, such as INPUT.SIZE_TEST); "identities" and "cameras" for another training set
-    # under the same weights. Empty: such a difference is an error.
+    # Glob patterns of keys in which a checkpoint may differ from this configuration although the same weights then
+    # compute something else (below MODEL and INPUT, such as INPUT.SIZE_TEST); "identities" and "cameras" for another
+    # training set under the same weights. Empty: such a difference is an error.
     cfg.MODEL.ACCEPT_DIFFERENCES = []
     # Glob patterns of modules that stay in evaluation mode while the rest trains (no dropout, frozen statistics).
     cfg.MODEL.EVAL_MODE = []
@@ -95,14 +95,16 @@ def add_saga_config(cfg: CN) -> None:
     cfg.MODEL.COMPILE = ""
 
     # ---- data -----------------------------------------------------------------------------------------------------
-    # Data sets of your own, or a registered one with other arguments, for DATASETS.NAMES, TESTS and VALIDATION: a list of
-    # {NAME: shop, TYPE: CSVDataset, PATH: crops.csv}; further keys are the arguments of the class TYPE. docs/own_data.md
+    # Data sets of your own, or a registered one with other arguments, for DATASETS.NAMES, TESTS and VALIDATION: a list
+    # of {NAME: shop, TYPE: CSVDataset, PATH: crops.csv}; further keys are the arguments of the class TYPE.
+    # docs/own_data.md
     cfg.DATASETS.CUSTOM = []
     # Data sets whose query and gallery steer training and are apart from TESTS: every TEST.EVAL_PERIOD epochs they are
-    # evaluated in the place of TESTS, and the run's result is its best state by them (mean of Rank-1 and mAP), with which
-    # TESTS are evaluated once, at the end. Empty: the last state is the result.
+    # evaluated in the place of TESTS, and the run's result is its best state by them (mean of Rank-1 and mAP), with
+    # which TESTS are evaluated once, at the end. Empty: the last state is the result.
     cfg.DATASETS.VALIDATION = []
-    # Random erasing fills with normal noise in normalised space, one value per pixel. False: the host's INPUT.REA.VALUE.
+    # Random erasing fills with normal noise in normalised space, one value per pixel. False: the host's
+    # INPUT.REA.VALUE.
     cfg.INPUT.REA.PIXEL_NOISE = False
     # Share of the image that such a box covers.
     cfg.INPUT.REA.AREA = [0.02, 0.33333333]
@@ -127,8 +129,8 @@ def add_saga_config(cfg: CN) -> None:
     cfg.CACHE.SEED = -1
 
     # ---- solver ---------------------------------------------------------------------------------------------------
-    # autocast type where SOLVER.AMP.ENABLED: bfloat16 (CPU and GPU), float16 (GPU, with a gradient scaler), or auto: bfloat16
-    # where the device has instructions for it, else float16 on a GPU and none, hence float32, on a CPU.
+    # autocast type where SOLVER.AMP.ENABLED: bfloat16 (CPU and GPU), float16 (GPU, with a gradient scaler), or auto:
+    # bfloat16 where the device has instructions for it, else float16 on a GPU and none, hence float32, on a CPU.
     cfg.SOLVER.AMP.DTYPE = "auto"
     # SCHED "WarmupCosineLR": per epoch e, linear from WARMUP_FACTOR over WARMUP_EPOCHS, then a cosine from 1 to
     # MIN_LR_RATIO (1.0: constant). WARMUP_ITERS belongs to the host's own schedules and must be 0.
@@ -190,7 +192,8 @@ def custom_datasets(cfg: CN) -> dict[str, tuple[type, dict]]:
     for entry in cfg.DATASETS.CUSTOM:
         if not isinstance(entry, dict) or not {"NAME", "TYPE"} <= set(entry):
             raise ValueError(
-                f"DATASETS.CUSTOM: {entry!r} must have NAME and TYPE, such as {{NAME: shop, TYPE: CSVDataset, PATH: crops.csv}}"
+                f"DATASETS.CUSTOM: {entry!r} must have NAME and TYPE, such as "
+                f"{{NAME: shop, TYPE: CSVDataset, PATH: crops.csv}}"
             )
         name, kind = str(entry["NAME"]), str(entry["TYPE"])
         if name in found or name in classes:
@@ -198,7 +201,8 @@ def custom_datasets(cfg: CN) -> dict[str, tuple[type, dict]]:
         # it opens the labels of people and cameras, so that those of several training sets stay apart
         if owner := next((n for n, c in classes.items() if getattr(c, "dataset_name", None) == name), None):
             raise ValueError(
-                f"DATASETS.CUSTOM: with the name {name!r} people would have the labels of those of {owner}; choose another"
+                f"DATASETS.CUSTOM: with the name {name!r} people would have the labels of those of {owner}; choose "
+                "another"
             )
         if "/" in name:
             raise ValueError(f"DATASETS.CUSTOM: the name {name!r} has a slash, which divides it from a person's name")
@@ -206,7 +210,8 @@ def custom_datasets(cfg: CN) -> dict[str, tuple[type, dict]]:
             close = difflib.get_close_matches(kind, classes, n=1)
             hint = f"; did you mean {close[0]}?" if close else ""
             raise ValueError(
-                f"DATASETS.CUSTOM: {name} has TYPE {kind!r}, expected a registered data set such as CSVDataset or FolderDataset{hint}"
+                f"DATASETS.CUSTOM: {name} has TYPE {kind!r}, expected a registered data set such as CSVDataset or "
+                f"FolderDataset{hint}"
             )
         cls = classes[kind]
         known = {p.name.upper(): p for p in _own_parameters(cls)}
@@ -279,8 +284,8 @@ def _check_names(cfg: CN) -> Iterator[str]:
     for pattern in model.ACCEPT_DIFFERENCES:
         if not any(fnmatchcase(key, pattern) for key in (*flatten(cfg), "identities", "cameras")):
             yield (
-                f"MODEL.ACCEPT_DIFFERENCES: {pattern!r} matches no key; expected such as INPUT.SIZE_TEST, identities or "
-                "cameras"
+                f"MODEL.ACCEPT_DIFFERENCES: {pattern!r} matches no key; expected such as INPUT.SIZE_TEST, identities "
+                "or cameras"
             )
     if not hasattr(torch.optim, cfg.SOLVER.OPT):
         yield f"SOLVER.OPT is {cfg.SOLVER.OPT!r}; expected the name of a torch.optim class, such as AdamW"
@@ -298,8 +303,8 @@ def _check_losses(cfg: CN) -> Iterator[str]:
             close = difflib.get_close_matches(name, {*terms, *FASTREID_LOSSES}, n=1)
             hint = f". Did you mean {close[0]}?" if close and close[0] != name else ""
             yield (
-                f"MODEL.LOSSES.NAME names {name}, which {cfg.MODEL.HEADS.NAME} under {cfg.MODEL.META_ARCHITECTURE} does not "
-                f"compute; it computes {', '.join(sorted(computed))}{hint}"
+                f"MODEL.LOSSES.NAME names {name}, which {cfg.MODEL.HEADS.NAME} under {cfg.MODEL.META_ARCHITECTURE} "
+                f"does not compute; it computes {', '.join(sorted(computed))}{hint}"
             )
         elif hasattr(terms.get(name), "check"):
             yield from terms[name].check(cfg)
@@ -375,8 +380,8 @@ def _check_solver(cfg: CN) -> Iterator[str]:
         yield "SOLVER.SCHED WarmupCosineLR warms up by SOLVER.WARMUP_EPOCHS; set SOLVER.WARMUP_ITERS 0"
     if solver.PATIENCE < 0 or (solver.PATIENCE and not cfg.DATASETS.VALIDATION):
         yield (
-            f"SOLVER.PATIENCE {solver.PATIENCE} counts evaluations of DATASETS.VALIDATION: 0 or more, and 0 without such a "
-            "set"
+            f"SOLVER.PATIENCE {solver.PATIENCE} counts evaluations of DATASETS.VALIDATION: 0 or more, and 0 without "
+            "such a set"
         )
 
 

@@ -78,6 +78,6 @@ def lost_worker(error: BaseException) -> str:
     free = shutil.disk_usage("/dev/shm").free / 2**30 if os.path.isdir("/dev/shm") else None
     shared = "" if free is None else f" or shared memory (/dev/shm has {free:.1f} GiB free now)"
     return (
-        f"{text.rstrip('.')}. A process that loads images is gone; the kernel ends one where memory{shared} runs out. Lower "
-        "DATALOADER.NUM_WORKERS (0 loads in the training process itself) or the batch, then go on with --resume"
+        f"{text.rstrip('.')}. A process that loads images is gone; the kernel ends one where memory{shared} runs out. "
+        "Lower DATALOADER.NUM_WORKERS (0 loads in the training process itself) or the batch, then go on with --resume"
     )

@@ -20,7 +20,8 @@ _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 def printable(text: str | os.PathLike) -> str:
-    """A path or name that any log, table and page can hold: control characters, and bytes that are no UTF-8, escaped."""
+    """A path or name that any log, table and page can hold: control characters, and bytes that are no UTF-8,
+    escaped."""
     return _UNPRINTABLE.sub(lambda match: repr(match[0])[1:-1], os.fspath(text))
 
 
@@ -52,7 +53,8 @@ def _unwritable(path: Path, error: OSError) -> OSError:
 
 
 def write_atomically(path: str | Path, write: Callable[[str], None]) -> None:
-    """Call `write(temporary_path)` in the folder of `path`, then rename: the file is old, new, or absent, never partial.
+    """Call `write(temporary_path)` in the folder of `path`, then rename: the file is old, new, or absent, never
+    partial.
 
     Missing folders are made.
 

@@ -24,7 +24,8 @@ def cpu_info() -> dict[str, str]:
 
 
 def bfloat16_instructions() -> list[str]:
-    """Those of this CPU that multiply bfloat16; without one of them a product takes about ten times as long as in float32."""
+    """Those of this CPU that multiply bfloat16; without one of them a product takes about ten times as long as in
+    float32."""
     info = cpu_info()
     flags = f"{info.get('flags', '')} {info.get('Features', '')}".split()
     return sorted({"avx512_bf16", "amx_bf16", "bf16"} & set(flags))

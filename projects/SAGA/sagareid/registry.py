@@ -5,8 +5,9 @@
     DOMAIN_ANCHOR_REGISTRY  what makes domain anchors, MODEL.SAGA.DOMAIN_ANCHORS   modeling/anchors.py: DomainAnchors
     FEATURE_REGISTRY        what can be ranked by, TEST.FEATURE              evaluation/features.py: Feature
 
-A part is one file: a class, its registration, the keys that it adds, their check. A configuration names it by its class, or
-by the `name` that the class gives itself. These two static methods are optional, for FastReID's registries as well::
+A part is one file: a class, its registration, the keys that it adds, their check. A configuration names it by its
+class, or by the `name` that the class gives itself. These two static methods are optional, for FastReID's registries as
+well::
 
     add_keys(cfg)   adds the part's keys with their defaults, each below a comment, before any file is read
     check(cfg)      yields what is wrong with them in a configuration that uses the part, a sentence each
@@ -118,15 +119,15 @@ def parts_with_keys() -> Iterator[Any]:
                 yield part
 
 
-# ---- losses and the heads that give what they read ----------------------------------------------------------------------
+# ---- losses and the heads that give what they read ------------------------------------------------------------------
 
 
 def computed_losses(meta_arch: type, head: type) -> list[str]:
     """The names that MODEL.LOSSES.NAME may hold for a meta-architecture and a head.
 
-    A head lists in `gives` what a term may read; the terms that it computes are the registered ones that read nothing else.
-    A head without `gives` is one of FastReID's kind, whose losses are FastReID's. A meta-architecture that computes other
-    losses than these two rules say lists them in `loss_names`.
+    A head lists in `gives` what a term may read; the terms that it computes are the registered ones that read nothing
+    else. A head without `gives` is one of FastReID's kind, whose losses are FastReID's. A meta-architecture that
+    computes other losses than these two rules say lists them in `loss_names`.
     """
     if hasattr(meta_arch, "loss_names"):
         return list(meta_arch.loss_names)

@@ -3,9 +3,9 @@
     python tools/check_dataset.py Market1501
     python tools/check_dataset.py shop --config-file shop.yml --sheets logs/check
 
-NAME is a registered data set, or one of DATASETS.CUSTOM in the config or in the trailing KEY VALUE pairs. Every image is
-read whole, as a run reads it. Exit code 0: nothing is wrong; 1: something is, and is listed; 2: the data set cannot be
-checked.
+NAME is a registered data set, or one of DATASETS.CUSTOM in the config or in the trailing KEY VALUE pairs. Every image
+is read whole, as a run reads it. Exit code 0: nothing is wrong; 1: something is, and is listed; 2: the data set cannot
+be checked.
 """
 
 from __future__ import annotations

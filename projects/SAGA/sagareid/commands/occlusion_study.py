@@ -5,7 +5,8 @@ Hidden by a mask, or behind somebody else.
     python tools/occlusion_study.py --config-file configs/SAGA/quickstart.yml
     python tools/occlusion_study.py --weights SAGA=logs/a/anchors SAGA=logs/b/anchors CLS=logs/c --reference CLS
 
-Writes study.json, table.md, curves.png, curves.svg and study.html, a page that needs no network. docs/occlusion_study.md
+Writes study.json, table.md, curves.png, curves.svg and study.html, a page that needs no network.
+docs/occlusion_study.md
 """
 
 from __future__ import annotations

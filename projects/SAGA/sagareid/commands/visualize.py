@@ -4,8 +4,8 @@
     python tools/visualize.py logs/SAGA/quickstart/anchors --images a.jpg b.jpg --anchors all -o attention.html
     python tools/visualize.py CLS=logs/SAGA/quickstart/backbone SAGA=logs/SAGA/quickstart/anchors -o compared.png
 
-One model: queries whose first match is right, and queries whose is wrong. Several: the queries that the last does better
-than the first, and those that it does worse.
+One model: queries whose first match is right, and queries whose is wrong. Several: the queries that the last does
+better than the first, and those that it does worse.
 """
 
 from __future__ import annotations

@@ -51,8 +51,8 @@ class FastReIDFinder(importlib.abc.MetaPathFinder):
 
     Why: (1) three of its packages do not import on current Python and PyTorch (`legacy_names`); (2) a script that has
     imported sagareid finds our heads and data sets in FastReID's registries, yet must not pay for FastReID, torchvision
-    and scikit-learn (5 s) where it only reads features or prints a help text; (3) the modules of `ranking` are not there.
-    Goes when: (1) `legacy_names` goes; (2) FastReID discovers plug-ins; (3) FastReID ships its ranking compiled.
+    and scikit-learn (5 s) where it only reads features or prints a help text; (3) the modules of `ranking` are not
+    there. Goes when: (1) `legacy_names` goes; (2) FastReID discovers plug-ins; (3) FastReID ships its ranking compiled.
 
     Args:
         registers: package of FastReID -> modules of ours that register with it; they are imported right after it.

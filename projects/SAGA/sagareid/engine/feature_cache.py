@@ -302,8 +302,8 @@ def _announce(folder: Path, need: int) -> None:
     )
     if need - present > free:
         raise OSError(
-            f"the feature cache needs {need / 1e9:.1f} GB and {folder} has {free / 1e9:.1f} GB free. Set CACHE.DIR to a "
-            "larger disk, lower CACHE.NUM_VIEWS, or train without it: CACHE.ENABLED False"
+            f"the feature cache needs {need / 1e9:.1f} GB and {folder} has {free / 1e9:.1f} GB free. Set CACHE.DIR to "
+            "a larger disk, lower CACHE.NUM_VIEWS, or train without it: CACHE.ENABLED False"
         )
 
 

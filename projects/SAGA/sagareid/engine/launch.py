@@ -86,8 +86,8 @@ def number_of_processes(args, environment: Mapping[str, str] = os.environ) -> in
         return int(environment["WORLD_SIZE"])
     if args.num_gpus < 1 or args.num_machines < 1 or not 0 <= args.machine_rank < args.num_machines:
         raise ValueError(
-            f"--num-gpus {args.num_gpus} --num-machines {args.num_machines} --machine-rank {args.machine_rank}: expected one "
-            "process and one machine or more, and a machine rank from 0 to the number of machines less one"
+            f"--num-gpus {args.num_gpus} --num-machines {args.num_machines} --machine-rank {args.machine_rank}: "
+            "expected one process and one machine or more, and a machine rank from 0 to the number of machines less one"
         )
     if args.num_machines > 1 and args.dist_url == AUTO:
         raise ValueError(
@@ -144,8 +144,8 @@ def _torchrun_place(environment: Mapping[str, str]) -> Place:
     place = Place(*(int(environment[name]) for name in _ASSIGNED), url="env://")
     if place.rank % place.local_size != place.local_rank:
         raise ValueError(
-            f"RANK {place.rank} is not LOCAL_RANK {place.local_rank} of a machine with LOCAL_WORLD_SIZE {place.local_size}: "
-            "every machine must run the same number of processes"
+            f"RANK {place.rank} is not LOCAL_RANK {place.local_rank} of a machine with LOCAL_WORLD_SIZE "
+            f"{place.local_size}: every machine must run the same number of processes"
         )
     return place
 
@@ -153,7 +153,8 @@ def _torchrun_place(environment: Mapping[str, str]) -> Place:
 def _check_devices(device: str, local_size: int) -> None:
     if ":" in device:
         raise ValueError(
-            f"MODEL.DEVICE is {device}, for several processes: each takes the GPU of its own rank; set MODEL.DEVICE cuda"
+            f"MODEL.DEVICE is {device}, for several processes: each takes the GPU of its own rank; set MODEL.DEVICE "
+            "cuda"
         )
     if device == "cuda" and local_size > torch.cuda.device_count():
         raise ValueError(
@@ -187,8 +188,9 @@ def process_group(place: Place, device: str, timeout: float) -> Iterator[None]:
         dist.init_process_group(backend, rank=place.rank, world_size=place.world_size, timeout=limit, **options)
     except RuntimeError as error:
         raise ConnectionError(
-            f"the {place.world_size} processes did not meet at {place.url or 'this machine'} ({_first_line(error)}). Start every "
-            "machine within --dist-timeout, with the same --dist-url, whose port is free on machine 0 and reachable from all"
+            f"the {place.world_size} processes did not meet at {place.url or 'this machine'} ({_first_line(error)}). "
+            "Start every machine within --dist-timeout, with the same --dist-url, whose port is free on machine 0 and "
+            "reachable from all"
         ) from error
     for first in range(0, place.world_size, place.local_size):
         ranks = range(first, first + place.local_size)
@@ -358,8 +360,8 @@ def _reason(members: list[_Member]) -> ProcessFailed:
         multiprocessing.connection.wait(running, left)
     failure = failed[0].failure()
     told = ProcessFailed(
-        f"{failure}. No process of this machine has failed by itself: look at the output of the other machines; or a process "
-        "hangs, or needs longer than --dist-timeout"
+        f"{failure}. No process of this machine has failed by itself: look at the output of the other machines; or a "
+        "process hangs, or needs longer than --dist-timeout"
     )
     told.__cause__ = failure.__cause__
     return told

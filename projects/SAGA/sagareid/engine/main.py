@@ -19,7 +19,8 @@ __all__ = ["launch_runs"]
 
 
 def launch_runs(args) -> None:
-    """What the arguments of `options.training_parser` ask for, on as many processes; errors are the caller's to show."""
+    """What the arguments of `options.training_parser` ask for, on as many processes; errors are the caller's to
+    show."""
     if not args.config_file:
         raise ValueError("name a config with --config-file, such as configs/SAGA/quickstart.yml")
     args.config_file = str(find_config(args.config_file))

@@ -22,7 +22,10 @@ def training_parser(description: str | None = None) -> argparse.ArgumentParser:
         "--num-gpus",
         type=int,
         default=1,
-        help="processes on this machine, each with a GPU of its own; on the CPU with MODEL.DEVICE cpu (default: %(default)s)",
+        help=(
+            "processes on this machine, each with a GPU of its own; on the CPU with MODEL.DEVICE cpu (default: "
+            "%(default)s)"
+        ),
     )
     parser.add_argument("--num-machines", type=int, default=1, help="(default: %(default)s)")
     parser.add_argument("--machine-rank", type=int, default=0, help="of this machine, from 0 (default: %(default)s)")
@@ -36,8 +39,8 @@ def training_parser(description: str | None = None) -> argparse.ArgumentParser:
         type=float,
         default=1800.0,
         metavar="SECONDS",
-        help="how long a process waits for another that is silent; more than the evaluation's ranking, which one process does "
-        "(default: %(default)g)",
+        help="how long a process waits for another that is silent; more than the evaluation's ranking, which one "
+        "process does (default: %(default)g)",
     )
     add_import_argument(parser)
     parser.add_argument(

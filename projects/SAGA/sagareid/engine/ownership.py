@@ -58,8 +58,8 @@ class FolderLock:
                 limit = time.monotonic() + (FAREWELL if _is_gone(owner) else 0)
             if time.monotonic() >= limit:
                 raise FolderTaken(
-                    f"{folder} belongs to a job that is running: {_in_words(owner)}. Wait for it, end it, or give this run "
-                    "another OUTPUT_DIR"
+                    f"{folder} belongs to a job that is running: {_in_words(owner)}. Wait for it, end it, or give "
+                    "this run another OUTPUT_DIR"
                 )
             time.sleep(0.1)
         self._descriptor = descriptor

@@ -240,8 +240,8 @@ def _indivisible(cfg, processes: int) -> list[str]:
         return []
     images = f"{group} images of an identity" if group > 1 else "one image"
     return [
-        f"SOLVER.IMS_PER_BATCH {batch} is the batch of all {processes} processes, and {sampler} gives each of them {images} "
-        f"or a multiple: set a multiple of {processes * group}"
+        f"SOLVER.IMS_PER_BATCH {batch} is the batch of all {processes} processes, and {sampler} gives each of them "
+        f"{images} or a multiple: set a multiple of {processes * group}"
     ]
 
 
@@ -262,7 +262,8 @@ def _setup(run: Run, args) -> None:
     comm.synchronize()
     if not run.folder.is_dir():
         raise FileNotFoundError(
-            f"{run.folder.absolute()} was made by rank 0 and is not here: OUTPUT_DIR must be on a disk that all machines share"
+            f"{run.folder.absolute()} was made by rank 0 and is not here: OUTPUT_DIR must be on a disk that all "
+            "machines share"
         )
     setup_logger(str(run.folder), distributed_rank=comm.get_rank(), name="sagareid")
     default_setup(cfg, args)
@@ -303,8 +304,8 @@ def run_all(runs: Sequence[Run], args, datasets: DataSets | None = None) -> list
             changed = differences(run)
             if changed:
                 raise ValueError(
-                    f"{run.folder} was trained with another configuration; {'; '.join(changed[:6])}. Give the changed run its "
-                    "own OUTPUT_DIR, or leave --resume out to begin anew (the old run is kept aside)"
+                    f"{run.folder} was trained with another configuration; {'; '.join(changed[:6])}. Give the changed "
+                    "run its own OUTPUT_DIR, or leave --resume out to begin anew (the old run is kept aside)"
                 )
         done = comm.all_gather(run.result() if args.resume else None)[0]  # one answer for all processes
         if done is None:

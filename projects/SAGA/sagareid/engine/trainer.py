@@ -187,7 +187,8 @@ class SAGATrainer(OpenTrainer):
     def build_lr_scheduler(cls, cfg, optimizer, iters_per_epoch):
         if iters_per_epoch < 1:
             raise ValueError(
-                f"the training set has fewer images than one batch of SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH}; lower it"
+                f"the training set has fewer images than one batch of SOLVER.IMS_PER_BATCH "
+                f"{cfg.SOLVER.IMS_PER_BATCH}; lower it"
             )
         return solver.build_lr_scheduler(cfg, optimizer, iters_per_epoch)
 

@@ -107,7 +107,8 @@ def row_features(
         device: where each part is computed; None: where `features` is.
 
     Returns:
-        (n, D): unit rows for a named part, concat and orth; for fusion rows of one norm; "feature" as the model gave it.
+        (n, D): unit rows for a named part, concat and orth; for fusion rows of one norm; "feature" as the model gave
+        it.
     """
     device = features.device if device is None else device
     ends = list(itertools.accumulate(layout.values()))
@@ -241,7 +242,8 @@ class SAGAEvaluator(DatasetEvaluator):
         return results
 
     def distances(self, name: str, features: Tensor, layout: Mapping[str, int]) -> Distances:
-        """Of the queries to the gallery in a row, for `rank_in_blocks`. features: (n, F) of the model, queries first."""
+        """Of the queries to the gallery in a row, for `rank_in_blocks`. features: (n, F) of the model, queries
+        first."""
         x = self.row_features(name, features, layout)
         if self.cfg.TEST.AQE.ENABLED:
             aqe = self.cfg.TEST.AQE
@@ -262,7 +264,8 @@ class SAGAEvaluator(DatasetEvaluator):
         return torch.cat([postprocess.nfc(x[:q], nfc.K1, nfc.K2), postprocess.nfc(x[q:], nfc.K1, nfc.K2)])
 
     def _distances(self, x: Tensor, *, own: bool = False) -> Distances:
-        """Distances of the queries to the gallery by TEST.METRIC. ``own``: x is nobody else's and may be overwritten."""
+        """Distances of the queries to the gallery by TEST.METRIC. ``own``: x is nobody else's and may be
+        overwritten."""
         if self.cfg.TEST.METRIC not in ("cosine", "euclidean"):
             raise ValueError(f"TEST.METRIC is {self.cfg.TEST.METRIC!r}; expected cosine or euclidean")
         cosine = self.cfg.TEST.METRIC == "cosine"

@@ -11,7 +11,8 @@ __all__ = ["FlipAveraged", "mean_over_views", "views"]
 
 
 def views(images: Tensor, flip: bool) -> list[Tensor]:
-    """(B, 3, H, W) images and, with `flip`, their mirror images, in memory of their own: a model may change its input."""
+    """(B, 3, H, W) images and, with `flip`, their mirror images, in memory of their own: a model may change its
+    input."""
     return [images, images.flip(3)] if flip else [images]
 
 

@@ -158,8 +158,8 @@ class DomainAnchors(nn.Module):
         """
         Args:
             patches: (B, N, D) of the deepest token layer.
-            camids: (B,), or (1,) for all images, in 0..num_cameras-1, negative for a camera that training never saw; None
-                where none are known.
+            camids: (B,), or (1,) for all images, in 0..num_cameras-1, negative for a camera that training never saw;
+                None where none are known.
             proj: (B, E) CLIP's embedding of the image; None where the backbone gives none.
             text_anchors: (K, D).
 

@@ -1,7 +1,7 @@
 """Heads to compare against: CLIP-ReID's global pooling, and other ways to make one feature of the patch tokens.
 
-Each reads the tokens of the deepest token layer alone. B images, N patches, D token width, E joint width, F width of the
-pooled feature, S stripes, C identities.
+Each reads the tokens of the deepest token layer alone. B images, N patches, D token width, E joint width, F width of
+the pooled feature, S stripes, C identities.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ class CLSHead(nn.Module):
     """Global pooling as in CLIP-ReID (Li et al. 2023): the class token, and its projection into the joint space.
 
     Trains with identity and triplet loss on the class token and, with I2TLoss, with cross-entropy of the projection
-    against the text features of all identities. MODEL.HEADS.TRAIN_PROJ adds CLIP-ReID's identity and triplet losses on the
-    projection and a triplet loss on the class token of the token layer.
+    against the text features of all identities. MODEL.HEADS.TRAIN_PROJ adds CLIP-ReID's identity and triplet losses on
+    the projection and a triplet loss on the class token of the token layer.
 
-    With `embedding_dim`, identity and triplet loss train a linear layer on the class token ("refined" in evaluation): what
-    global pooling can learn on a frozen tower.
+    With `embedding_dim`, identity and triplet loss train a linear layer on the class token ("refined" in evaluation):
+    what global pooling can learn on a frozen tower.
     """
 
     gives = ("logits", "features", "proj", "text_features")
@@ -64,8 +64,8 @@ class CLSHead(nn.Module):
         Args:
             feat_dim: D. embed_dim: E. embedding_dim: F; 0 for no linear layer.
             proj_terms: the losses of TRAIN_PROJ; None for none.
-            context_shape: (S, W) of the identity prompts' context, where text features are kept for I2TLoss and the mean
-                context for anchors that start from it; None for neither.
+            context_shape: (S, W) of the identity prompts' context, where text features are kept for I2TLoss and the
+                mean context for anchors that start from it; None for neither.
         """
         super().__init__()
         self.feat_dim, self.embed_dim, self.neck_feat = feat_dim, embed_dim, neck_feat
@@ -224,7 +224,8 @@ class AttentionPoolHead(PatchHead):
 
 @REID_HEADS_REGISTRY.register()
 class PartStripesHead(PatchHead):
-    """S horizontal stripes of the patch grid, each with its own linear reduction, neck and classifier (PCB, Sun et al. 2018).
+    """S horizontal stripes of the patch grid, each with its own linear reduction, neck and classifier (PCB, Sun et al.
+    2018).
 
     The feature of an image is its stripes' features side by side; the triplet loss reads that, too.
     """
@@ -235,8 +236,8 @@ class PartStripesHead(PatchHead):
         width = kwargs["feat_dim"]
         if num_stripes < 1 or embedding_dim % num_stripes:
             raise ValueError(
-                f"MODEL.HEADS.EMBEDDING_DIM {embedding_dim} must be a multiple of MODEL.HEADS.NUM_STRIPES {num_stripes}, "
-                "of which there is one or more"
+                f"MODEL.HEADS.EMBEDDING_DIM {embedding_dim} must be a multiple of MODEL.HEADS.NUM_STRIPES "
+                f"{num_stripes}, of which there is one or more"
             )
         stripe = embedding_dim // num_stripes or width
         super().__init__(**kwargs | {"feat_dim": num_stripes * stripe})
@@ -271,7 +272,8 @@ class PartStripesHead(PatchHead):
 
 @REID_HEADS_REGISTRY.register()
 class SequentialHead(PatchHead):
-    """A recurrent scan over the patches, row by row, in both directions: x + GRU(LN(x)), then the mean over the patches."""
+    """A recurrent scan over the patches, row by row, in both directions: x + GRU(LN(x)), then the mean over the
+    patches."""
 
     @configurable
     def __init__(self, **kwargs):
@@ -291,8 +293,9 @@ class SequentialHead(PatchHead):
 class LastBlockHead(ClassifierHead):
     """CLIP's own way from the token layer to its class token, trained: a copy of the blocks after it and of ln_post.
 
-    The control of equal capacity: a block has as many parameters as a refinement layer, and pools globally instead of by
-    anchors. MODEL.CLIP.TOKEN_LAYERS says how many blocks come after. It starts out as the tower's class token, exactly.
+    The control of equal capacity: a block has as many parameters as a refinement layer, and pools globally instead of
+    by anchors. MODEL.CLIP.TOKEN_LAYERS says how many blocks come after. It starts out as the tower's class token,
+    exactly.
     """
 
     learns_from = frozenset({"patches", "layer_cls"})

@@ -39,9 +39,10 @@ def _own_rows(x: Tensor) -> Tensor:
 def gather_batch(x: Tensor) -> Tensor:
     """(B, ...) of this process to (W*B, ...) of all, in the order of the ranks. Every process holds as many rows.
 
-    Half precision comes out as float32, which losses and statistics compute in and gradients are summed in. Called by all processes in the same order. A loss that every process computes of gathered rows has, after
-    DistributedDataParallel's mean over the processes, the gradient of one process with the whole batch; so has a mean over
-    a process's own rows against gathered ones.
+    Half precision comes out as float32, which losses and statistics compute in and gradients are summed in. Called by
+    all processes in the same order. A loss that every process computes of gathered rows has, after
+    DistributedDataParallel's mean over the processes, the gradient of one process with the whole batch; so has a mean
+    over a process's own rows against gathered ones.
     """
     return x if _size() == 1 else _gathered(x)
 

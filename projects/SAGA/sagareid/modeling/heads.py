@@ -64,7 +64,8 @@ def embedding_layer(width: int, embedding_dim: int) -> nn.Module:
 
 
 def clip_widths(cfg: CfgNode) -> dict[str, int]:
-    """Widths D and E of the class token and its projection where the backbone gives them; {} for a map of any backbone."""
+    """Widths D and E of the class token and its projection where the backbone gives them; {} for a map of any
+    backbone."""
     if not clip_tokens(cfg):
         return {}
     return {"cls": cfg.MODEL.BACKBONE.FEAT_DIM, "proj": towers.clip_dims(cfg.MODEL.CLIP.NAME).embed_dim}
@@ -121,7 +122,8 @@ class ClassifierHead(nn.Module):
     by the same features: "refined" is a head's own, "fusion" the three together.
 
     Attributes:
-        gives: what of `head_outputs` loss terms may read; the registered terms that read nothing else are the head's terms.
+        gives: what of `head_outputs` loss terms may read; the registered terms that read nothing else are the head's
+            terms.
         learns_from: outputs of the backbone that the head's result depends on (see `SAGABaseline`).
     """
 

@@ -1,4 +1,5 @@
-"""FastReID's Baseline with what tokens need: camera ids, cached features, out-of-place normalisation, losses in float32."""
+"""FastReID's Baseline with what tokens need: camera ids, cached features, out-of-place normalisation, losses in
+float32."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ class SAGABaseline(Baseline):
     """Backbone and head of any kind, ours or FastReID's.
 
     Beside FastReID's batch keys it reads `cameras` (index of the training camera, negative for unknown), and cached
-    tower outputs `patches`, `cls`, `proj`, `layer_cls` in place of `images`. The head's own `losses` join the loss dict.
+    tower outputs `patches`, `cls`, `proj`, `layer_cls` in place of `images`. The head's own `losses` join the loss
+    dict.
     """
 
     registered_losses = True  # it computes the terms of LOSS_REGISTRY, for heads that say what they give
@@ -54,7 +56,8 @@ class SAGABaseline(Baseline):
         return super().from_config(cfg) | {"terms": build_terms(cfg)}
 
     def initialize_heads(self, source: dict[str, Tensor]) -> None:
-        """Let the head start what it has no weights for from the backbone; `source` is a starting checkpoint's state."""
+        """Let the head start what it has no weights for from the backbone; `source` is a starting checkpoint's
+        state."""
         if hasattr(self.heads, "initialize"):
             self.heads.initialize(self.backbone, source)
 
@@ -72,8 +75,8 @@ class SAGABaseline(Baseline):
 
     @property
     def every_parameter_learns(self) -> bool:
-        """Whether every parameter that trains gets a gradient in each step: known of heads that say, in `learns_from`, which
-        outputs of the backbone their losses reach. What of a CLIP tower serves none of these is frozen."""
+        """Whether every parameter that trains gets a gradient in each step: known of heads that say, in `learns_from`,
+        which outputs of the backbone their losses reach. What of a CLIP tower serves none of these is frozen."""
         return hasattr(self.heads, "learns_from")
 
     @property
@@ -114,7 +117,8 @@ class SAGABaseline(Baseline):
 
     def forward(self, batched_inputs):
         """
-        Training: dict of weighted scalar losses; `measured` then holds the accuracy of the classifiers. Evaluation: (B, F)
+        Training: dict of weighted scalar losses; `measured` then holds the accuracy of the classifiers. Evaluation: (B,
+            F)
         float32 features, raw.
 
         Raises:
@@ -151,8 +155,8 @@ class SAGABaseline(Baseline):
     def losses(self, outputs: dict[str, Any], gt_labels: Tensor) -> dict[str, Tensor]:
         """FastReID's loss names; every term in float32, over every classifier of the head.
 
-        With several processes the terms compare the images of all of them. FastReID's own heads keep its losses, which see
-        the images of one process.
+        With several processes the terms compare the images of all of them. FastReID's own heads keep its losses, which
+        see the images of one process.
 
         Raises:
             ValueError: MODEL.LOSSES.NAME names a term that is not computed of this head.
@@ -170,7 +174,8 @@ class SAGABaseline(Baseline):
             return super().losses(outputs, gt_labels) | own
         plain = {n: t for n, t in self.terms.items() if all(key in ("logits", "features") for key in t.reads)}
         further = {n: t for n, t in self.terms.items() if n not in plain}
-        # floats are summed, losses in the order of this result and gradients in that of the computation: neither changes
+        # floats are summed, losses in the order of this result and gradients in that of the computation: neither
+        # changes
         behind = compute_terms(further, outputs, gt_labels)
         return compute_terms(plain, outputs, gt_labels) | own | behind
 
@@ -181,6 +186,6 @@ def _step(model: SAGABaseline, batch: dict[str, Tensor]) -> tuple[dict[str, Tens
 
 @functools.cache
 def _compiled_step(mode: str) -> Callable[..., tuple[dict[str, Tensor], dict[str, Tensor]]]:
-    """`training_step` of any model under torch.compile. The model is an argument, so that its names stay as they are and a
-    copy of it is a model of its own; shapes are static, since training batches are full."""
+    """`training_step` of any model under torch.compile. The model is an argument, so that its names stay as they are
+    and a copy of it is a model of its own; shapes are static, since training batches are full."""
     return torch.compile(_step, mode=mode, dynamic=False)

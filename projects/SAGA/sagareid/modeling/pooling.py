@@ -20,8 +20,8 @@ class LinearPool(nn.Module):
     """A weighted sum of the tokens, whose weights depend on the attention alone: f = sum_n w_n X[n].
 
     A subclass says how to weigh. `linear` lets evaluation pool before the last matrix of the refinement
-    (`fast.refinement`). It is said of this `forward`: a subclass that overrides `forward` has it no more, and is evaluated
-    by what it overrides.
+    (`fast.refinement`). It is said of this `forward`: a subclass that overrides `forward` has it no more, and is
+    evaluated by what it overrides.
     """
 
     linear = True

@@ -95,7 +95,8 @@ class PromptHead(nn.Module):
     def text(self, labels: Tensor) -> Tensor:
         """(B,) identities to (B, E) text features; each identity of the batch is encoded once.
 
-        A compiled step encodes one prompt for each image: how many identities a batch has would be a new shape each time.
+        A compiled step encodes one prompt for each image: how many identities a batch has would be a new shape each
+        time.
         """
         if torch.compiler.is_compiling():
             return self.text_encoder(self.prompts(labels))
@@ -103,7 +104,8 @@ class PromptHead(nn.Module):
         return self.text_encoder(self.prompts(unique))[inverse]
 
     def forward(self, features: CLIPFeatures, targets: Tensor | None = None):
-        """Training: the batch's images and texts in the joint space (`gives`). Evaluation: (B, D+E) CLIP's own class token and its projection."""
+        """Training: the batch's images and texts in the joint space (`gives`). Evaluation: (B, D+E) CLIP's own class
+        token and its projection."""
         if not isinstance(features, CLIPFeatures) or features.proj is None:
             raise TypeError(
                 "PromptHead needs CLIP's joint space: use build_clip_vit_backbone with MODEL.BACKBONE.OUTPUT tokens"

@@ -1,4 +1,5 @@
-"""Semantic refinement: patch tokens rebuilt from anchors (the paper's section 3.3; METHOD 3.3 in docs/reference/method.md).
+"""Semantic refinement: patch tokens rebuilt from anchors (the paper's section 3.3; METHOD 3.3 in
+docs/reference/method.md).
 
 B images, N patch tokens, D token width, K text anchors, M domain anchors, R layers, H attention heads.
 No FastReID and no config in here: numbers and tensors in, tensors out.
@@ -64,8 +65,8 @@ class RefinementLayer(nn.Module):
     def initialize(self, block: nn.Module) -> None:
         """Copy a CLIP image block: attention, MLP, ln_1 into both attention norms, ln_2.
 
-        The projections are copied as they are, so a block of another number of heads is cut differently, and its QuickGELU
-        becomes GELU: that is the published start, and training goes on from it.
+        The projections are copied as they are, so a block of another number of heads is cut differently, and its
+        QuickGELU becomes GELU: that is the published start, and training goes on from it.
         """
         if block.attn.in_proj_weight.shape != self.attn.in_proj_weight.shape:
             raise ValueError(
@@ -87,8 +88,8 @@ class RefinementLayer(nn.Module):
             domain: (B, M, D) domain anchors of each image, or None.
 
         Returns:
-            refined (B, N, D) and attention (B, N, K+M), the mean over heads. In evaluation the attention of a patch sums
-            to 1; in training it is taken after attention dropout, as published, so its sum varies around 1.
+            refined (B, N, D) and attention (B, N, K+M), the mean over heads. In evaluation the attention of a patch
+            sums to 1; in training it is taken after attention dropout, as published, so its sum varies around 1.
         """
         if fast.enabled() and fast.says(self, "fast_form"):
             return faster.refine(self, patches, text, domain)
@@ -124,8 +125,8 @@ class SemanticRefinement(nn.Module):
             layer.initialize(block)
 
     def forward(self, patches: Tensor, text: Tensor, domain: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Patches (B, N, D) and anchors as of `RefinementLayer` to the refined patches (B, N, D) and the attention of the
-        last layer (B, N, K+M)."""
+        """Patches (B, N, D) and anchors as of `RefinementLayer` to the refined patches (B, N, D) and the attention of
+        the last layer (B, N, K+M)."""
         return faster.stack(self._layers, patches, text, domain)
 
     def _layers(self, patches: Tensor, text: Tensor, domain: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -57,7 +57,8 @@ class Refined:
     domain_anchors: Tensor | None
 
     def anchor_maps(self, grid: tuple[int, int]) -> Tensor:
-        """(B, K, h, w) attention of each text anchor over the patch grid; with two token layers each half's own layer."""
+        """(B, K, h, w) attention of each text anchor over the patch grid; with two token layers each half's own
+        layer."""
         own = len(self.text_anchors) // len(self.attention)
         maps = torch.cat([attended[:, :, :own] for attended in self.attention], dim=2)
         return maps.transpose(1, 2).unflatten(2, grid)
@@ -263,12 +264,14 @@ class SAGAHead(nn.Module):
     # ---- anchors ---------------------------------------------------------------------------------------------------
 
     def train(self, mode: bool = True) -> SAGAHead:
-        """Switch mode. Anchors stored so far count as stale: version counters miss what an optimizer does to `p.data`."""
+        """Switch mode. Anchors stored so far count as stale: version counters miss what an optimizer does to
+        `p.data`."""
         self._anchors_of = None
         return super().train(mode)
 
     def refresh_anchors(self) -> None:
-        """Store the anchors of the present weights; does nothing where they are stored already or need no text tower."""
+        """Store the anchors of the present weights; does nothing where they are stored already or need no text
+        tower."""
         if self.text_encoder is None:
             return
         modules = (self.text_anchors, self.text_encoder)
@@ -305,7 +308,8 @@ class SAGAHead(nn.Module):
         """The method itself, from patch tokens to the pooled feature.
 
         Args:
-            keep_tokens: False lets evaluation pool before it makes the refined patches; `Refined.tokens` may then be empty.
+            keep_tokens: False lets evaluation pool before it makes the refined patches; `Refined.tokens` may then be
+                empty.
         """
         if features.num_layers != self.num_layers:
             raise ValueError(
@@ -351,8 +355,8 @@ class SAGAHead(nn.Module):
             features: CLIPFeatures or a (B, D, h, w) map.
 
         Returns:
-            In training `head_outputs` with (Q, B, C) logits; in evaluation the (B, F_all) raw concatenation of the pooled
-            feature, before or after the neck by NECK_FEAT, and what `feature_layout` names beside it.
+            In training `head_outputs` with (Q, B, C) logits; in evaluation the (B, F_all) raw concatenation of the
+            pooled feature, before or after the neck by NECK_FEAT, and what `feature_layout` names beside it.
         """
         features = as_features(features).float()
         refined = self.refine_and_pool(features, keep_tokens=self.training or bool(self.parts))

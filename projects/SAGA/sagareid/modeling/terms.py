@@ -50,8 +50,8 @@ __all__ = [
 class LossTerm(nn.Module):
     """One term of the loss. A subclass computes it, unweighted, in `forward(targets, *, ...)`.
 
-    The keyword arguments of `forward` name what it reads of what a head gives; a head that gives these computes the term.
-    A term may have parameters, which train and are stored like others ("terms.<name>.*").
+    The keyword arguments of `forward` name what it reads of what a head gives; a head that gives these computes the
+    term. A term may have parameters, which train and are stored like others ("terms.<name>.*").
 
     Attributes:
         log_name: name in the log, in metrics.json and in the loss dictionary.
@@ -92,7 +92,8 @@ class LossTerm(nn.Module):
 
 
 def build_terms(cfg: CfgNode) -> nn.ModuleDict:
-    """The registered terms that MODEL.LOSSES.NAME names, in the order of their registration: sums of floats depend on it."""
+    """The registered terms that MODEL.LOSSES.NAME names, in the order of their registration: sums of floats depend on
+    it."""
     return nn.ModuleDict(
         {name: term.from_config(cfg) for name, term in parts(LOSS_REGISTRY).items() if name in cfg.MODEL.LOSSES.NAME}
     )
@@ -102,7 +103,8 @@ def compute_terms(terms: Mapping[str, LossTerm], outputs: Mapping[str, Any], tar
     """Every term, weighted, by its name in the log.
 
     Args:
-        outputs: what the head gives, by name: a value, or a function without arguments that makes it where a term reads it.
+        outputs: what the head gives, by name: a value, or a function without arguments that makes it where a term reads
+            it.
 
     Raises:
         ValueError: the head does not give what a term reads.
@@ -137,7 +139,8 @@ class CrossEntropyLoss(LossTerm):
 
 @LOSS_REGISTRY.register()
 class TripletLoss(LossTerm):
-    """Batch-hard triplets of the images of all processes. FastReID's keys MODEL.LOSSES.TRI; margin 0: the soft margin."""
+    """Batch-hard triplets of the images of all processes. FastReID's keys MODEL.LOSSES.TRI; margin 0: the soft
+    margin."""
 
     log_name = "loss_triplet"
 
@@ -183,7 +186,8 @@ class ClassifierDiversityLoss(LossTerm):
 
     @staticmethod
     def add_keys(cfg: CfgNode) -> None:
-        # ClassifierDiversityLoss: weight of the mean squared cosine between classifiers; of one classifier the term is 0.
+        # ClassifierDiversityLoss: weight of the mean squared cosine between classifiers; of one classifier the term is
+        # 0.
         cfg.MODEL.LOSSES.CLASSIFIER_DIVERSITY = CfgNode({"SCALE": 0.5})
 
     @classmethod
@@ -270,7 +274,8 @@ class I2TLoss(LossTerm):
             yield "I2TLoss reads CLIP's projection of the image: use the CLIP backbone with OUTPUT tokens"
 
     def prepare(self, head: nn.Module) -> None:
-        """See that the head holds text features, once for each state of them: reading makes the host wait for the device.
+        """See that the head holds text features, once for each state of them: reading makes the host wait for the
+        device.
 
         Raises:
             ValueError: none are stored.
@@ -278,8 +283,8 @@ class I2TLoss(LossTerm):
         state = head.text_features.data_ptr(), head.text_features._version
         if state != self._seen and not bool(head.text_features.any()):
             raise ValueError(
-                "I2TLoss: no text features of the identities. Start from a checkpoint that descends from the prompt stage "
-                "(MODEL.WEIGHTS), or leave I2TLoss out of MODEL.LOSSES.NAME"
+                "I2TLoss: no text features of the identities. Start from a checkpoint that descends from the prompt "
+                "stage (MODEL.WEIGHTS), or leave I2TLoss out of MODEL.LOSSES.NAME"
             )
         self._seen = state
 

@@ -24,7 +24,8 @@ OUTPUTS = ("tokens", "map", "cls")
 
 
 class CLIPBackbone(nn.Module):
-    """An open_clip ViT of any image size and patch stride that returns tokens of chosen blocks beside CLIP's own outputs."""
+    """An open_clip ViT of any image size and patch stride that returns tokens of chosen blocks beside CLIP's own
+    outputs."""
 
     def __init__(
         self,
@@ -81,7 +82,8 @@ class CLIPBackbone(nn.Module):
         return parameters + [p for m in (self.visual.ln_post, *behind) for p in m.parameters()]
 
     def _camera_shift(self, camids: Tensor | None) -> Tensor | None:
-        """(B, D) shift of the class token, (1, D) of one camera for all; the mean embedding for an unknown camera (< 0)."""
+        """(B, D) shift of the class token, (1, D) of one camera for all; the mean embedding for an unknown camera (<
+        0)."""
         if self.camera_embedding is None or camids is None:
             return None
         table = self.camera_embedding
@@ -123,7 +125,8 @@ class CLIPBackbone(nn.Module):
         )
 
     def _tower(self, images: Tensor, camids: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, P*N, D) patch tokens and (B, P, D) class tokens of the token layers, (B, D) normed class token of the last."""
+        """(B, P*N, D) patch tokens and (B, P, D) class tokens of the token layers, (B, D) normed class token of the
+        last."""
         one_row = fast.enabled() and self.depth not in self.token_layers
         x, kept = self._embed(images, self._camera_shift(camids)), {}
         for number in range(1, self.depth if one_row else self.depth + 1):
@@ -141,7 +144,8 @@ class CLIPBackbone(nn.Module):
     def _embed(self, images: Tensor, shift: Tensor | None) -> Tensor:
         """(B, 1+N, D) what the blocks start from; `shift` (B, D) joins the class token in front of ln_pre.
 
-        In float32 under autocast, too, and so the residual stream: half precision there costs accuracy, and little time.
+        In float32 under autocast, too, and so the residual stream: half precision there costs accuracy, and little
+        time.
         """
         visual = self.visual
         patches = visual.conv1(images).float().flatten(2).transpose(1, 2)
@@ -164,8 +168,8 @@ def build_clip_vit_backbone(cfg) -> CLIPBackbone:
     dims = towers.clip_dims(name)
     if tuple(cfg.INPUT.SIZE_TEST) != size:
         raise ValueError(
-            f"INPUT.SIZE_TEST {tuple(cfg.INPUT.SIZE_TEST)} differs from SIZE_TRAIN {size}: the position embedding of a ViT "
-            "has one size"
+            f"INPUT.SIZE_TEST {tuple(cfg.INPUT.SIZE_TEST)} differs from SIZE_TRAIN {size}: the position embedding of "
+            "a ViT has one size"
         )
     width = dims.width * (len(cfg.MODEL.CLIP.TOKEN_LAYERS) if cfg.MODEL.BACKBONE.OUTPUT == "map" else 1)
     if width != cfg.MODEL.BACKBONE.FEAT_DIM:

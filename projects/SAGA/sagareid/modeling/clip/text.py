@@ -61,7 +61,8 @@ class TextEncoder(nn.Module):
     def forward(self, prompts: Tensor, end: int = PROMPT_LENGTH - 1) -> Tensor:
         """
         Args:
-            prompts: (B, L, W) token embeddings, L from end+1 to T. Rows after `end` cannot change the result and are cut.
+            prompts: (B, L, W) token embeddings, L from end+1 to T. Rows after `end` cannot change the result and are
+                cut.
             end: position of the end-of-text token.
 
         Returns:
@@ -127,7 +128,8 @@ class PromptLearner(nn.Module):
         """
         Args:
             labels: (B,) identities.
-            views: (B,) camera views of MMMP, 0..13: 6..11 and 13 are infrared, 12 and 13 are aerial. Mode "modality" only.
+            views: (B,) camera views of MMMP, 0..13: 6..11 and 13 are infrared, 12 and 13 are aerial. Mode "modality"
+                only.
 
         Returns:
             (B, PROMPT_LENGTH, W) prompts.

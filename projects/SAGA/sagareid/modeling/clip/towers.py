@@ -269,8 +269,8 @@ def resize_position_embedding(
             raise ValueError(
                 f"position embedding of {rows} patches: neither the grid {named} of the model that it should come "
                 f"from, nor the grid {target_grid[0]}x{target_grid[1]} asked for, nor a square. Say what it was "
-                "trained with to tools/convert_checkpoint.py (--from-size, --from-stride), and start from its result with "
-                "MODEL.WEIGHTS"
+                "trained with to tools/convert_checkpoint.py (--from-size, --from-stride), and start from its result "
+                "with MODEL.WEIGHTS"
             )
     if source_grid == target_grid:
         return embedding.float()

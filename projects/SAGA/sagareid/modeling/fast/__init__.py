@@ -16,8 +16,8 @@ to that, in value and gradient. The forms are on. `disabled()` computes as it is
 | `nn.MultiheadAttention` in open_clip's blocks | `fast.blocks.Attention`: torch's fused attention after one product |
 | open_clip's QuickGELU | `fast.blocks.QuickGELU`: SiLU, in place in evaluation |
 
-A module is computed by a faster form only where its class says so beside its `forward` (`says`). A subclass that overrides
-`forward` is computed by what it overrides, in training and in evaluation.
+A module is computed by a faster form only where its class says so beside its `forward` (`says`). A subclass that
+overrides `forward` is computed by what it overrides, in training and in evaluation.
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ def disabled() -> Iterator[None]:
 def says(module: nn.Module, flag: str) -> bool:
     """Whether a module's class sets `flag` True for the `forward` that it has.
 
-    A subclass that overrides `forward` does not inherit the flag, which was said of another equation; it may say it again.
+    A subclass that overrides `forward` does not inherit the flag, which was said of another equation; it may say it
+    again.
     """
     for cls in type(module).__mro__:
         if flag in vars(cls):

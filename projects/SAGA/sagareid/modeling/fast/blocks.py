@@ -32,7 +32,8 @@ def in_groups(
         function: treats each element of the batch alone; returns tensors with the batch first.
         rows: rows of an element.
         batches: (B, ...) tensors; None is handed on.
-        whole: all at once. So it is on a GPU, too, and in a graph that is being exported, which is of no one batch size.
+        whole: all at once. So it is on a GPU, too, and in a graph that is being exported, which is of no one batch
+            size.
     """
     first = batches[0]
     whole = whole or not enabled() or first.device.type != "cpu"
@@ -49,7 +50,8 @@ class Attention(nn.MultiheadAttention):
     """`nn.MultiheadAttention` with the batch first, as a block of a tower calls it.
 
     Each input is projected by one product over all rows of the batch, and torch's fused attention follows. The parent
-    class multiplies sequence by sequence where the batch is first, and in evaluation its own kernels are the slower ones.
+    class multiplies sequence by sequence where the batch is first, and in evaluation its own kernels are the slower
+    ones.
     """
 
     def forward(
@@ -62,8 +64,8 @@ class Attention(nn.MultiheadAttention):
         attn_mask: Tensor | None = None,
         **others: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        """As `nn.MultiheadAttention`, which serves every call but that of a block: no weights asked for, keys that are the
-        values, no mask or one that is added to the scores.
+        """As `nn.MultiheadAttention`, which serves every call but that of a block: no weights asked for, keys that are
+        the values, no mask or one that is added to the scores.
 
         Args:
             query: (B, L, D). key, value: (B, M, D).
@@ -124,7 +126,8 @@ def use_cheaper_forms(model: nn.Module) -> None:
 
 
 def block_at_row(block: nn.Module, x: Tensor, row: int) -> Tensor:
-    """What an open_clip block gives at one row, in about a sixth of the arithmetic: only keys and values need every row.
+    """What an open_clip block gives at one row, in about a sixth of the arithmetic: only keys and values need every
+    row.
 
     For the last block of a tower, of which only the class token or the end of text is read.
 

@@ -15,7 +15,8 @@ _LEVELS = 2**16
 
 
 def _mask(x: Tensor, p: float, training: bool) -> Tensor | None:
-    """0 with probability p, else 1/(1-p), for each number of x; None where torch's own dropout is as good, or is exact."""
+    """0 with probability p, else 1/(1-p), for each number of x; None where torch's own dropout is as good, or is
+    exact."""
     dropped = round(p * _LEVELS)
     if not training or x.device.type != "cpu" or not 0 < dropped < _LEVELS or torch.compiler.is_compiling():
         return None
@@ -29,10 +30,10 @@ def _mask(x: Tensor, p: float, training: bool) -> Tensor | None:
 def dropout(x: Tensor, p: float, training: bool) -> Tensor:
     """`torch.nn.functional.dropout`: zero with probability p, the rest times 1/(1-p), from torch's generator.
 
-    torch draws the mask number by number in one thread on CPUs without MKL's generator (AMD), which there was a fifth of
-    a training step of the anchors. Here 64 random bits serve four numbers, so p is rounded to 1/65536, and the rest is
-    scaled by what it then is. The bits are numpy's SFC64's, three times as fast as torch's Mersenne twister, which gives
-    each mask its seed. On other devices torch's own.
+    torch draws the mask number by number in one thread on CPUs without MKL's generator (AMD), which there was a fifth
+    of a training step of the anchors. Here 64 random bits serve four numbers, so p is rounded to 1/65536, and the rest
+    is scaled by what it then is. The bits are numpy's SFC64's, three times as fast as torch's Mersenne twister, which
+    gives each mask its seed. On other devices torch's own.
     """
     mask = _mask(x, p, training)
     return F.dropout(x, p, training) if mask is None else x * mask

@@ -125,7 +125,7 @@ def _by_head(anchors: Tensor, heads: Tensor) -> Tensor:
     return product.unflatten(1, (anchors.shape[0], -1)).transpose(0, 1)
 
 
-# ---- a stack of layers, and pooling behind it ---------------------------------------------------------------------------
+# ---- a stack of layers, and pooling behind it -----------------------------------------------------------------------
 
 
 def stack(function: Stack, patches: Tensor, text: Tensor, domain: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -145,8 +145,8 @@ def stack(function: Stack, patches: Tensor, text: Tensor, domain: Tensor | None)
 def pools_early(refinement: nn.Module, pool: nn.Module) -> bool:
     """Whether `refine_and_pool` computes what the two modules compute, one after the other, in their present mode.
 
-    It leaves the last dropout out, so it is for evaluation; and the classes of the refinement, of its last layer and of the
-    pool must say that the faster form is theirs.
+    It leaves the last dropout out, so it is for evaluation; and the classes of the refinement, of its last layer and of
+    the pool must say that the faster form is theirs.
     """
     last = refinement.layers[-1]
     exact = says(refinement, "fast_form") and says(last, "fast_form") and says(pool, "linear")
