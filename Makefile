@@ -1,7 +1,7 @@
-# make env | test | interop | quickstart | gpu | docs | clean.    PYTHON=/path/to/python3.12 picks the interpreter.
+# make env | check | test | interop | quickstart | gpu | docs | clean.    PYTHON=/path/to/python3.12 picks the interpreter.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help env test interop quickstart gpu docs clean
+.PHONY: help env style types arrows check test interop quickstart gpu docs clean
 
 VENV := .venv
 INTEROP := .venv-interop
@@ -10,7 +10,8 @@ PYTHON ?=
 
 help:
 	@echo "make env         .venv/ with everything (Python 3.11 or 3.12; about 5.5 GB)"
-	@echo "make test        the tests, on the CPU"
+	@echo "make check       style, types, arrows and unit tests: before every commit"
+	@echo "make test        make check and the slow tests, on the CPU: before a pull request"
 	@echo "make interop     exported models in their consumers: trackers, OpenVINO, OpenCV (.venv-interop/, 0.5 GB)"
 	@echo "make quickstart  train and evaluate all stages on drawn pedestrians"
 	@echo "make gpu         check and measure everything on a GPU, ten minutes; results in build/gpu_check"
@@ -39,8 +40,25 @@ $(STAMP): requirements.txt requirements-test.txt setup.py pyproject.toml project
 	$(VENV)/bin/python -m pip install --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
-test: env
-	$(VENV)/bin/python -m pytest tests
+# One thread each is steady where two on a busy machine can stall at every barrier. The tests of a file stay with one
+# worker of pytest-xdist, so that its fixtures are made once; what several files need is shared between workers.
+PYTEST = OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest tests -n 2 --dist loadfile
+
+style: env
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+
+types: env
+	$(VENV)/bin/mypy
+
+arrows: env
+	$(VENV)/bin/lint-imports
+
+check: style types arrows
+	$(PYTEST) -m "not slow"
+
+test: style types arrows
+	$(PYTEST)
 
 # Consumers have an environment of their own, since some install packages by themselves. PyTorch and the rest of .venv are
 # borrowed by a path file, which reads them and writes nothing there.
@@ -69,5 +87,5 @@ docs: env
 	$(VENV)/bin/python -m sphinx -q -E -W --keep-going -d build/doctrees docs build/docs
 
 clean:
-	rm -rf $(STAMP) build dist .pytest_cache projects/SAGA/*.egg-info projects/SAGA/sagareid/evaluation/ranking_*
+	rm -rf $(STAMP) build dist .pytest_cache .ruff_cache .mypy_cache .import_linter_cache projects/SAGA/*.egg-info projects/SAGA/sagareid/evaluation/ranking_*
 	find projects tests tools docs -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import runpy
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 # Before torch is imported. Tiny models gain nothing from threads, and on a busy machine a barrier can stall for ms.
@@ -12,6 +14,7 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 
 import pytest
 import torch
+from filelock import FileLock
 
 import sagareid  # noqa: F401  (before any test imports fastreid, whatever order its imports are sorted in)
 
@@ -34,8 +37,30 @@ def data_dir() -> Path:
 
 @pytest.fixture(scope="session")
 def session_tmp(tmp_path_factory) -> Path:
-    """One folder for a whole test run, for what is dear to make (drawn data sets, trained towers)."""
+    """One folder for the tests of a process, for what is dear to make."""
     return tmp_path_factory.mktemp("session")
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory) -> Callable[[str, Callable[[Path], None]], Path]:
+    """Make a folder once for a whole test run, whichever of pytest-xdist's workers asks first; the others wait for it.
+
+    A folder whose making failed is made anew by the next that asks.
+    """
+    base = tmp_path_factory.getbasetemp()
+    root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
+    root.mkdir(exist_ok=True)
+
+    def get(name: str, make: Callable[[Path], None]) -> Path:
+        folder, done = root / name, root / f"{name}.done"
+        with FileLock(root / f"{name}.lock"):
+            if not done.exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                make(folder)
+                done.touch()
+        return folder
+
+    return get
 
 
 @pytest.fixture(autouse=True)
@@ -45,29 +70,30 @@ def no_dataset_root(monkeypatch):
 
 
 @pytest.fixture(scope="session")
-def tiny_root(session_tmp) -> Path:
+def tiny_root(shared) -> Path:
     """A data root with a drawn SyntheticPedestrians of 12 training and 8 test identities."""
     from sagareid.synthetic import drawn as synthetic
 
     spec = synthetic.Spec(train_ids=12, test_ids=8, validation_ids=4, gallery_distractors=40, cutouts=4)
-    root = session_tmp / "datasets"
-    synthetic.draw_dataset(root, spec, workers=1)
-    return root
+    return shared("datasets", lambda root: synthetic.draw_dataset(root, spec, workers=1))
+
+
+def _train(root: Path, *arguments: object) -> None:
+    from sagareid.commands.train_net import main
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FASTREID_DATASETS", str(root))
+        main([str(a) for a in arguments])
 
 
 @pytest.fixture(scope="session")
-def tiny_run(session_tmp, tiny_root, repo) -> Path:
+def tiny_run(shared, tiny_root, repo) -> Path:
     """The folder of a run of SAGAHead on the embedded CLIP: one tiny epoch at 48x24 on the tiny data root."""
-    from sagareid.commands.train_net import main
-
-    folder = session_tmp / "tiny_run"
     run = [
         "--config-file",
         repo / "configs/SAGA/quickstart.yml",
         "STAGES",
         "[]",
-        "OUTPUT_DIR",
-        folder,
         "SOLVER.MAX_EPOCH",
         1,
         "SOLVER.IMS_PER_BATCH",
@@ -79,10 +105,25 @@ def tiny_run(session_tmp, tiny_root, repo) -> Path:
         "INPUT.SIZE_TEST",
         "[48,24]",
     ]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FASTREID_DATASETS", str(tiny_root))
-        main([str(a) for a in run])
-    return folder
+    return shared("tiny_run", lambda folder: _train(tiny_root, *run, "OUTPUT_DIR", folder))
+
+
+@pytest.fixture(scope="session")
+def tiny_quickstart(shared, tiny_root, repo) -> Path:
+    """The folder of a run of all stages of the quick start, two tiny epochs each."""
+    run = [
+        "--config-file",
+        repo / "configs/SAGA/quickstart.yml",
+        "SOLVER.MAX_EPOCH",
+        2,
+        "SOLVER.IMS_PER_BATCH",
+        16,
+        "DATALOADER.NUM_WORKERS",
+        0,
+        "CACHE.NUM_VIEWS",
+        2,
+    ]
+    return shared("tiny_quickstart", lambda folder: _train(tiny_root, *run, "OUTPUT_DIR", folder))
 
 
 @pytest.fixture

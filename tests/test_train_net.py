@@ -13,7 +13,6 @@ import torch
 from test_compat import test_installed_host_matches_its_record as assert_host_is_untouched
 
 from sagareid import compat
-from sagareid.commands.train_net import main
 from sagareid.engine import hooks, stages
 from sagareid.engine.trainer import SAGATrainer, StepTrainer
 from sagareid.modeling.build import hand_over
@@ -26,15 +25,10 @@ SMALL = ["SOLVER.MAX_EPOCH", 2, "SOLVER.IMS_PER_BATCH", 16, "DATALOADER.NUM_WORK
 QUICKSTART = ["--config-file", "configs/SAGA/quickstart.yml"]
 
 
-@pytest.fixture(scope="module")
-def trained(tiny_root, tmp_path_factory, repo):
-    """The folder of a run of all stages."""
-    folder = tmp_path_factory.mktemp("trained")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FASTREID_DATASETS", str(tiny_root))
-        patch.chdir(repo)
-        main([*QUICKSTART, *map(str, SMALL), "OUTPUT_DIR", str(folder)])
-    return folder
+@pytest.fixture
+def trained(tiny_quickstart):
+    """The folder of a run of all stages, as `SMALL` makes it."""
+    return tiny_quickstart
 
 
 @pytest.fixture(autouse=True)
