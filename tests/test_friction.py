@@ -97,6 +97,7 @@ def test_traceback_shows_where_an_error_was_raised(tool, commands, run_tool, tmp
         importlib.import_module(f"sagareid.commands.{Path(name).stem}")
     folders = (
         "benchmarks",
+        "benchmarks.gpu",
         "data",
         "data.datasets",
         "deploy",

@@ -46,7 +46,7 @@ def test_what_was_measured_is_written(dry_run):
         assert {"eager", "default"} <= set(steps["compile"]["values"]["cases"][key])
     assert steps["loading"]["values"]["stage2"]["images_per_second"] > 0
     assert steps["loading"]["values"]["feature_cache"]["read_images_per_second"] > 0
-    assert set(steps["processes"]["values"]["last_loss"]) == {"1", "2"}
+    assert set(steps["processes"]["values"]["last_loss"]) == {"1"}  # one for each number of devices
     assert steps["ranking"]["values"]["mAP"] > 0
 
 

@@ -53,8 +53,8 @@ def test_from_a_folder_of_crops_to_a_trained_head(page, repo, tiny_root, tmp_pat
 
 
 def test_the_other_entries_of_the_page_are_valid(page):
-    several = yaml.safe_load(re.search(r"```yaml\n(DATASETS:.*?)```", page, re.S)[1])
+    blocks = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(DATASETS:.*?)```", page, re.S)]
     one = yaml.safe_load(re.search(r"other arguments: `(\{.*?\})`", page)[1])
     cfg = get_cfg()
-    cfg.DATASETS.CUSTOM = [*several["DATASETS"]["CUSTOM"], one]
-    assert list(custom_datasets(cfg)) == ["shop_2025", "shop_2026", "mine"]
+    cfg.DATASETS.CUSTOM = [*(entry for block in blocks for entry in block["DATASETS"]["CUSTOM"]), one]
+    assert list(custom_datasets(cfg)) == ["campus", "shop_2025", "shop_2026", "mine"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,9 +27,9 @@ QUICKSTART = ["--config-file", "configs/SAGA/quickstart.yml"]
 
 
 @pytest.fixture
-def trained(tiny_quickstart):
-    """The folder of a run of all stages, as `SMALL` makes it."""
-    return tiny_quickstart
+def trained(tiny_quickstart, tmp_path):
+    """A copy of a run of all stages, as `SMALL` makes it: a test may resume it, or have it set aside."""
+    return shutil.copytree(tiny_quickstart, tmp_path / "trained")
 
 
 @pytest.fixture(autouse=True)

@@ -117,9 +117,8 @@ class SAGABaseline(Baseline):
 
     def forward(self, batched_inputs):
         """
-        Training: dict of weighted scalar losses; `measured` then holds the accuracy of the classifiers. Evaluation: (B,
-            F)
-        float32 features, raw.
+        In training a dict of weighted scalar losses; `measured` then holds the accuracy of the classifiers. In
+        evaluation (B, F) float32 features, raw.
 
         Raises:
             KeyError: training without "targets".
