@@ -44,7 +44,6 @@ __all__ = [
     "describe",
     "from_published",
     "read_checkpoint",
-    "resize",
     "to_published",
 ]
 
