@@ -7,8 +7,9 @@ import os
 import re
 import shutil
 import sys
+from collections.abc import Iterable
 
-__all__ = ["disk_is_full", "first_line", "lost_worker", "message_of", "out_of_memory"]
+__all__ = ["disk_is_full", "first_few", "first_line", "lost_worker", "message_of", "out_of_memory"]
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -20,6 +21,13 @@ def first_line(text: object) -> str:
     """The first line of an error or a text that says something, without a terminal's colour codes; may be empty."""
     plain = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", str(text))
     return next((line.strip() for line in plain.splitlines() if line.strip()), "")
+
+
+def first_few(names: Iterable[object], limit: int, separator: str = ", ") -> str:
+    """The first `limit` names in a line, and how many more there are."""
+    shown = [str(name) for name in names]
+    more = f" and {len(shown) - limit} more" if len(shown) > limit else ""
+    return separator.join(shown[:limit]) + more
 
 
 def message_of(error: BaseException) -> str:

@@ -3,7 +3,6 @@
     LOSS_REGISTRY           terms of the loss, for MODEL.LOSSES.NAME         modeling/terms.py: LossTerm
     POOL_REGISTRY           pooling of refined patches, MODEL.SAGA.POOL      modeling/pooling.py: LinearPool
     DOMAIN_ANCHOR_REGISTRY  what makes domain anchors, MODEL.SAGA.DOMAIN_ANCHORS   modeling/anchors.py: DomainAnchors
-    FEATURE_REGISTRY        what can be ranked by, TEST.FEATURE              evaluation/features.py: Feature
 
 A part is one file: a class, its registration, the keys that it adds, their check. A configuration names it by its
 class, or by the `name` that the class gives itself. These two static methods are optional, for FastReID's registries as
@@ -28,7 +27,6 @@ from .compat import registered
 __all__ = [
     "DOMAIN_ANCHOR_REGISTRY",
     "FASTREID_LOSSES",
-    "FEATURE_REGISTRY",
     "LOSS_REGISTRY",
     "POOL_REGISTRY",
     "FastReIDRegistries",
@@ -43,7 +41,6 @@ __all__ = [
 LOSS_REGISTRY = Registry("LOSS")
 POOL_REGISTRY = Registry("POOL")
 DOMAIN_ANCHOR_REGISTRY = Registry("DOMAIN_ANCHOR")
-FEATURE_REGISTRY = Registry("FEATURE")
 
 # What FastReID's meta-architectures compute of any head that returns its training dictionary.
 FASTREID_LOSSES = ("CrossEntropyLoss", "TripletLoss", "CircleLoss", "Cosface")
@@ -111,7 +108,7 @@ def parts_with_keys() -> Iterator[Any]:
     fastreid = fastreid_registries()
     ours = (DOMAIN_ANCHOR_REGISTRY, POOL_REGISTRY, LOSS_REGISTRY)
     of_models = (fastreid.meta_arch, fastreid.backbones, fastreid.heads, *ours)
-    for registry in (*of_models, fastreid.datasets, FEATURE_REGISTRY):
+    for registry in (*of_models, fastreid.datasets):
         for part in registered(registry).values():
             add_keys = getattr(part, "add_keys", None)
             if add_keys is not None and add_keys not in seen:

@@ -21,6 +21,7 @@ from fastreid.utils import comm
 
 from .. import compat
 from ..config import reads_cameras
+from ..errors import first_few
 from .datasets.build import DataSets
 from .datasets.layout import natural_key
 from .datasets.names import SetNames
@@ -86,10 +87,9 @@ class ReIDDataset(CommDataset):
         unknown = sorted({name or "not known" for camid, name in called.items() if self._camera_index[camid] < 0})
         count = sum(self._camera_index[item[2]] < 0 for item in self.img_items)
         if count:
-            more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
             _warn_once(
                 f"{count} of {len(self)} images are of cameras that the model was not trained with "
-                f"({', '.join(unknown[:5])}{more}); the mean of its camera embeddings stands for them. It knows "
+                f"({first_few(unknown, 5)}); the mean of its camera embeddings stands for them. It knows "
                 f"{', '.join(self.cameras)}"
             )
 

@@ -9,12 +9,14 @@ import contextlib
 import os
 import zlib
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from ..errors import first_few
 
 __all__ = ["TrainingRecord"]
 
@@ -63,7 +65,7 @@ class TrainingRecord:
         then, now = before._by_identity(), self._by_identity()
         replaced = [name for name in self.identities if name in then and not then[name] & now[name]]
         if replaced:
-            changes.append(f"{len(replaced)} have none of the images that they had ({_some(replaced)})")
+            changes.append(f"{len(replaced)} have none of the images that they had ({first_few(replaced, 4)})")
         return ", ".join(changes)
 
     def other_cameras(self, before: TrainingRecord) -> str:
@@ -95,9 +97,8 @@ def _checksum(path: str) -> int:
 def _changes(before: Sequence[str], now: Sequence[str], what: str) -> list[str]:
     then, today = set(before), set(now)
     gone, new = [name for name in before if name not in today], [name for name in now if name not in then]
-    return [f"{len(names)} {what} are {how} ({_some(names)})" for names, how in ((gone, "gone"), (new, "new")) if names]
-
-
-def _some(names: Collection[str], limit: int = 4) -> str:
-    names = list(names)
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+    return [
+        f"{len(names)} {what} are {how} ({first_few(names, 4)})"
+        for names, how in ((gone, "gone"), (new, "new"))
+        if names
+    ]

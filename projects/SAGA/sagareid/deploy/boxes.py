@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from ..errors import first_few
+
 __all__ = ["FORMATS", "crop_boxes", "empty_boxes", "pixel_boxes"]
 
 FORMATS = ("xyxy", "xywh", "cxcywh")
@@ -89,5 +91,4 @@ def empty_boxes(pixels: np.ndarray) -> list[int]:
 
 def _places(which: np.ndarray) -> str:
     """The first few places, for a message."""
-    places = np.flatnonzero(which)
-    return ", ".join(map(str, places[:5])) + (f" and {len(places) - 5} more" if len(places) > 5 else "")
+    return first_few(np.flatnonzero(which), 5)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from ..errors import first_few
 from .conversion import ConversionError
 
 HEADS = ("prompts", "cls", "saga")
@@ -247,8 +248,7 @@ def our_structure(layout: str, head: str, model: Mapping[str, Tensor], text_pref
 
 def shortened(names: Iterable[str], limit: int = 6) -> str:
     """The first names, in order, and how many more there are."""
-    names = sorted(names)
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+    return first_few(sorted(names), limit)
 
 
 def recognise(state: Mapping[str, Tensor], head: str) -> tuple[Structure, Plan]:

@@ -20,6 +20,7 @@ import yaml
 from fastreid.config import CfgNode
 
 from ..config import flatten, get_cfg
+from ..errors import first_few
 
 __all__ = [
     "COUNTED",
@@ -111,8 +112,8 @@ def trained_config(checkpoint: Mapping[str, Any], origin: str) -> CfgNode | None
     unknown = [key for key in given if key not in known]
     if counted := [key for key in unknown if _compared(key)]:
         raise ValueError(
-            f"{origin} was trained with {_some(counted)}, which are no keys here: import the module that adds them "
-            "(--import), or use the version of this package that it was trained with"
+            f"{origin} was trained with {first_few(counted, 6)}, which are no keys here: import the module that adds "
+            "them (--import), or use the version of this package that it was trained with"
         )
     for key in unknown:
         owner = stored
@@ -187,14 +188,8 @@ def _refuse(different: Mapping[str, tuple[Any, Any]], cfg: CfgNode, origin: str)
 
 
 def _pairs(different: Mapping[str, tuple[Any, Any]]) -> str:
-    return _some([f"{key} {before!r}, not {now!r}" for key, (before, now) in different.items()], "; ")
+    return first_few([f"{key} {before!r}, not {now!r}" for key, (before, now) in different.items()], 6, "; ")
 
 
 def _quoted(keys: Iterable[str]) -> str:
     return "[" + ", ".join(f'"{key}"' for key in keys) + "]"
-
-
-def _some(names: Collection[str], separator: str = ", ", limit: int = 6) -> str:
-    names = list(names)
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return separator.join(names[:limit]) + more

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fastreid.modeling import meta_arch
 
 from ..compat.pretraining import checked_pretraining
+from ..errors import first_few
 
 __all__ = ["build_model", "check_left_over", "fingerprint", "fresh_weights", "hand_over", "model_layout"]
 
@@ -86,15 +87,15 @@ def hand_over(
     ]
     if wanted and len(missing) == len(wanted):
         raise ValueError(
-            f"{origin} holds none of the model's {len(wanted)} weights, which are named like {_some(wanted, 2)}; its "
-            f"{len(source)} are named like {_some(list(source), 2)}. {_what_it_is(wanted, source)}"
+            f"{origin} holds none of the model's {len(wanted)} weights, which are named like {first_few(wanted, 2)}; "
+            f"its {len(source)} are named like {first_few(source, 2)}. {_what_it_is(wanted, source)}"
         )
     if missing or misshapen:
         parts = []
         if missing:
-            parts.append(f"{len(missing)} missing: {_some(missing)}{_keys_of(missing)}")
+            parts.append(f"{len(missing)} missing: {first_few(missing, 8)}{_keys_of(missing)}")
         if misshapen:
-            parts.append(f"{len(misshapen)} of another shape: {_some(misshapen)}")
+            parts.append(f"{len(misshapen)} of another shape: {first_few(misshapen, 8)}")
         remedy = "The checkpoint or the configuration is the wrong one"
         if starts:
             remedy = (
@@ -105,7 +106,11 @@ def hand_over(
     model.load_state_dict({n: source[n] for n in wanted}, strict=False)
     unused = sorted({".".join(n.split(".")[:2]) for n in source if n not in expected or n in fresh})
     logger.info(
-        "%s: %d weights loaded, %d start afresh, not used: %s", origin, len(wanted), len(fresh), _some(unused) or "-"
+        "%s: %d weights loaded, %d start afresh, not used: %s",
+        origin,
+        len(wanted),
+        len(fresh),
+        first_few(unused, 8) or "-",
     )
     return fresh
 
@@ -124,8 +129,9 @@ def check_left_over(model: nn.Module, source: Mapping[str, Tensor], origin: str,
     left = [n for n in left if not any(fnmatchcase(n, p) for p in _NOT_EVALUATED)]
     if left:
         raise ValueError(
-            f"{origin} holds {len(left)} weights that the model has no place for: {_some(left)}{_keys_of(left)}. It "
-            "was trained with a part that this configuration leaves out: set its keys as it was trained"
+            f"{origin} holds {len(left)} weights that the model has no place for: "
+            f"{first_few(left, 8)}{_keys_of(left)}. It was trained with a part that this configuration leaves out: "
+            "set its keys as it was trained"
         )
     for name in ("pixel_mean", "pixel_std"):
         if name in source and not torch.equal(source[name].flatten().cpu(), getattr(model, name).flatten().cpu()):
@@ -152,11 +158,6 @@ def _what_it_is(wanted: Sequence[str], source: Mapping[str, Tensor]) -> str:
     return (
         "Files of other projects must be converted first; tools/convert_checkpoint.py knows SAGA-ReID's and CLIP-ReID's"
     )
-
-
-def _some(names: Sequence[str], limit: int = 8) -> str:
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
 
 
 def model_layout(model: nn.Module, width: int) -> dict[str, int]:

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...errors import first_few
 from ...weights import read_state_dict
 from ..fast.blocks import use_cheaper_forms
 from .activation import check_activation, trained_with_quick_gelu
@@ -307,8 +308,7 @@ def _load_strictly(module: nn.Module, state: Mapping[str, Tensor], what: str) ->
         if k in own and v.shape != own[k].shape
     ]
     if problems:
-        more = f" and {len(problems) - 8} more" if len(problems) > 8 else ""
-        raise ValueError(f"weights do not fit the {what}: {'; '.join(problems[:8])}{more}")
+        raise ValueError(f"weights do not fit the {what}: {first_few(problems, 8, '; ')}")
     module.load_state_dict(state)
 
 
