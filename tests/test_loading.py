@@ -16,11 +16,12 @@ import numpy as np
 import pytest
 import torch
 
-from sagareid import get_cfg
+from sagareid import compat, get_cfg
 from sagareid.config import flatten
 from sagareid.data import loaders, seeding, transforms
 from sagareid.engine import feature_cache
 from sagareid.engine.trainer import SAGATrainer, StepTrainer
+from sagareid.errors import lost_worker
 from sagareid.modeling.meta_arch import SAGABaseline
 
 from fastreid.config import CfgNode
@@ -116,6 +117,34 @@ def test_a_killed_worker_ends_the_run_with_advice(during, train_net, repo, tmp_p
         r"error: DataLoader worker .*(killed by signal: Killed|exited unexpectedly).*DATALOADER.NUM_WORKERS \(0", error
     ), error
     assert multiprocessing.active_children() == []
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError("Connection reset by peer"), EOFError(), BrokenPipeError()])
+@pytest.mark.parametrize("killed", [True, False])
+def test_a_worker_killed_while_it_hands_over_a_tensor(error, killed):
+    """The error of a broken connection is that of a lost worker only where one is lost."""
+    worker = multiprocessing.Process(target=time.sleep, args=(60,))
+    worker.start()
+
+    class Batches:
+        def __init__(self):
+            self._workers = [worker]
+
+        def __iter__(self):
+            yield "first"
+            if killed:
+                os.kill(worker.pid, signal.SIGKILL)
+            raise error
+
+        def _shutdown_workers(self):
+            pass
+
+    received = []
+    with pytest.raises(RuntimeError if killed else type(error)) as caught:
+        for batch in compat.from_workers(Batches()):
+            received.append(batch)
+    assert received == ["first"] and not worker.is_alive()
+    assert bool(lost_worker(caught.value)) == killed
 
 
 class TestTransforms:

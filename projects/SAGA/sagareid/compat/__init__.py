@@ -22,7 +22,7 @@ import importlib
 import sys
 from collections.abc import Mapping, Sequence
 
-from .data import dataset_root, end_workers, registered, train_sampler
+from .data import dataset_root, from_workers, registered, train_sampler
 from .imports import FastReIDFinder, hide_storage_warning, legacy_names, quiet_host
 from .processes import as_one_process, close_logs, forget_groups, set_machine_group
 from .ranking import cython_ranking_active
@@ -35,8 +35,8 @@ __all__ = [
     "close_logs",
     "cython_ranking_active",
     "dataset_root",
-    "end_workers",
     "forget_groups",
+    "from_workers",
     "hide_storage_warning",
     "install",
     "legacy_names",

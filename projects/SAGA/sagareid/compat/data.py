@@ -7,6 +7,7 @@ exception in its prefetch thread blocks the run for ever (:126-137), and testing
 
 from __future__ import annotations
 
+import multiprocessing.connection
 import os
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch.utils.data import Dataset, Sampler
 
-__all__ = ["dataset_root", "end_workers", "registered", "train_sampler"]
+__all__ = ["dataset_root", "from_workers", "registered", "train_sampler"]
 
 
 def registered(registry: Any) -> Mapping[str, Any]:
@@ -48,15 +49,34 @@ def train_sampler(cfg: Any, dataset: Dataset) -> Sampler:
     return build._train_loader_from_config(cfg, train_set=dataset, transforms=())["sampler"]
 
 
-def end_workers(batches: Iterator[Any]) -> None:
-    """End the worker processes of a DataLoader's iterator now.
+def from_workers(batches: Iterator[Any]) -> Iterator[Any]:
+    """The batches of a DataLoader's iterator, whose worker processes end with this generator.
 
-    Why: PyTorch ends them when the garbage collector finds the iterator. Workers that are forked in the meantime
-    inherit their pipes, and PyTorch then waits 5 seconds for each.
-    Goes when: PyTorch's iterator can be closed.
+    Why: PyTorch ends workers when the garbage collector finds the iterator. Workers that are forked in the meantime
+    inherit their pipes, and PyTorch then waits 5 seconds for each. And a worker that is killed while this process
+    takes over a tensor's memory from it is no "DataLoader worker exited" there, but "Connection reset by peer".
+    Goes when: PyTorch's iterator can be closed, and names a lost worker in every case.
+
+    Raises:
+        RuntimeError: a worker is gone, in PyTorch's own words.
     """
-    if not hasattr(batches, "_shutdown_workers"):  # an iterator without workers
-        return
+    workers = getattr(batches, "_workers", ())  # none where this process loads by itself
+    try:
+        yield from batches
+    except (OSError, EOFError) as error:
+        # a process that was just killed may need a moment to be reaped
+        if workers:
+            multiprocessing.connection.wait([worker.sentinel for worker in workers], timeout=1)
+        gone = [worker.pid for worker in workers if not worker.is_alive()]
+        if not gone:
+            raise
+        raise RuntimeError(f"DataLoader worker (pid {gone[0]}) exited unexpectedly") from error
+    finally:
+        if workers:
+            _end(batches)
+
+
+def _end(batches: Any) -> None:
     try:
         batches._shutdown_workers()
     finally:  # PyTorch's signal handler raises in the midst of it where a worker was killed

@@ -146,17 +146,15 @@ class DeviceLoader(DataLoader):
 
     def __iter__(self):
         # a generator: workers start at the first batch, so that `start_at` and a feature cache can be set before
-        batches, unreadable = super().__iter__(), None
+        unreadable = None
         try:
-            for batch in batches:
+            for batch in compat.from_workers(super().__iter__()):
                 yield {
                     k: v.to(self.device, non_blocking=True) if isinstance(v, torch.Tensor) else v
                     for k, v in batch.items()
                 }
         except UnreadableImage as error:
             unreadable = error.without_traceback()
-        finally:
-            compat.end_workers(batches)
         if unreadable is not None:
             raise unreadable
 

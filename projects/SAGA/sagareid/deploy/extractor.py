@@ -314,7 +314,7 @@ class Extractor:
             generator=torch.Generator(),  # nothing is drawn from the caller's random state
         )
         start = 0
-        for samples in loader:
+        for samples in compat.from_workers(iter(loader)):
             readable = [i for i, sample in enumerate(samples) if isinstance(sample, Tensor)]
             unreadable = {start + i: s for i, s in enumerate(samples) if not isinstance(s, Tensor)}
             features, maps = torch.zeros(0, self.width), None
