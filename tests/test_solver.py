@@ -11,6 +11,7 @@ from torch import nn
 
 from sagareid import get_cfg, hardware
 from sagareid.engine import precision, solver, stages
+from sagareid.engine.trainer import SAGATrainer
 
 from fastreid.engine import hooks
 
@@ -108,6 +109,32 @@ def test_freeze_except_never_thaws_what_was_built_frozen():
     assert [p.requires_grad for p in model.parameters()] == [False, False, True, False]
     with pytest.raises(ValueError, match="'2.*' matches none"):
         solver.freeze_except(model, ["2.*"])
+
+
+SMALL = """
+    MODEL.DEVICE cpu  MODEL.CLIP.NAME ViT-XS-8-pedestrians  MODEL.BACKBONE.PRETRAIN False  MODEL.BACKBONE.FEAT_DIM 128
+    MODEL.BACKBONE.STRIDE_SIZE (8,8)  MODEL.CLIP.TOKEN_LAYERS [4]  INPUT.SIZE_TRAIN [48,24]  INPUT.SIZE_TEST [48,24]
+    MODEL.HEADS.NUM_CLASSES 4
+""".split()
+
+
+def test_the_bias_of_the_neck_trains_where_it_is_asked_for(repo):
+    def trained(config):
+        runs = {r.name: r.cfg for r in stages.plan(repo / CONFIGS / config, SMALL)}
+        models = {name: SAGATrainer.build_model(runs[name]) for name in ("backbone", "anchors")}
+        return {name: {n for n, p in m.named_parameters() if p.requires_grad} for name, m in models.items()}
+
+    asked, not_asked = trained("ablations/neck_bias.yml"), trained("occ_duke.yml")
+    # the neck of the projection, which no loss of this stage reaches, stays frozen
+    assert asked["backbone"] - not_asked["backbone"] == {"heads.bottleneck.bias"}
+    assert not_asked["backbone"] < asked["backbone"] and asked["anchors"] == not_asked["anchors"]
+
+
+def test_a_head_without_a_neck_refuses_the_bias_of_one(repo):
+    with pytest.raises(ValueError, match=r"PromptHead has no neck: set it in the OPTS .*ablations/neck_bias\.yml"):
+        stages.plan(repo / CONFIGS / "occ_duke.yml", [*SMALL, "MODEL.HEADS.NECK_BIAS", "True"])
+    with pytest.raises(ValueError, match="Linear has no batch norm with a frozen bias"):
+        solver.train_neck_bias(nn.Linear(2, 2))
 
 
 def test_nothing_to_train_is_an_error(repo):

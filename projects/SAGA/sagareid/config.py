@@ -62,6 +62,9 @@ def add_saga_config(cfg: CN) -> None:
     # Glob patterns of parameters that train; the others are frozen. What a head builds frozen (a text tower, the neck's
     # bias) stays so. Empty: as the model was built.
     cfg.MODEL.TRAINABLE = []
+    # Let the bias of the neck train, the batch norm in front of the classifier, as the published code does while it
+    # trains the image tower. False: it stays at zero, as BNNeck has it.
+    cfg.MODEL.HEADS.NECK_BIAS = False
     # Glob patterns of weights that start afresh although MODEL.WEIGHTS is given (new heads; what a stage resets).
     cfg.MODEL.NEW_WEIGHTS = []
     # Glob patterns of keys in which a checkpoint may differ from this configuration although the same weights then

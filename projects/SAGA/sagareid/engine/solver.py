@@ -13,7 +13,14 @@ from fastreid.solver import build_lr_scheduler as host_scheduler
 
 from .. import compat
 
-__all__ = ["build_lr_scheduler", "build_optimizer", "freeze_except", "match_names", "warmup_cosine"]
+__all__ = [
+    "build_lr_scheduler",
+    "build_optimizer",
+    "freeze_except",
+    "match_names",
+    "train_neck_bias",
+    "warmup_cosine",
+]
 
 
 def match_names(names: Sequence[str], patterns: Sequence[str], key: str) -> set[str]:
@@ -44,6 +51,23 @@ def freeze_except(model: nn.Module, patterns: Sequence[str]) -> None:
     trainable = match_names([n for n, _ in model.named_parameters()], patterns, "MODEL.TRAINABLE")
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(parameter.requires_grad and name in trainable)
+
+
+def train_neck_bias(head: nn.Module) -> None:
+    """Let the biases of a head's necks train; a neck whose weight is frozen, since no loss reaches it, stays frozen.
+
+    Raises:
+        ValueError: no neck has a frozen bias beside a weight that trains.
+    """
+    norms = (m for m in head.modules() if isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)))
+    biases = [m.bias for m in norms if m.affine and m.weight.requires_grad and not m.bias.requires_grad]
+    if not biases:
+        raise ValueError(
+            f"MODEL.HEADS.NECK_BIAS is True, and {type(head).__name__} has no batch norm with a frozen bias: leave the "
+            "key False"
+        )
+    for bias in biases:
+        bias.requires_grad_(True)
 
 
 def build_optimizer(cfg, model: nn.Module):

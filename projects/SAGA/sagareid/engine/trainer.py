@@ -170,6 +170,8 @@ class SAGATrainer(OpenTrainer):
     @classmethod
     def build_model(cls, cfg):
         model = build.build_model(cfg)
+        if cfg.MODEL.HEADS.NECK_BIAS:
+            solver.train_neck_bias(model.heads)
         solver.freeze_except(model, cfg.MODEL.TRAINABLE)
         if cfg.MODEL.EVAL_MODE:
             modules = dict(model.named_modules())

@@ -55,6 +55,11 @@ class PromptHead(nn.Module):
     @classmethod
     def check(cls, cfg: CfgNode) -> Iterator[str]:
         yield from needs_clip_tokens(cls, cfg)
+        if cfg.MODEL.HEADS.NECK_BIAS:
+            yield (
+                "MODEL.HEADS.NECK_BIAS is True, and PromptHead has no neck: set it in the OPTS of the STAGES whose "
+                "head has one, as configs/SAGA/ablations/neck_bias.yml does"
+            )
 
     @classmethod
     def from_config(cls, cfg):
