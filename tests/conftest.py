@@ -16,7 +16,7 @@ import pytest
 import torch
 from filelock import FileLock
 
-import sagareid  # noqa: F401  (before any test imports fastreid, whatever order its imports are sorted in)
+import sagareid  # (before any test imports fastreid, whatever order its imports are sorted in)
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
@@ -67,6 +67,15 @@ def shared(tmp_path_factory) -> Callable[[str, Callable[[Path], None]], Path]:
 def no_dataset_root(monkeypatch):
     """A developer's own FASTREID_DATASETS never decides what a test sees."""
     monkeypatch.delenv("FASTREID_DATASETS", raising=False)
+
+
+@pytest.fixture
+def bare_environment(tmp_path) -> Callable[[Path], dict[str, str]]:
+    """By data root, little of this process's environment for another, but the package that is tested here: another
+    checkout may be installed."""
+    package = Path(sagareid.__file__).parents[1]
+    common = {"OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "PYTHONPATH": str(package)}
+    return lambda root: common | {"FASTREID_DATASETS": str(root)}
 
 
 @pytest.fixture(scope="session")

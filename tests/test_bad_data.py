@@ -75,15 +75,14 @@ def test_an_image_that_cannot_be_read_stops_the_run(run, folder, capfd, damage, 
     assert not (folder.parent / "out" / "results.json").exists()
 
 
-def test_the_real_command_ends(run, folder, repo):
+def test_the_real_command_ends(run, folder, repo, bare_environment):
     """In a process of its own: worker processes are gone when it ends, and it ends."""
     truncate(folder / TRAIN[0])
     command = [sys.executable, "tools/train_net.py", *map(str, RUN), "OUTPUT_DIR", str(folder.parent / "out")]
-    environment = {"FASTREID_DATASETS": str(folder.parent), "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"}
     done = subprocess.run(
         [*command, "DATALOADER.NUM_WORKERS", "2"],
         cwd=repo,
-        env=environment,
+        env=bare_environment(folder.parent),
         capture_output=True,
         text=True,
         timeout=300,

@@ -175,15 +175,10 @@ def test_interrupted_anywhere_and_resumed_is_the_same_run(stage, step, trained, 
     assert ours == theirs
 
 
-def test_killed_process_resumes(trained, tiny_root, tmp_path, repo):
+def test_killed_process_resumes(trained, tiny_root, tmp_path, repo, bare_environment):
     """The real command, SIGKILL in the middle of the second stage, --resume."""
     command = [sys.executable, "tools/train_net.py", *QUICKSTART, *map(str, SMALL), "OUTPUT_DIR", str(tmp_path)]
-    environment = {
-        "FASTREID_DATASETS": str(tiny_root),
-        "OMP_NUM_THREADS": "1",
-        "PATH": "/usr/bin:/bin",
-        "HOME": str(tmp_path),
-    }
+    environment = bare_environment(tiny_root)
     process = subprocess.Popen(command, cwd=repo, env=environment, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while not (tmp_path / "backbone" / "last.pth").exists():

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
 
-__all__ = ["deaf_to_interrupts", "in_processes"]
+__all__ = ["deaf_to_interrupts", "in_processes", "loader_start"]
 
 Job, Result = TypeVar("Job"), TypeVar("Result")
 
@@ -39,6 +40,16 @@ def in_processes(
             collect(future.result())
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def loader_start(workers: int) -> str | None:
+    """How a PyTorch loader starts its worker processes: DataLoader's `multiprocessing_context`.
+
+    Forked on Linux, whatever Python's default is in this process. One of several processes, which a fork server has
+    started, would hand the data set to its workers through such a server, too, and so would any process from Python
+    3.14 on. The maps of a feature cache cannot pass there ("Bad file descriptor"); a forked worker simply has them.
+    """
+    return "fork" if workers and sys.platform == "linux" else None
 
 
 @contextmanager

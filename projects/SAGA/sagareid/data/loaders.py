@@ -22,6 +22,7 @@ from fastreid.utils import comm
 from .. import compat
 from ..config import reads_cameras
 from ..errors import first_few
+from ..processes import loader_start
 from .datasets.build import DataSets
 from .datasets.layout import natural_key
 from .datasets.names import SetNames
@@ -140,8 +141,9 @@ def natural_order(names: Iterable[str]) -> list[str]:
 class DeviceLoader(DataLoader):
     """A DataLoader whose batches arrive on the model's device, as FastReID's own meta-architectures expect."""
 
-    def __init__(self, *args, device: str, **kwargs):
-        super().__init__(*args, **kwargs)
+    def __init__(self, *args, device: str, num_workers: int = 0, **kwargs):
+        start = loader_start(num_workers)
+        super().__init__(*args, num_workers=num_workers, multiprocessing_context=start, **kwargs)
         self.device = torch.device(device)
 
     def __iter__(self):

@@ -26,6 +26,7 @@ from ..data.transforms import build_transforms
 from ..evaluation.postprocess import l2
 from ..files import printable
 from ..hardware import compiler_problem
+from ..processes import loader_start
 from .boxes import crop_boxes
 from .feature_model import FeatureModel
 from .load import load_model
@@ -310,6 +311,7 @@ class Extractor:
             _Images(images, self._prepare),
             batch_size=batch_size,
             num_workers=num_workers,
+            multiprocessing_context=loader_start(num_workers),
             collate_fn=list,
             generator=torch.Generator(),  # nothing is drawn from the caller's random state
         )
