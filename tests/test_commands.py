@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -125,7 +126,7 @@ def test_the_program_calls_the_command_under_its_own_name(monkeypatch, capsys):
         program.main()
     printed = capsys.readouterr().out
     assert end.value.code == 0 and printed.startswith("usage: sagareid extract ")
-    assert "    sagareid extract crops --run" in printed and "-m sagareid extract crops" in printed
+    assert "    sagareid extract crops --checkpoint" in printed and "-m sagareid extract crops" in printed
     assert "tools/" not in printed and cli.command_line() == "sagareid extract --help"
 
 
@@ -140,6 +141,24 @@ def test_an_unknown_command_is_named_and_the_known_are_listed(monkeypatch, capsy
         program.main()
     error = capsys.readouterr().err
     assert end.value.code == 2 and "no command 'trian'" in error and "\n  train " in error
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_torchrun_takes_no_option_of_a_tool_for_its_own(tool):
+    """Every option has a name that can stand behind torchrun, which looks for its own among all words: --run would be
+    its --run-path."""
+    from torch.distributed.run import parse_args
+
+    command = importlib.import_module(f"sagareid.commands.{tool}")
+    parser = command.training_parser() if tool == "train_net" else command.argument_parser()
+    for action in parser._actions:
+        taken = []
+        for name in action.option_strings:
+            try:
+                assert parse_args([f"tools/{tool}.py", name]).training_script_args == [name]
+            except SystemExit:
+                taken.append(name)
+        assert not action.option_strings or set(taken) < set(action.option_strings), taken
 
 
 def test_training_takes_every_option_of_fastreids_own():

@@ -20,6 +20,7 @@ import torch
 
 from sagareid.commands.train_net import main
 from sagareid.data import loaders
+from sagareid.deploy import gallery
 from sagareid.engine import launch
 from sagareid.modeling.backbones.clip import CLIPBackbone
 from sagareid.weights import load_state
@@ -117,6 +118,15 @@ def test_training_equals_one_process_on_the_same_batches(stage, processes, runs)
     assert_close(weights(runs[processes], stage), weights(runs[1], stage))
     ours, theirs = (metrics(runs[n] / stage / "result.json") for n in (processes, 1))
     assert ours.keys() == theirs.keys()
+
+
+@pytest.mark.slow
+def test_loader_workers_read_the_cache_of_every_process(runs, tiny_root, tmp_path):
+    """As the quick start ships: a feature cache, read by workers. Each process has been started by a fork server, which
+    cannot hand the maps of the cache on to workers that start likewise."""
+    more = ["--stage", "prompts"]
+    assert train(tmp_path, 2, tiny_root, *more, opts=["DATALOADER.NUM_WORKERS", 1]) == 0
+    assert_close(weights(tmp_path, "prompts"), weights(runs[1], "prompts"))
 
 
 def test_the_runs_did_train(runs):
@@ -410,3 +420,20 @@ def test_recipe_for_torchrun(repo, tiny_root, tmp_path):
     [command] = recipe(repo, "torchrun")
     run_recipe([command], repo, tiny_root, tmp_path)
     assert (tmp_path / "prompts" / "model_final.pth").exists()
+
+
+@pytest.mark.slow
+def test_recipe_for_extraction(repo, tiny_root, tiny_run, tmp_path):
+    """The command of docs/deploy.md under torchrun, as it is written but for the number of processes."""
+    [command] = re.findall(r"^torchrun .*extract.*$", (repo / "docs" / "deploy.md").read_text(), re.MULTILINE)
+    (tmp_path / "logs/SAGA/quickstart").mkdir(parents=True)
+    (tmp_path / "logs/SAGA/quickstart/anchors").symlink_to(tiny_run)
+    (tmp_path / "tools").symlink_to(repo / "tools")
+    (tmp_path / "crops").mkdir()
+    for image in sorted((tiny_root / "synthetic_pedestrians" / "query").glob("*.jpg"))[:5]:
+        (tmp_path / "crops" / image.name).symlink_to(image)
+    words = shlex.split(command.replace("--nproc-per-node 8", "--nproc-per-node 2"))
+    words[0] = os.path.join(os.path.dirname(sys.executable), words[0])
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert "5 of 5 images" in done.stdout and gallery.FeatureSet(tmp_path / "features").count == 5

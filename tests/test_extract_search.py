@@ -388,7 +388,7 @@ def test_tool_search(tiny_run, crops, tmp_path, call_tool, capsys, caplog):
         assert len(picture.convert("L").getcolors()) > 50
     assert run("query", tmp_path / "index", crops, "--run", tiny_run, "-o", tmp_path / "m.csv", "-k", 1) == 0
     assert len((tmp_path / "m.csv").read_text().splitlines()) == 13
-    assert run("query", tmp_path / "index", query) == 2  # no --run
+    assert run("query", tmp_path / "index", query) == 2  # no --checkpoint
     assert run("query", tmp_path / "index", query, "--run", tiny_run, "-o", tmp_path / "m.txt") == 1
     (crops / "c.jpg").write_text("no image")
     capsys.readouterr()

@@ -1,8 +1,8 @@
 """Extract the feature of every image under a folder with a trained run.
 
-    python tools/extract.py crops --run logs/SAGA/quickstart/anchors -o features.npz
-    python tools/extract.py crops --run logs/SAGA/quickstart/anchors -o features        # a folder of Parquet shards
-    torchrun --nproc-per-node 8 tools/extract.py crops --run logs/SAGA/quickstart/anchors -o features
+    python tools/extract.py crops --checkpoint logs/SAGA/quickstart/anchors -o features.npz
+    python tools/extract.py crops --checkpoint logs/SAGA/quickstart/anchors -o features   # a folder of shards
+    torchrun --nproc-per-node 8 tools/extract.py crops --checkpoint logs/SAGA/quickstart/anchors -o features
 
 The same command goes on where it was interrupted.
 Exit code: 0 all images, 3 some could not be read (they are listed in the report), 1 an error, 130 interrupted.
@@ -24,7 +24,10 @@ from ..files import check_output
 def argument_parser() -> argparse.ArgumentParser:
     parser = tool_parser(__doc__)
     parser.add_argument("folder", type=Path, help="images, in subfolders too")
-    parser.add_argument("--run", type=Path, required=True, help="folder of a run, or a .pth checkpoint")
+    # --run, its earlier name, cannot stand behind torchrun, which takes it for its own --run-path
+    parser.add_argument(
+        "--checkpoint", "--run", type=Path, required=True, help="folder of a run, or a .pth file of one"
+    )
     parser.add_argument(
         "-o", "--output", type=Path, required=True, help=".npz, .parquet, or a folder of Parquet shards"
     )
@@ -50,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         import_modules(args.modules)
         check_output(args.output, folder=not is_single_file(args.output))
         extractor, sha256 = extract_folder.open_extractor(
-            args.run, device=args.device, dtype=args.dtype, feature=args.feature
+            args.checkpoint, device=args.device, dtype=args.dtype, feature=args.feature
         )
         report = extract_folder.extract_folder(
             extractor,

@@ -4,7 +4,7 @@
 
     python tools/search.py build features -o index
     python tools/search.py add index more.npz
-    python tools/search.py query index person.jpg --run logs/SAGA/quickstart/anchors -k 5 --picture found.png
+    python tools/search.py query index person.jpg --checkpoint logs/SAGA/quickstart/anchors -k 5 --picture found.png
     python tools/search.py query index --features queries.npz -o matches.json
 """
 
@@ -37,10 +37,12 @@ def argument_parser() -> argparse.ArgumentParser:
 
     query = commands.add_parser("query", help="ranked lists of images or of features")
     query.add_argument("index", type=Path)
-    query.add_argument("images", type=Path, nargs="*", help="query images, or folders of them; needs --run")
-    query.add_argument("--run", type=Path, help="the model of the gallery: folder of a run, or a .pth checkpoint")
+    query.add_argument("images", type=Path, nargs="*", help="query images, or folders of them; needs --checkpoint")
+    query.add_argument(
+        "--checkpoint", "--run", type=Path, help="the model of the gallery: folder of a run, or a .pth file of one"
+    )
     query.add_argument("--features", type=Path, help="queries as extracted features")
-    query.add_argument("--device", default="auto", help="for --run (default: %(default)s)")
+    query.add_argument("--device", default="auto", help="for --checkpoint (default: %(default)s)")
     query.add_argument("-k", type=int, default=10, help="matches a query (default: %(default)s)")
     query.add_argument("--effort", type=int, help="cells (ivfpq) or candidates (hnsw) looked at: slower, fewer misses")
     query.add_argument("-o", "--output", type=Path, help="write .json or .csv (default: a table on the screen)")
@@ -54,8 +56,8 @@ def argument_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argument_parser()
     args = parser.parse_args(argv)
-    if args.command == "query" and bool(args.features) == bool(args.images and args.run):
-        parser.error("query: give images and --run, or --features")
+    if args.command == "query" and bool(args.features) == bool(args.images and args.checkpoint):
+        parser.error("query: give images and --checkpoint, or --features")
     with errors_in_one_line(args):
         from ..deploy import gallery
 
@@ -80,7 +82,7 @@ def _query(args: argparse.Namespace) -> None:
     if args.features:
         names, features = gallery.feature_queries(index, gallery.FeatureSet(args.features))
     else:
-        names, features = gallery.image_queries(index, args.images, args.run, device=args.device)
+        names, features = gallery.image_queries(index, args.images, args.checkpoint, device=args.device)
     matches = index.matches(names, features, args.k, args.effort)
     if args.output:
         gallery.write_matches(matches, args.output)
