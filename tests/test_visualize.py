@@ -14,8 +14,9 @@ from sagareid.reports import rankings, visualize
 from sagareid.reports.attention import Attention, attention_of, choose_anchors, without_maps
 from sagareid.reports.rankings import Ranked
 from sagareid.structures import as_features
-from sagareid.studies.models import Model
+from sagareid.studies.models import Model, load_models
 from sagareid.studies.occlusion import ImageSet
+from sagareid.studies.options import Occlusion
 
 
 def ranked(ap, nearest=((0,),), pids=(1,)) -> Ranked:
@@ -170,3 +171,24 @@ def test_tool_draws_one_run_two_side_by_side_and_images(run_tool, tiny_run, trai
     code, _, error = run_tool("visualize.py", tmp_path / "pool", "--images", image)
     assert code == 1 and "PatchPoolHead" in error and error.count("\n") == 2  # and how to see the traceback
     assert run_tool("visualize.py", tiny_run, "--length", 99)[0] == 1
+
+
+def test_queries_are_hidden_and_the_gallery_is_not(run_tool, tiny_run, tmp_path, monkeypatch):
+    """As the study hides them: ranking, maps and picture are of the same hidden query."""
+    models = load_models([str(tiny_run)])
+    asked = []
+    original = rankings.Occluder.__call__
+    monkeypatch.setattr(
+        rankings.Occluder, "__call__", lambda self, image, path: asked.append(path) or original(self, image, path)
+    )
+    hidden, whole = (rankings.rank_test_set(models, occlusion=o)[0] for o in (Occlusion("mask", 0.4), None))
+    assert len(asked) == hidden.images.num_query and all("/query/" in path for path in asked)
+    assert hidden.ap.tolist() != whole.ap.tolist()
+    assert hidden.query_image(0).tobytes() != whole.query_image(0).tobytes()
+    items = [hidden.images.items[hidden.queries[0]]]
+    maps = [attention_of(models[0], items, r.images.run_names, r.occluder).weights for r in (hidden, whole)]
+    assert not torch.equal(*maps)
+    code, _, _ = run_tool("visualize.py", tiny_run, "--hide", 40, "--queries", 1, "-o", tmp_path / "hidden.html")
+    assert code == 0 and "40% of each query behind another person" in (tmp_path / "hidden.html").read_text()
+    code, _, error = run_tool("visualize.py", tiny_run, "--hide", 400)
+    assert code == 1 and "expected 0 to 80%" in error

@@ -2,6 +2,7 @@
 
     python tools/visualize.py logs/SAGA/quickstart/anchors
     python tools/visualize.py logs/SAGA/quickstart/anchors --images a.jpg b.jpg --anchors all -o attention.html
+    python tools/visualize.py logs/SAGA/quickstart/anchors --hide 40 -o half_hidden.png
     python tools/visualize.py CLS=logs/SAGA/quickstart/backbone SAGA=logs/SAGA/quickstart/anchors -o compared.png
 
 One model: queries whose first match is right, and queries whose is wrong. Several: the queries that the last does
@@ -15,8 +16,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..cli import add_import_argument, errors_in_one_line, import_modules, tool_parser
+from ..data.occluders import CONDITIONS
 from ..files import check_output
 from ..reports.options import LENGTH
+from ..studies.options import Occlusion
 
 
 def argument_parser() -> argparse.ArgumentParser:
@@ -36,6 +39,15 @@ def argument_parser() -> argparse.ArgumentParser:
         "--anchors",
         help="all, top:N, or words of their phrases or numbers, by commas (default: top:2; all with --images)",
     )
+    parser.add_argument(
+        "--hide",
+        type=float,
+        metavar="PERCENT",
+        help="hide this share of every query's person, as the occlusion study does",
+    )
+    parser.add_argument(
+        "--condition", choices=CONDITIONS, default="distractor", help="what hides it (default: %(default)s)"
+    )
     parser.add_argument("--length", type=int, default=LENGTH, help="images of a list (default: %(default)s)")
     parser.add_argument("--device", help="cpu or cuda (default: each run's)")
     add_import_argument(parser)
@@ -45,6 +57,7 @@ def argument_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     args = argument_parser().parse_args(argv)
     with errors_in_one_line(args):
+        occlusion = Occlusion(args.condition, args.hide / 100) if args.hide is not None else None
         from ..reports import visualize
         from ..studies.models import load_models, named_path
 
@@ -57,6 +70,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.images:
             visualize.picture_images(models, args.images, output, anchors=args.anchors or "all")
         else:
-            options = {"dataset": args.dataset, "number": args.queries, "length": args.length}
-            visualize.picture_ranked_lists(models, output, anchors=args.anchors or "top:2", **options)
+            visualize.picture_ranked_lists(
+                models,
+                output,
+                anchors=args.anchors or "top:2",
+                dataset=args.dataset,
+                number=args.queries,
+                length=args.length,
+                occlusion=occlusion,
+            )
         print(output)

@@ -15,11 +15,11 @@ from torch.utils.data import default_collate
 
 from .. import compat
 from ..data.datasets.names import SetNames
-from ..data.loaders import ReIDDataset
 from ..engine.features import tower_output
 from ..modeling.saga_head import SAGAHead
 from ..structures import as_features
 from ..studies.models import Model
+from ..studies.occlusion import OccludedSet, Occluder
 from . import pictures
 from .pictures import Tile
 from .rankings import view_of
@@ -51,21 +51,27 @@ class Attention:
 
 
 def attention_of(
-    model: Model, items: Sequence[tuple[str, int, int | str]], names: SetNames | None = None
+    model: Model,
+    items: Sequence[tuple[str, int, int | str]],
+    names: SetNames | None = None,
+    occluder: Occluder | None = None,
 ) -> Attention | None:
     """Where the head looks in images, unflipped; None for a head without anchors and without `token_weights`.
 
     Args:
         items: (path, pid, camid); a camid that training did not see counts as an unknown camera.
         names: of the images' cameras; None where nothing is known of them.
+        occluder: what hides a part of each image first.
     """
     head = getattr(model.model, "heads", None)
     if head is None or not hasattr(head, "token_weights"):
         return None
-    view = view_of(model)
-    dataset = ReIDDataset(items, view.transform, relabel=False, cameras=view.cameras, names=names)
+    dataset = OccludedSet(items, [view_of(model)], occluder, names)
     with torch.inference_mode(), compat.quiet_host():
-        samples = [{k: v for k, v in dataset[i].items() if k in ("images", "cameras")} for i in range(len(items))]
+        samples = [
+            {k: sample[f"{k}/0"] for k in ("images", "cameras")}
+            for sample in map(dataset.__getitem__, range(len(items)))
+        ]
         batch = {k: v.to(model.model.device) for k, v in default_collate(samples).items()}
         tower = tower_output(model.model, batch)
         if tower is None:

@@ -111,7 +111,12 @@ def open_small(path: str | Path) -> Image.Image:
     Raises:
         UnreadableImage: it cannot be read; the message names it.
     """
-    image = read_image(path)
+    return small(read_image(path))
+
+
+def small(image: Image.Image) -> Image.Image:
+    """A copy of an image, no side longer than LARGEST."""
+    image = image.copy()
     image.thumbnail((LARGEST, LARGEST))
     return image
 

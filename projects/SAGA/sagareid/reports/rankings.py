@@ -9,14 +9,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+from PIL import Image
 
+from ..data.images import read_image
 from ..data.loaders import make_test_loader
 from ..data.transforms import build_transforms
-from ..engine.features import extract
+from ..engine.features import Extraction, extract
 from ..evaluation.evaluator import SAGAEvaluator, rank_in_blocks, result_row
 from ..modeling.build import model_layout
 from ..studies.models import Model
-from ..studies.occlusion import ImageSet, OccludedSet, View
+from ..studies.occlusion import ImageSet, OccludedSet, Occluder, View, distractor_people
+from ..studies.options import Occlusion
 
 __all__ = ["Ranked", "best_median_worst", "contrasting", "rank_test_set", "right_and_wrong", "view_of"]
 
@@ -30,6 +34,7 @@ class Ranked:
         ap: (V,) average precision, 0..1.
         nearest: (V, 10 or fewer) gallery images by rank, as indices into the gallery, without images of the query's
             person by the query's camera.
+        occluder: what hid a part of every query before it was ranked; None where nothing is hidden.
     """
 
     model: Model
@@ -37,6 +42,7 @@ class Ranked:
     queries: np.ndarray
     ap: np.ndarray
     nearest: np.ndarray
+    occluder: Occluder | None = None
 
     def person(self, query: int) -> int:
         """The pid of a query, 0..V-1."""
@@ -46,35 +52,53 @@ class Ranked:
         """(path, pid, camid) of a gallery image."""
         return self.images.items[self.images.num_query + index]
 
+    def query_image(self, query: int) -> Image.Image:
+        """The image of a query as the model saw it, 0..V-1."""
+        path = self.images.items[self.queries[query]][0]
+        image = read_image(path)
+        return image if self.occluder is None else self.occluder(image, path).image
+
     def first_is_right(self) -> np.ndarray:
         """(V,) bool."""
         return np.array([self.gallery(g)[1] == self.person(v) for v, g in enumerate(self.nearest[:, 0])])
 
 
-def rank_test_set(models: Sequence[Model], dataset: str = "") -> list[Ranked]:
+def rank_test_set(models: Sequence[Model], dataset: str = "", occlusion: Occlusion | None = None) -> list[Ranked]:
     """Rankings of a test set by each model; each image is read once, and models with equal towers share their pass.
 
     Args:
         dataset: empty takes the first of the first model's DATASETS.TESTS.
+        occlusion: what is done to every query, as in an occlusion study; the gallery stays as it is.
 
     Raises:
-        OSError, RuntimeError, ValueError: the data set is not there or has nothing to rank.
+        OSError, RuntimeError, ValueError: the data set is not there or has nothing to rank, or nobody can be pasted.
     """
     cfg = models[0].cfg
     images = ImageSet.read(cfg, dataset or cfg.DATASETS.TESTS[0])
+    occluder = None
+    if occlusion is not None:
+        people = distractor_people(cfg, images)[0] if occlusion.condition == "distractor" else None
+        occluder = Occluder(occlusion, images, people)
     views = [view_of(m) for m in models]
     distinct = {repr(view): view for view in views}
-    loader = make_test_loader(cfg, OccludedSet(images.items, list(distinct.values()), None, images.run_names))
+    places = [list(distinct).index(repr(view)) for view in views]
     pairs = [(m.cfg, m.model) for m in models]
-    extractions, labels = extract(pairs, loader, views=[list(distinct).index(repr(view)) for view in views])
+
+    def features_of(items: Sequence[tuple], occluder: Occluder | None, part: str) -> list[Extraction]:
+        test_set = OccludedSet(items, list(distinct.values()), occluder, images.run_names)
+        return extract(pairs, make_test_loader(cfg, test_set), views=places, description=part)[0]
+
     q = images.num_query
+    pids, camids = (np.array([item[i] for item in images.items]) for i in (1, 2))
+    queries = features_of(images.items[:q], occluder, "query")
+    gallery = features_of(images.items[q:], None, "gallery")
     ranked = []
-    for m, features in zip(models, (e.features for e in extractions)):
+    for m, query, rest in zip(models, queries, gallery):
+        features = torch.cat([query.features, rest.features])
         layout = model_layout(m.model, features.shape[1])
         distances = SAGAEvaluator(m.cfg, q, layout=layout).distances(result_row(m.cfg, layout), features, layout)
-        ids = (labels.pids[:q], labels.pids[q:], labels.camids[:q], labels.camids[q:])
-        ranking = rank_in_blocks(distances, *ids, description=m.name)
-        ranked.append(Ranked(m, images, ranking.queries, ranking.ap, ranking.nearest))
+        ranking = rank_in_blocks(distances, pids[:q], pids[q:], camids[:q], camids[q:], description=m.name)
+        ranked.append(Ranked(m, images, ranking.queries, ranking.ap, ranking.nearest, occluder))
     return ranked
 
 

@@ -8,8 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from PIL import Image
+
 from ..data.datasets.names import SetNames
 from ..studies.models import Model
+from ..studies.options import Occlusion
 from . import html, pictures
 from .attention import (
     ALL,
@@ -24,6 +27,7 @@ from .attention import (
 from .options import LENGTH
 from .pictures import Block, Row, Tile
 from .rankings import Ranked, contrasting, rank_test_set, right_and_wrong
+from .study_tables import WORDS
 
 __all__ = [
     "attention_blocks",
@@ -55,15 +59,15 @@ def ranked_blocks(
     images = ranked[0].images
     items = [images.items[ranked[0].queries[v]] for v in queries]
     labels = _labels([r.model for r in ranked])
-    maps = [_all_maps(r.model, items, images.run_names, anchors) for r in ranked]
+    maps = [_all_maps(r, items, queries, anchors) for r in ranked]
     most = max((len(tiles) for of_model in maps for tiles in of_model), default=0)
     blocks = []
     for i, v in enumerate(queries):
-        path, pid, camid = items[i]
+        _, pid, camid = items[i]
         who = images.names.both(pid, camid)
         block = Block(who[0].upper() + who[1:])
         for r, label, of_model in zip(ranked, labels, maps):
-            query = Tile(pictures.open_small(path), "query", "query", f"Query: {who}")
+            query = Tile(pictures.small(r.query_image(v)), "query", "query", f"Query: {who}")
             padding = [None] * (most - len(of_model[i]))  # so that the ranked lists start in one column
             found = [_gallery_tile(r, v, place) for place in range(length)]
             precision = f"AP {100 * r.ap[v]:.1f}"
@@ -74,16 +78,17 @@ def ranked_blocks(
     return blocks
 
 
-def _all_maps(model: Model, items: Sequence[tuple[str, int, int]], names: SetNames, anchors: str) -> list[list[Tile]]:
-    """The maps of a model over each image; no tiles for a head without maps."""
-    found = attention_of(model, items, names)
+def _all_maps(
+    ranked: Ranked, items: Sequence[tuple[str, int, int]], queries: Sequence[int], anchors: str
+) -> list[list[Tile]]:
+    """The maps of a model over each query; no tiles for a head without maps."""
+    found = attention_of(ranked.model, items, ranked.images.run_names, ranked.occluder)
     if found is None:
         return [[] for _ in items]
-    return [_maps(found, i, path, anchors) for i, (path, *_) in enumerate(items)]
+    return [_maps(found, i, pictures.small(ranked.query_image(v)), anchors) for i, v in enumerate(queries)]
 
 
-def _maps(found: Attention, image: int, path: str, anchors: str) -> list[Tile]:
-    picture = pictures.open_small(path)
+def _maps(found: Attention, image: int, picture: Image.Image, anchors: str) -> list[Tile]:
     tiles = pooled_tiles(found, image, picture)
     return tiles + (anchor_tiles(found, image, picture, anchors) if found.names else [])
 
@@ -147,20 +152,25 @@ def picture_ranked_lists(
     number: int = 8,
     anchors: str = f"{TOP}2",
     length: int = LENGTH,
+    occlusion: Occlusion | None = None,
 ) -> None:
     """Write ranked lists of a test set: right and wrong ones of one model, or where several models differ most.
 
     Args:
         path: .png, .svg, .pdf or .html.
+        occlusion: what hides a part of every query, see `rank_test_set`.
     """
-    ranked = rank_test_set(models, dataset)
+    ranked = rank_test_set(models, dataset, occlusion)
     chosen = contrasting(ranked, number) if len(ranked) > 1 else right_and_wrong(ranked[0], number)
     if not chosen:
         raise ValueError(
             "the models rank every query alike, so there is nothing to set side by side; or --queries is 0"
         )
     blocks = ranked_blocks(ranked, chosen, anchors=anchors, length=length)
-    save(blocks, path, f"Ranked lists, {ranked[0].images.name}", without_maps(models))
+    title = f"Ranked lists, {ranked[0].images.name}"
+    if occlusion is not None:
+        title += f", {occlusion.level:.0%} of each query {WORDS[occlusion.condition]}"
+    save(blocks, path, title, without_maps(models))
 
 
 def picture_images(

@@ -176,7 +176,9 @@ class OccludedSet(ReIDDataset):
     set has masks, `person/i`: which share of an input pixel shows the occluder, or still the person.
     """
 
-    def __init__(self, items: Sequence[tuple], views: Sequence[View], occluder: Occluder | None, names: SetNames):
+    def __init__(
+        self, items: Sequence[tuple], views: Sequence[View], occluder: Occluder | None, names: SetNames | None
+    ):
         super().__init__(items, None, relabel=False, cameras=(), names=names)
         self.occluder, self.views = occluder, views
         self._by_view = [ReIDDataset(items, None, relabel=False, cameras=view.cameras, names=names) for view in views]

@@ -32,6 +32,12 @@ class Occlusion:
     shapes: tuple[str, ...] = occluders.SHAPES
     fill: str = "grey"
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.level <= occluders.MAX_LEVEL:
+            raise ValueError(
+                f"a level of {self.level:.0%} is out of range; expected 0 to {occluders.MAX_LEVEL:.0%} of the person"
+            )
+
 
 @dataclass(frozen=True)
 class Options:
