@@ -182,10 +182,12 @@ def _figure(blocks: Sequence[Block], title: str, columns: int) -> Figure:
     for heading, row in lines:
         captions = max((_wrap(t.caption).count("\n") + 1 for t in row.tiles if t), default=1)
         heights.append(0.95 * shape + 0.13 * captions + 0.1 + (0.22 if heading else 0.0))
+    width = 1.05 * (across + labels) + 0.1
+    title = "\n".join(_wrap(line, int(13 * width)) for line in title.split("\n"))  # 13 letters an inch at this size
     above = 0.2 + 0.15 * (title.count("\n") + 1)
-    width, height = 1.05 * (across + labels) + 0.1, sum(heights) + above + 0.1
+    height = sum(heights) + above + 0.1
     figure = Figure(figsize=(width, height), dpi=110)
-    figure.suptitle(clean(title), fontsize=9, y=1 - 0.1 / height, va="top")
+    figure.suptitle(title, fontsize=9, y=1 - 0.1 / height, va="top")
     bottom = height - above
     for (heading, row), line_height in zip(lines, heights):
         if heading:
