@@ -1,19 +1,21 @@
-# make env | check | test | interop | quickstart | gpu | docs | clean.    PYTHON=/path/to/python3.12 picks the interpreter.
+# make env | check | test | interop | matrix | quickstart | gpu | docs | clean.    PYTHON=/path/to/python3.12 picks the interpreter.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help env style types arrows check test interop quickstart gpu docs clean
+.PHONY: help env style types arrows units check test interop matrix quickstart gpu docs clean
 
 VENV := .venv
 INTEROP := .venv-interop
-STAMP := $(VENV)/.installed
+STAMP = $(VENV)/.installed
+REQUIREMENTS := requirements.txt
 PYTHON ?=
 
 help:
-	@echo "make env         .venv/ with everything (Python 3.11 or 3.12; about 5.5 GB)"
+	@echo "make env         .venv/ with everything (Python 3.11 to 3.13; about 5.5 GB)"
 	@echo "make check       style, arrows and unit tests: before every commit"
 	@echo "make test        make check and the slow tests, on the CPU: before a pull request"
 	@echo "make types       mypy on what others call (not clean yet)"
 	@echo "make interop     exported models in their consumers: trackers, OpenVINO, OpenCV (.venv-interop/, 0.5 GB)"
+	@echo "make matrix      the unit tests on each pair of Python and torch that is claimed (.venv-matrix/, 6 GB a pair)"
 	@echo "make quickstart  train and evaluate all stages on drawn pedestrians"
 	@echo "make gpu         check and measure everything on a GPU, ten minutes; results in build/gpu_check"
 	@echo "make docs        build/docs/index.html: guides, every key, every command, the API"
@@ -23,20 +25,20 @@ env: $(STAMP)
 
 # Every candidate is run before it is believed: a pyenv shim answers to its name and then fails, and some system
 # Pythons come without venv.
-$(STAMP): requirements.txt requirements-test.txt setup.py pyproject.toml projects/SAGA/sagareid/evaluation/cython_ranking.py
+$(STAMP): $(REQUIREMENTS) requirements-test.txt setup.py pyproject.toml projects/SAGA/sagareid/evaluation/cython_ranking.py
 	@set -e; \
 	if ! $(VENV)/bin/python -m pip --version >/dev/null 2>&1; then \
-	  for python in $(or $(PYTHON),$$(type -ap python3.11 python3.12 python3 python)); do \
-	    if "$$python" -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' \
+	  for python in $(or $(PYTHON),$$(type -ap python3.11 python3.12 python3.13 python3 python)); do \
+	    if "$$python" -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
 	         >/dev/null 2>&1; then found="$$python"; break; fi; \
 	  done; \
 	  if [ -z "$$found" ]; then \
-	    echo "No usable Python 3.11 or 3.12 (with the venv module) $(if $(PYTHON),at $(PYTHON),on PATH)." \
+	    echo "No usable Python 3.11, 3.12 or 3.13 (with the venv module) $(if $(PYTHON),at $(PYTHON),on PATH)." \
 	         "Install one, or name it: make env PYTHON=/path/to/python3.12" >&2; exit 1; \
 	  fi; \
 	  echo "Using $$found"; "$$found" -m venv $(VENV); \
 	fi
-	$(VENV)/bin/python -m pip install --disable-pip-version-check -r requirements.txt -r requirements-test.txt
+	$(VENV)/bin/python -m pip install --disable-pip-version-check -r $(REQUIREMENTS) -r requirements-test.txt
 	$(VENV)/bin/python -m pip install --disable-pip-version-check --no-deps fastreid==1.4.0
 	$(VENV)/bin/python -m pip install --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
@@ -55,8 +57,10 @@ types: env
 arrows: env
 	$(VENV)/bin/lint-imports
 
-check: style arrows
+units: env
 	$(PYTEST) -m "not slow"
+
+check: style arrows units
 
 test: style arrows
 	$(PYTEST)
@@ -74,6 +78,22 @@ $(INTEROP)/.installed: requirements-interop.txt $(STAMP)
 
 interop: $(INTEROP)/.installed
 	PYTHONDONTWRITEBYTECODE=1 $(INTEROP)/bin/python -m pytest tests/interop -rs
+
+# Oldest and newest: Python-torch-torchvision. A pair that cannot be installed or fails is told, and the others go on.
+MATRIX := 3.11-2.10.0-0.25.0 3.11-2.11.0-0.26.0 3.11-2.14.1-0.29.1 3.13-2.14.1-0.29.1
+
+matrix:
+	@mkdir -p build; failed=0; \
+	printf '| Python | torch | torchvision | unit tests |\n|---|---|---|---|\n' > build/matrix.md; \
+	for entry in $(MATRIX); do \
+	  IFS=- read -r python torch vision <<< $$entry; \
+	  sed "s/^torch==.*/torch==$$torch/; s/^torchvision==.*/torchvision==$$vision/" requirements.txt > build/requirements-$$entry.txt; \
+	  $(MAKE) units VENV=.venv-matrix/$$entry PYTHON=python$$python REQUIREMENTS=build/requirements-$$entry.txt 2>&1 \
+	    | tee build/matrix-$$entry.log; \
+	  [ $${PIPESTATUS[0]} = 0 ] || failed=1; \
+	  found=$$(grep -E '[0-9]+ (passed|failed|error).* in ' build/matrix-$$entry.log | tail -1 | sed 's/^=* *//; s/ in .*//'); \
+	  echo "| $$python | $$torch | $$vision | $${found:-not run: see build/matrix-$$entry.log} |" >> build/matrix.md; \
+	done; cat build/matrix.md; exit $$failed
 
 quickstart: env
 	$(VENV)/bin/python tools/train_net.py --config-file configs/SAGA/quickstart.yml --resume

@@ -63,7 +63,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     license_files=["LICENSE", "NOTICE"],
-    python_requires=">=3.11,<3.13",
+    python_requires=">=3.11,<3.14",
     package_dir={"": str(SOURCE)},
     packages=find_packages(str(SOURCE)),
     package_data={"sagareid": ["assets/*", "assets/**/*"]},
@@ -76,8 +76,8 @@ setup(
     install_requires=[
         # 2.10 is the first whose weights_only loading is safe: before 2.6 a file could run code through it
         # (CVE-2025-32434), before 2.10 corrupt memory (CVE-2026-24747).
-        "torch>=2.10,<2.14",
-        "torchvision>=0.25,<0.29",
+        "torch>=2.10,<2.15",
+        "torchvision>=0.25,<0.30",
         "open_clip_torch>=3.3,<4",
         "numpy>=2",
         "Pillow>=10",
