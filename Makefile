@@ -11,9 +11,8 @@ PYTHON ?=
 
 help:
 	@echo "make env         .venv/ with everything (Python 3.11 to 3.13; about 5.5 GB)"
-	@echo "make check       style, arrows and unit tests: before every commit"
+	@echo "make check       style, types, arrows and the quick tests: before every commit"
 	@echo "make test        make check and the slow tests, on the CPU: before a pull request"
-	@echo "make types       mypy on what others call (not clean yet)"
 	@echo "make interop     exported models in their consumers: trackers, OpenVINO, OpenCV (.venv-interop/, 0.5 GB)"
 	@echo "make matrix      the unit tests on each pair of Python and torch that is claimed (.venv-matrix/, 6 GB a pair)"
 	@echo "make quickstart  train and evaluate all stages on drawn pedestrians"
@@ -51,6 +50,7 @@ style: env
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
 
+# all that others call; .mypy_cache/ makes the next run a matter of seconds
 types: env
 	$(VENV)/bin/mypy
 
@@ -60,9 +60,9 @@ arrows: env
 units: env
 	$(PYTEST) -m "not slow"
 
-check: style arrows units
+check: style types arrows units
 
-test: style arrows
+test: style types arrows
 	$(PYTEST)
 
 # Consumers have an environment of their own, since some install packages by themselves. PyTorch and the rest of .venv are

@@ -20,7 +20,8 @@ def usage() -> str:
     """What there is, a line each: the first of the module's docstring."""
     lines = [f"usage: {PROGRAM} COMMAND ...    ({PROGRAM} COMMAND --help says more)", ""]
     for name, module in modules().items():
-        lines.append(f"  {name:20} {as_installed(importlib.import_module(module).__doc__.splitlines()[0])}")
+        description = (importlib.import_module(module).__doc__ or "").partition("\n")[0]
+        lines.append(f"  {name:20} {as_installed(description)}")
     return "\n".join(lines)
 
 

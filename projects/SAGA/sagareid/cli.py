@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from .errors import message_of
 
@@ -32,7 +32,12 @@ __all__ = [
     "tool_parser",
 ]
 
-T = TypeVar("T")
+
+class _Dataclass(Protocol):
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+
+D = TypeVar("D", bound=_Dataclass)
 
 
 PROGRAM = "sagareid"  # the installed program, whose first word is the command
@@ -86,7 +91,7 @@ def add_traceback_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_dataclass_arguments(parser: argparse.ArgumentParser, cls: type, skip: Collection[str] = ()) -> None:
+def add_dataclass_arguments(parser: argparse.ArgumentParser, cls: type[_Dataclass], skip: Collection[str] = ()) -> None:
     """One ``--option`` for each field of a dataclass whose fields all have defaults, with that default and its type."""
     for field in dataclasses.fields(cls):
         if field.name not in skip:
@@ -98,7 +103,7 @@ def add_dataclass_arguments(parser: argparse.ArgumentParser, cls: type, skip: Co
             )
 
 
-def dataclass_of(cls: type[T], args: argparse.Namespace, **values: Any) -> T:
+def dataclass_of(cls: type[D], args: argparse.Namespace, **values: Any) -> D:
     """The dataclass that `add_dataclass_arguments` asked for; `values` for what it skipped."""
     given = {field.name for field in dataclasses.fields(cls)} & set(vars(args))
     return cls(**{name: getattr(args, name) for name in given}, **values)

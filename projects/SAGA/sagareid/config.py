@@ -321,9 +321,9 @@ def _check_parts(cfg: CN) -> Iterator[str]:
         (fastreid_registries().backbones, model.BACKBONE.NAME),
         (fastreid_registries().heads, model.HEADS.NAME),
     ):
-        part = registered(registry).get(name)
-        if hasattr(part, "check"):
-            yield from part.check(cfg)
+        check = getattr(registered(registry).get(name), "check", None)
+        if check is not None:
+            yield from check(cfg)
     if reads_cameras(cfg) and model.META_ARCHITECTURE != "SAGABaseline":
         yield "camera embeddings reach the model through MODEL.META_ARCHITECTURE SAGABaseline"
 

@@ -52,7 +52,7 @@ def _unwritable(path: Path, error: OSError) -> OSError:
     return type(error)(f"cannot write {path} ({reason}). Name another output, or make room or rights for this one")
 
 
-def write_atomically(path: str | Path, write: Callable[[str], None]) -> None:
+def write_atomically(path: str | Path, write: Callable[[str], object]) -> None:
     """Call `write(temporary_path)` in the folder of `path`, then rename: the file is old, new, or absent, never
     partial.
 

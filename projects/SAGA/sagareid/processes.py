@@ -13,7 +13,8 @@ from typing import TypeVar
 
 __all__ = ["deaf_to_interrupts", "in_processes", "loader_start"]
 
-Job, Result = TypeVar("Job"), TypeVar("Result")
+Job = TypeVar("Job")
+Result = TypeVar("Result")
 
 
 def in_processes(

@@ -60,6 +60,7 @@ def as_features(features: CLIPFeatures | Tensor) -> CLIPFeatures:
     if isinstance(features, CLIPFeatures):
         return features
     if isinstance(features, torch.Tensor) and features.dim() == 4:
-        return CLIPFeatures(patches=features.flatten(2).transpose(1, 2), grid=tuple(features.shape[2:]))
+        height, width = features.shape[2:]
+        return CLIPFeatures(patches=features.flatten(2).transpose(1, 2), grid=(height, width))
     found = f"a {features.dim()}-D tensor" if isinstance(features, torch.Tensor) else type(features).__name__
     raise TypeError(f"head input is {found}; expected CLIPFeatures or a (B, D, h, w) map")

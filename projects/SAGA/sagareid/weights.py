@@ -12,6 +12,7 @@ import re
 import warnings
 import zipfile
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ __all__ = ["is_torchscript", "load_state", "read_file", "read_state_dict", "stat
 LEVELS = ("model", "state_dict", "model_state_dict", "model_state")
 PREFIXES = ("module.", "_orig_mod.")
 
-_MULTIARRAY = np._core.multiarray  # NumPy 1's pickles name it by its old place
+_MULTIARRAY = import_module("numpy._core.multiarray")  # NumPy 1's pickles name it by its old place
 # What trainers put beside the weights and cannot run anything: metrics as NumPy scalars, arrays, parsed arguments.
 _ALLOWED = [
     argparse.Namespace,
@@ -111,8 +112,8 @@ def state_dict_in(found: Any, path: str | Path) -> dict[str, Tensor]:
             break
         found = inner
     if isinstance(found, Mapping):
-        arrays = {k: torch.from_numpy(v) for k, v in found.items() if isinstance(v, np.ndarray)}
-        state = {str(k): v for k, v in (found | arrays).items() if isinstance(v, Tensor)}
+        tensors = {str(k): torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in found.items()}
+        state = {k: v for k, v in tensors.items() if isinstance(v, Tensor)}
     else:
         state = {}
     if not state:

@@ -40,6 +40,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             torch.set_num_threads(args.threads)
         if args.output:
             check_output(args.output)
+
+        def save(measured: steps.Result) -> None:
+            if args.output:
+                write_json(args.output, steps_table.as_json(measured))
+
         result = steps.run(
             size=SMOKE if args.smoke else SIZES[args.size],
             name="smoke" if args.smoke else args.size,
@@ -48,6 +53,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             rounds=args.rounds,
             device=pick_device(args.device),
             command=command_line(),
-            done=lambda result: args.output and write_json(args.output, steps_table.as_json(result)),
+            done=save,
         )
         print(steps_table.table(result))

@@ -40,12 +40,17 @@ def main(argv: Sequence[str] | None = None) -> None:
             torch.set_num_threads(args.threads)
         if args.output:
             check_output(args.output)
+
+        def save(measured: dict) -> None:
+            if args.output:
+                write_json(args.output, measured)
+
         result = ranking.run(
             sizes=[RankingSize.parse(s) for s in args.sizes] if args.sizes else RANKING_SIZES,
             width=args.width,
             rounds=args.rounds,
             memory_gib=args.memory,
             command=command_line(),
-            done=lambda result: args.output and write_json(args.output, result),
+            done=save,
         )
         print(ranking.table(result))

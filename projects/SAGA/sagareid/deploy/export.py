@@ -125,7 +125,7 @@ def at_size(cfg: Any, model: nn.Module, size: Sequence[int]) -> Any:
     """
     size, cfg = list(size), cfg.clone()
     own = list(cfg.INPUT.CROP.SIZE if cfg.INPUT.CROP.ENABLED else cfg.INPUT.SIZE_TEST)
-    tower = (name for name, _ in model.backbone.named_parameters())
+    tower = (name for name, _ in model.get_submodule("backbone").named_parameters())
     fixed = next((f"backbone.{name}" for name in tower if re.search(r"pos(itional)?_embed", name)), None)
     if size != own and fixed:
         raise ValueError(

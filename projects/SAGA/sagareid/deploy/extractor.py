@@ -93,7 +93,7 @@ class Extractor:
             raise ValueError(f"compile=True: torch.compile does not work here: {problem}")
         self._compiled = torch.compile(self._module, dynamic=False) if compile else None
         self._prepare = _Prepare(cfg, self._module.size)
-        self._unknown_cameras: set[str] = set()  # that the log has named
+        self._unknown_cameras: set[str | None] = set()  # that the log has named
 
     @classmethod
     def from_checkpoint(
@@ -249,7 +249,7 @@ class Extractor:
         if empty not in ("error", "zero"):
             raise ValueError(f"empty is {empty!r}; expected error or zero")
         crops = crop_boxes(frame, boxes, format=format, bgr=bgr)
-        seen = [i for i, crop in enumerate(crops) if crop is not None]
+        seen = {i: crop for i, crop in enumerate(crops) if crop is not None}
         if len(seen) < len(crops) and empty == "error":
             missing = [i for i, crop in enumerate(crops) if crop is None]
             raise ValueError(
@@ -259,7 +259,7 @@ class Extractor:
         features = torch.zeros(len(crops), self.width)
         if seen:
             cameras = None if camera is None else [camera] * len(seen)
-            features[seen] = self([crops[i] for i in seen], batch_size=batch_size, cameras=cameras)
+            features[list(seen)] = self(list(seen.values()), batch_size=batch_size, cameras=cameras)
         return features
 
     def compare(self, a: Any, b: Any) -> Tensor:
@@ -298,14 +298,14 @@ class Extractor:
             raise ValueError(f"batch_size is {batch_size}; expected 1 or more")
         if cameras is not None and len(cameras) != len(images):
             raise ValueError(f"{len(cameras)} cameras for {len(images)} images; expected one for each")
-        known = {name: i for i, name in enumerate(self.cameras)}
+        known: dict[str | None, int] = {name: i for i, name in enumerate(self.cameras)}
         ids = torch.tensor([known.get(name, -1) for name in cameras] if cameras is not None else [-1] * len(images))
         if known and (others := set(cameras or ()) - set(known) - {None} - self._unknown_cameras):
             self._unknown_cameras |= others
             logger.warning(
                 "cameras that the model was not trained with count as unknown: %s. It knows %s",
                 ", ".join(sorted(map(str, others))),
-                ", ".join(known),
+                ", ".join(self.cameras),
             )
         loader = DataLoader(
             _Images(images, self._prepare),

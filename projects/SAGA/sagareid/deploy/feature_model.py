@@ -57,7 +57,7 @@ class FeatureModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.model.pixel_mean.device
+        return self.model.get_buffer("pixel_mean").device
 
     @property
     def anchor_names(self) -> list[str]:
@@ -101,12 +101,12 @@ class FeatureModel(nn.Module):
 
     def _raw_and_maps(self, images: Tensor, cameras: Tensor | None) -> tuple[Tensor, Tensor]:
         """`_raw`, and (B, K, h, w)."""
-        head = self.model.heads
-        if not isinstance(head, SAGAHead) or not hasattr(self.model, "extract"):
+        head, extract = self.model.heads, getattr(self.model, "extract", None)
+        if not isinstance(head, SAGAHead) or extract is None:
             raise ValueError(
                 f"{type(head).__name__} under {type(self.model).__name__} has no anchors' attention; SAGAHead under "
                 "SAGABaseline has"
             )
-        features = as_features(self.model.extract(self._batch(images, cameras))).float()
+        features = as_features(extract(self._batch(images, cameras))).float()
         refined = head.refine_and_pool(features, keep_tokens=bool(head.parts))
         return head.evaluation_feature(features, refined), refined.anchor_maps(features.grid)

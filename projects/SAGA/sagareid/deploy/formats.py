@@ -157,6 +157,7 @@ def _write_onnx(traced: Traced, path: str, entries: Mapping[str, Any], variant: 
     program = torch.onnx.export(
         _program(traced), input_names=names, output_names=outputs, opset_version=opset, optimize=False, verbose=False
     )
+    assert program is not None  # only the older TorchScript exporter returns nothing
     # keys and values of the anchors are products of constants: folded, however large
     optimizer.optimize(program.model, input_size_limit=2**31, output_size_limit=2**31)
     proto = program.model_proto
@@ -196,8 +197,8 @@ def _strip(proto: Any) -> None:
             dim.dim_param = "batch"
 
 
-class _Sized(nn.Module):
-    """A traced program that refuses images of another size; the trace alone may compute something of them."""
+class _SizeChecked(nn.Module):
+    """A traced program that refuses images of another size; the trace alone may compute something from them."""
 
     def __init__(self, program: torch.jit.ScriptModule, height: int, width: int):
         super().__init__()
@@ -208,12 +209,16 @@ class _Sized(nn.Module):
             raise ValueError(f"images are {images.size()}; expected (B, 3, {self.height}, {self.width})")
         return images
 
+
+class _WithoutCameras(_SizeChecked):
+    """The program of a model that does not look at the camera."""
+
     def forward(self, images: Tensor):
         return self.program(self.check(images))
 
 
-class _SizedWithCameras(_Sized):
-    """The same of a model that looks at the camera."""
+class _WithCameras(_SizeChecked):
+    """The program of a model that looks at the camera."""
 
     def forward(self, images: Tensor, cameras: Tensor):
         return self.program(self.check(images), cameras)
@@ -221,7 +226,7 @@ class _SizedWithCameras(_Sized):
 
 def _write_torchscript(traced: Traced, path: str, entries: Mapping[str, Any]) -> int:
     program = torch.jit.trace(traced, traced.example(traced.batch or 3), check_trace=False)
-    cls = _SizedWithCameras if traced.takes_cameras else _Sized
+    cls = _WithCameras if traced.takes_cameras else _WithoutCameras
     script = torch.jit.freeze(torch.jit.script(cls(program, *traced.module.size)).eval())
     content = io.BytesIO()  # where the disk is full, torch's own writer ends the process
     torch.jit.save(script, content, _extra_files={"metadata.json": json.dumps(entries)})

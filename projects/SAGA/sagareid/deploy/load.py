@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ __all__ = ["FINAL", "checkpoint_file", "load_model"]
 FINAL = "model_final"  # name of a finished run's checkpoint, without .pth
 
 
-def checkpoint_file(path: str | Path) -> Path:
+def checkpoint_file(path: str | os.PathLike) -> Path:
     """The .pth file of a path that may be the folder of a run: its final checkpoint.
 
     Raises:
@@ -36,7 +37,7 @@ def checkpoint_file(path: str | Path) -> Path:
     return final
 
 
-def load_model(path: str | Path, cfg: Any | None = None, device: str | None = None) -> tuple[Any, nn.Module]:
+def load_model(path: str | os.PathLike, cfg: Any | None = None, device: str | None = None) -> tuple[Any, nn.Module]:
     """Build the model of a checkpoint and load every weight of it.
 
     Args:
@@ -57,14 +58,16 @@ def load_model(path: str | Path, cfg: Any | None = None, device: str | None = No
     path = checkpoint_file(path)
     checkpoint = load_state(path)
     trained = trained_config(checkpoint, str(path))
-    if cfg is None and trained is None:
-        raise ValueError(
-            f"{path} does not hold its configuration, so only a command that is given one can use it: "
-            "tools/train_net.py --eval-only and tools/occlusion_study.py, or load_model(path, cfg) from Python"
-        )
-    if cfg is not None and trained is not None:
+    if cfg is None:
+        if trained is None:
+            raise ValueError(
+                f"{path} does not hold its configuration, so only a command that is given one can use it: "
+                "tools/train_net.py --eval-only and tools/occlusion_study.py, or load_model(path, cfg) from Python"
+            )
+        cfg = trained
+    elif trained is not None:
         check_agreement(trained, cfg, str(path))
-    cfg = (trained if cfg is None else cfg).clone()
+    cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.BACKBONE.PRETRAIN = False
     cfg.MODEL.CLIP.TEXT_TOWER = False

@@ -37,6 +37,7 @@ class Traced(nn.Module):
         super().__init__()
         self.module, self.attention, self.pixels, self.batch = module, attention, pixels or Pixels(), batch
         fixed = module.reads_cameras and camera is not None
+        self.camera: Tensor | None
         self.register_buffer("camera", torch.tensor([camera]) if fixed else None, persistent=False)
 
     @property

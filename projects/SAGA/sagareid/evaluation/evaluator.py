@@ -210,7 +210,8 @@ class SAGAEvaluator(DatasetEvaluator):
             )
         q = self.num_query
         transductive = [name for name in ("NFC", "AQE", "RERANK") if self.cfg.TEST[name].ENABLED]
-        results, table = OrderedDict(), []
+        results: OrderedDict[str, float] = OrderedDict()
+        table: list[list[str | float]] = []
         for name in self._rows(layout):
             distances = self.distances(name, features, layout)
             ranking = rank_in_blocks(distances, pids[:q], pids[q:], camids[:q], camids[q:], description=name)
@@ -322,8 +323,7 @@ def rank_in_blocks(
     if block is None:
         block = max(1, BLOCK_BYTES // (PAIR_BYTES * (num_gallery + padding)))
 
-    hits = np.zeros(MAX_RANK, np.int64)
-    ap, inp, nearest = [], [], []
+    blocks: list[_Block] = []
     with tqdm(total=num_query, desc=f"ranking {description}".strip(), unit="query", disable=None, leave=False) as bar:
         for start in range(0, num_query, block):
             stop = min(start + block, num_query)
@@ -334,13 +334,10 @@ def rank_in_blocks(
                     rows = rows[torch.from_numpy(use).to(rows.device)]
                 ids = (q_pids[start:stop][use], g_pids, q_camids[start:stop][use], g_camids)
                 rank = _rank_on_device if rows.is_cuda else _rank_on_cpu
-                block_hits, block_ap, block_inp, block_nearest = rank(rows, ids, padding, min(NEAREST, shortest))
-                hits += block_hits
-                ap.append(block_ap)
-                inp.append(block_inp)
-                nearest.append(block_nearest)
+                blocks.append(rank(rows, ids, padding, min(NEAREST, shortest)))
             bar.update(stop - start)
-    ap, inp, nearest = np.concatenate(ap), np.concatenate(inp), np.concatenate(nearest)
+    hits = sum((block[0] for block in blocks), np.zeros(MAX_RANK, np.int64))
+    ap, inp, nearest = (np.concatenate(column) for column in list(zip(*blocks))[1:])
     cmc = hits.astype(np.float32) / np.float32(len(ap))
     return Ranking(cmc, ap, inp, num_query - len(ap), np.flatnonzero(valid), nearest)
 
@@ -368,7 +365,8 @@ def _rank_on_device(distances: Tensor, ids: _Ids, padding: int, count: int) -> _
     """One block where the distances are. padding: `rank_block` needs none."""
     tensors = (torch.from_numpy(x).to(distances.device) for x in ids)
     ranked = rank_block(distances, *tensors, max_rank=MAX_RANK, count=count)
-    return tuple(x.cpu().numpy() for x in ranked)
+    hits, ap, inp, nearest = (x.cpu().numpy() for x in ranked)
+    return hits, ap, inp, nearest
 
 
 def _nearest(rows: np.ndarray, q_pids, g_pids, q_camids, g_camids, count: int) -> np.ndarray:

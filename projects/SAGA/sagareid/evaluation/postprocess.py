@@ -200,15 +200,15 @@ def reranked_rows(
         encoding = sparse.csr_matrix((mean, (rows, nearest[:, :count].ravel())), (n, n)) @ encoding
     query_code, gallery_code = encoding[:num_query].tocsr(), encoding[num_query:].tocsc()
 
-    def rows(start: int, stop: int) -> Tensor:
+    def distances(start: int, stop: int) -> Tensor:
         overlap = np.zeros((stop - start, len(gallery)), np.float32)
         for out, i in zip(overlap, range(start, stop)):
-            own = slice(*query_code.indptr[i : i + 2])
-            for j, mine in zip(query_code.indices[own], query_code.data[own]):
-                theirs = slice(*gallery_code.indptr[j : j + 2])
-                out[gallery_code.indices[theirs]] += np.minimum(mine, gallery_code.data[theirs])
+            neighbours = slice(*query_code.indptr[i : i + 2])
+            for j, own_weight in zip(query_code.indices[neighbours], query_code.data[neighbours]):
+                images = slice(*gallery_code.indptr[j : j + 2])
+                out[gallery_code.indices[images]] += np.minimum(own_weight, gallery_code.data[images])
         jaccard = torch.from_numpy(1 - overlap / (2 - overlap))
         plain = squared_distance(x[start:stop], x[num_query:]).div_(largest[start:stop, None]).cpu()
         return jaccard.mul_(1 - lambda_value).add_(plain, alpha=lambda_value)
 
-    return rows
+    return distances

@@ -87,7 +87,7 @@ def _anchors(model: Mapping[str, Tensor]) -> Tensor:
     )
     anchors.load_state_dict(own | {"anchors": anchors.anchors})
     anchors.refresh(text_encoder(model, "heads.text_encoder."))
-    return anchors.anchors
+    return anchors.get_buffer("anchors")
 
 
 def digest(state: Mapping[str, Tensor]) -> int:
@@ -95,7 +95,7 @@ def digest(state: Mapping[str, Tensor]) -> int:
     crc = 0
     for key in sorted(k for k in state if "text_" in k or "prompt_learner." in k):
         data = state[key].detach().contiguous().flatten().view(torch.uint8)
-        crc = zlib.crc32(data.numpy(), zlib.crc32(key.encode(), crc))
+        crc = zlib.crc32(data.numpy().data, zlib.crc32(key.encode(), crc))
     return crc
 
 

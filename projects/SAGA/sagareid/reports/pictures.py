@@ -125,8 +125,8 @@ def overlay(image: Image.Image, heat: Tensor) -> Image.Image:
     """The image with a (h, w) map over it, from the map's least value (dark) to its largest (bright)."""
     width, height = image.size
     heat = F.interpolate(heat[None, None].float(), size=(height, width), mode="bilinear", align_corners=False)[0, 0]
-    heat = ((heat - heat.min()) / (heat.max() - heat.min()).clamp(min=1e-12)).numpy()
-    colour = matplotlib.colormaps["inferno"](heat)[..., :3]
+    heat = (heat - heat.min()) / (heat.max() - heat.min()).clamp(min=1e-12)
+    colour = np.asarray(matplotlib.colormaps["inferno"](heat.numpy()))[..., :3]
     mixed = 0.45 * np.asarray(image.convert("RGB")) / 255 + 0.55 * colour
     return Image.fromarray((255 * mixed.clip(0, 1)).round().astype(np.uint8))
 

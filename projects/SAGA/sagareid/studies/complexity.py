@@ -36,7 +36,7 @@ class Complexity:
 
 def complexity(cfg, model: nn.Module) -> Complexity:
     """Measure a model in evaluation mode, as `load_model` gives it, on one image of INPUT.SIZE_TEST."""
-    images = torch.zeros(1, 3, *cfg.INPUT.SIZE_TEST, device=model.pixel_mean.device)
+    images = torch.zeros(1, 3, *cfg.INPUT.SIZE_TEST, device=model.get_buffer("pixel_mean").device)
     counter = count_flops(lambda: model({"images": images}))
     heads = getattr(model, "heads", None)
     of_heads = counter.get_flop_counts().get(f"{type(model).__name__}.heads", {})
