@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 
 from sagareid import __main__ as program
 from sagareid import cli
+from sagareid.engine.options import training_parser
 
 REPO = Path(__file__).resolve().parents[1]
 TOOLS = sorted(p.stem for p in REPO.glob("tools/*.py"))
@@ -120,6 +122,30 @@ def test_every_tool_is_a_command_of_the_program():
     assert all(f"\n  {name} " in program.usage() for name in program.modules())
 
 
+def parsers() -> dict[str, argparse.ArgumentParser]:
+    """Every command's parser, and those of its subcommands."""
+    found = {}
+    for name, module in program.modules().items():
+        command = importlib.import_module(module)
+        found[name] = training_parser() if name == "train" else command.argument_parser()
+        for action in found[name]._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                found |= {f"{name} {sub}": parser for sub, parser in action.choices.items()}
+    return found
+
+
+@pytest.mark.parametrize("name", sorted(parsers()))
+def test_every_option_says_what_it_does_and_its_default(name):
+    for action in parsers()[name]._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            continue
+        help = action.help or ""
+        assert len(help.partition("(default")[0].split()) > 1, f"{name} {action.dest}: {help!r} does not say what it is"
+        flag, listed = action.nargs == 0, isinstance(action, argparse._AppendAction)
+        if action.option_strings and not (flag or listed or action.required):
+            assert "default" in help, f"{name} {action.dest}: {help!r} does not say its default"
+
+
 def test_the_program_calls_the_command_under_its_own_name(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["/somewhere/bin/sagareid", "extract", "--help"])
     with pytest.raises(SystemExit) as end:
@@ -162,8 +188,6 @@ def test_torchrun_takes_no_option_of_a_tool_for_its_own(tool):
 
 
 def test_training_takes_every_option_of_fastreids_own():
-    from sagareid.engine.options import training_parser
-
     from fastreid.engine import default_argument_parser
 
     ours = {s: a for a in training_parser()._actions for s in a.option_strings}

@@ -29,6 +29,7 @@ __all__ = [
     "dataclass_of",
     "errors_in_one_line",
     "import_modules",
+    "option",
     "tool_parser",
 ]
 
@@ -37,6 +38,7 @@ class _Dataclass(Protocol):
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
 
+T = TypeVar("T")
 D = TypeVar("D", bound=_Dataclass)
 
 
@@ -91,15 +93,20 @@ def add_traceback_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def option(default: T, help: str) -> T:
+    """A dataclass field that `add_dataclass_arguments` makes an option of; `help` says what it is and its unit."""
+    return dataclasses.field(default=default, metadata={"help": help})
+
+
 def add_dataclass_arguments(parser: argparse.ArgumentParser, cls: type[_Dataclass], skip: Collection[str] = ()) -> None:
-    """One ``--option`` for each field of a dataclass whose fields all have defaults, with that default and its type."""
+    """One ``--option`` for each field of a dataclass, with the field's default, type and help (`option`)."""
     for field in dataclasses.fields(cls):
         if field.name not in skip:
             parser.add_argument(
                 f"--{field.name.replace('_', '-')}",
                 type=type(field.default),
                 default=field.default,
-                help="(default: %(default)s)",
+                help=f"{field.metadata['help']} (default: %(default)s)",
             )
 
 

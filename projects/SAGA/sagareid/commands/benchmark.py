@@ -18,13 +18,21 @@ from ..files import check_output, write_json
 
 def argument_parser() -> argparse.ArgumentParser:
     parser = tool_parser(__doc__)
-    parser.add_argument("--size", choices=tuple(SIZES), default="tiny", help="default: %(default)s")
-    parser.add_argument("--cases", nargs="+", choices=CASES, default=CASES, help="default: all")
-    parser.add_argument("--rounds", type=int, help="pairs of samples of a case (default: by size)")
-    parser.add_argument("--threads", type=int, help="of torch (default: torch's own choice)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda ... (default: %(default)s)")
-    parser.add_argument("--output", type=Path, help="write the measurements here, as JSON")
-    parser.add_argument("--smoke", action="store_true", help="run the code, not a measurement: tiny, in seconds")
+    parser.add_argument(
+        "--size", choices=tuple(SIZES), default="tiny", help="model and batch sizes to time (default: %(default)s)"
+    )
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=CASES, help="what to time (default: all)")
+    parser.add_argument("--rounds", type=int, help="pairs of timings of each case (default: by --size)")
+    parser.add_argument("--threads", type=int, help="PyTorch's CPU threads (default: PyTorch's own choice)")
+    parser.add_argument(
+        "--device",
+        default="auto",
+        help="device to compute on: auto (a GPU where there is one), cpu, cuda, cuda:1 ... (default: %(default)s)",
+    )
+    parser.add_argument("--output", type=Path, help="JSON file for the measurements (default: none)")
+    parser.add_argument(
+        "--smoke", action="store_true", help="run the code at a tiny size in seconds; its times mean nothing"
+    )
     return parser
 
 

@@ -18,14 +18,20 @@ from ..files import check_output, write_json
 def argument_parser() -> argparse.ArgumentParser:
     parser = tool_parser(__doc__)
     default = " ".join(map(str, RANKING_SIZES))
-    parser.add_argument("--sizes", nargs="+", metavar="QxG", help=f"queries x gallery images (default: {default})")
-    parser.add_argument("--width", type=int, default=2048, help="of a feature (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=2, help="pairs of samples (default: %(default)s)")
     parser.add_argument(
-        "--memory", type=float, default=6.0, metavar="GIB", help="leave FastReID out above (default: %(default)g)"
+        "--sizes", nargs="+", metavar="QxG", help=f"test set sizes, as queries x gallery images (default: {default})"
     )
-    parser.add_argument("--threads", type=int, help="of torch (default: torch's own choice)")
-    parser.add_argument("--output", type=Path, help="write the measurements here, as JSON")
+    parser.add_argument("--width", type=int, default=2048, help="numbers of a feature (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=2, help="pairs of timings of each size (default: %(default)s)")
+    parser.add_argument(
+        "--memory",
+        type=float,
+        default=6.0,
+        metavar="GIB",
+        help="FastReID's evaluator is left out where its matrices need more (default: %(default)g GiB)",
+    )
+    parser.add_argument("--threads", type=int, help="PyTorch's CPU threads (default: PyTorch's own choice)")
+    parser.add_argument("--output", type=Path, help="JSON file for the measurements (default: none)")
     return parser
 
 

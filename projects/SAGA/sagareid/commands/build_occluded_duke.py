@@ -17,19 +17,21 @@ from ..cli import errors_in_one_line, tool_parser
 
 def argument_parser() -> argparse.ArgumentParser:
     parser = tool_parser(__doc__)
-    parser.add_argument("source", help="folder with bounding_box_train, query and bounding_box_test")
-    parser.add_argument("lists", help="folder with train.list, query.list and gallery.list")
+    parser.add_argument("source", help="folder of DukeMTMC-reID: bounding_box_train, query and bounding_box_test")
+    parser.add_argument("lists", help="folder of the published lists: train.list, query.list and gallery.list")
     parser.add_argument(
-        "--root", default="datasets", help="folder of data sets, as FASTREID_DATASETS (default: %(default)s)"
+        "--root",
+        default="datasets",
+        help="folder of all data sets, what FASTREID_DATASETS names in training (default: %(default)s)",
     )
     mode = parser.add_mutually_exclusive_group()
     for name, text in (
-        ("copy", "copy the images (default)"),
-        ("link", "hard links: no space, and the originals may go"),
-        ("symlink", "symbolic links: no space, and the originals must stay"),
+        ("copy", "copy the images (this is the default)"),
+        ("link", "make hard links: they take no space, and the originals may be removed"),
+        ("symlink", "make symbolic links: they take no space, and the originals must stay"),
     ):
         mode.add_argument(f"--{name}", dest="mode", action="store_const", const=name, default="copy", help=text)
-    parser.add_argument("--any-size", action="store_true", help="take lists with other counts")
+    parser.add_argument("--any-size", action="store_true", help="accept lists whose counts are not the published ones")
     return parser
 
 

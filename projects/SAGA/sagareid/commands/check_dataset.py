@@ -20,13 +20,19 @@ from ..cli import add_import_argument, errors_in_one_line, import_modules, tool_
 
 def argument_parser() -> argparse.ArgumentParser:
     parser = tool_parser(__doc__)
-    parser.add_argument("name", metavar="NAME", help="data set, under FASTREID_DATASETS")
-    parser.add_argument("--config-file", help="where DATASETS.CUSTOM is")
-    parser.add_argument("--sheets", metavar="FOLDER", help="draw a contact sheet of each split there")
+    parser.add_argument(
+        "name", metavar="NAME", help="a registered data set under FASTREID_DATASETS, or one of DATASETS.CUSTOM"
+    )
+    parser.add_argument("--config-file", help="config file with DATASETS.CUSTOM (default: none)")
+    parser.add_argument(
+        "--sheets", metavar="FOLDER", help="folder for a contact sheet of each split (default: none is drawn)"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON with every problem instead of the table")
-    parser.add_argument("--workers", type=int, help="threads that read (default: one a core)")
+    parser.add_argument("--workers", type=int, help="threads that read images (default: one per CPU core)")
     add_import_argument(parser)
-    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config keys and their values")
+    parser.add_argument(
+        "opts", nargs="*", metavar="KEY VALUE", help="config keys and their values, on top of the config file"
+    )
     return parser
 
 

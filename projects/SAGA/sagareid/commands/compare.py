@@ -20,10 +20,25 @@ from ..files import check_output
 def argument_parser() -> argparse.ArgumentParser:
     parser = tool_parser(__doc__)
     parser.add_argument("words", nargs="+", metavar="CONFIG", help="config files, then KEY VALUE pairs for all of them")
-    parser.add_argument("--seeds", nargs="+", default=["0", "1", "2"], help="(default: 0 1 2)")
-    parser.add_argument("--output", type=Path, default=Path("logs/comparison"), help="folder (default: %(default)s)")
-    parser.add_argument("--rows", nargs="*", default=["refined"], help="rows beside the result's (default: refined)")
-    parser.add_argument("--num-gpus", default="1", help="of each run, one after the other (default: %(default)s)")
+    parser.add_argument(
+        "--seeds", nargs="+", default=["0", "1", "2"], help="seeds to train each config with (default: 0 1 2)"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("logs/comparison"),
+        help="folder of the runs and the table (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--rows",
+        nargs="*",
+        default=["refined"],
+        metavar="FEATURE",
+        help="features whose metrics are listed beside the result's (default: refined)",
+    )
+    parser.add_argument(
+        "--num-gpus", default="1", help="GPUs of each run; runs follow each other (default: %(default)s)"
+    )
     add_import_argument(parser)
     return parser
 

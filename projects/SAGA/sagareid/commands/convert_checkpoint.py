@@ -16,14 +16,28 @@ from ..files import check_output
 
 def argument_parser() -> argparse.ArgumentParser:
     parser = tool_parser(__doc__)
-    parser.add_argument("input")
-    parser.add_argument("output")
-    parser.add_argument("--to", choices=("ours", "published"), help="default: the other side of what INPUT is")
-    parser.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="adapt to this input size")
-    parser.add_argument("--stride", type=int, help="adapt to this patch stride")
-    parser.add_argument("--from-size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="what INPUT was made for")
-    parser.add_argument("--from-stride", type=int, help="what INPUT was made for")
-    parser.add_argument("--head", choices=("cls", "prompts"), help="head for a file of SAGA-ReID's first two stages")
+    parser.add_argument("input", help="checkpoint to read")
+    parser.add_argument("output", help="checkpoint to write")
+    parser.add_argument(
+        "--to",
+        choices=("ours", "published"),
+        help="layout to write (default: published for a file of ours, ours for any other)",
+    )
+    parser.add_argument(
+        "--size",
+        type=int,
+        nargs=2,
+        metavar=("HEIGHT", "WIDTH"),
+        help="image size in pixels to adapt to (default: INPUT's)",
+    )
+    parser.add_argument("--stride", type=int, help="patch stride in pixels to adapt to (default: INPUT's)")
+    parser.add_argument(
+        "--from-size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="image size of INPUT (default: found)"
+    )
+    parser.add_argument("--from-stride", type=int, help="patch stride of INPUT (default: found)")
+    parser.add_argument(
+        "--head", choices=("cls", "prompts"), help="head of a file of SAGA-ReID's first two stages (default: found)"
+    )
     return parser
 
 

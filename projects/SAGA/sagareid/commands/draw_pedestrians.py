@@ -19,11 +19,15 @@ from ..synthetic.options import Spec
 def argument_parser() -> argparse.ArgumentParser:
     parser = tool_parser(__doc__)
     parser.add_argument(
-        "--root", default="datasets", help="folder of data sets, as FASTREID_DATASETS (default: %(default)s)"
+        "--root",
+        default="datasets",
+        help="folder of all data sets, what FASTREID_DATASETS names in training (default: %(default)s)",
     )
-    parser.add_argument("--workers", type=int, help="processes (default: one per core where that pays)")
-    parser.add_argument("--force", action="store_true", help="replace a data set that is there")
-    parser.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="pixels (default: 96 48)")
+    parser.add_argument("--workers", type=int, help="processes that draw (default: one per CPU core where that pays)")
+    parser.add_argument("--force", action="store_true", help="replace a data set that is there already")
+    parser.add_argument(
+        "--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="image size in pixels (default: 96 48)"
+    )
     add_dataclass_arguments(parser, Spec, skip=("height", "width"))  # --size sets both
     return parser
 

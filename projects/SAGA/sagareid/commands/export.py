@@ -19,29 +19,46 @@ from ..files import file_hash
 
 def argument_parser() -> argparse.ArgumentParser:
     parser = tool_parser(__doc__)
-    parser.add_argument("run", type=Path, help="folder of a run, or a .pth checkpoint")
+    parser.add_argument("run", type=Path, help="folder of a finished run, or a .pth checkpoint")
     parser.add_argument("-o", "--output", type=Path, required=True, help="file to write")
     parser.add_argument(
         "--for",
         dest="target",
         default="generic",
         metavar="TARGET",
-        help=f"the consumer: {', '.join(TARGETS)}, or your own by --import (default: %(default)s)",
+        help=f"program that reads the file: {', '.join(TARGETS)}, or your own by --import (default: %(default)s)",
     )
-    parser.add_argument("--format", choices=tuple(FORMATS), help="default: by the suffix (.onnx, .pt, .pt2)")
-    parser.add_argument("--variant", choices=tuple(TOLERANCE), default="float32", help="default: %(default)s")
-    parser.add_argument("--feature", default="auto", help="row of the evaluation (default: the run's result)")
     parser.add_argument(
-        "--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="of the images it takes (default: the run's)"
+        "--format", choices=tuple(FORMATS), help="format of the file (default: by the suffix .onnx, .pt or .pt2)"
     )
-    parser.add_argument("--attention", action="store_true", help="a second output: the anchors' attention")
     parser.add_argument(
-        "--camera", help="the training camera that all images come from (default: unknown, or an input)"
+        "--variant",
+        choices=tuple(TOLERANCE),
+        default="float32",
+        help="number type of the weights (default: %(default)s)",
     )
-    parser.add_argument("--batch", type=int, help="the one batch size that the file takes (default: any)")
-    parser.add_argument("--evaluate", metavar="DATASET", help="rank this test set with PyTorch and with the file")
     parser.add_argument(
-        "--batch-sizes", type=int, nargs="*", default=[1, 8, 32], help="of the latency table; none: no table"
+        "--feature",
+        default="auto",
+        help="feature of the evaluation to export: refined, cls ... (default: the run's result)",
+    )
+    parser.add_argument(
+        "--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="input size in pixels (default: the run's)"
+    )
+    parser.add_argument("--attention", action="store_true", help="add the anchors' attention as a second output")
+    parser.add_argument(
+        "--camera", help="training camera that all images come from (default: unknown, or an input of the file)"
+    )
+    parser.add_argument("--batch", type=int, help="the only batch size that the file takes, in images (default: any)")
+    parser.add_argument(
+        "--evaluate", metavar="DATASET", help="test set to rank with PyTorch and with the file (default: none)"
+    )
+    parser.add_argument(
+        "--batch-sizes",
+        type=int,
+        nargs="*",
+        default=[1, 8, 32],
+        help="batch sizes of the latency table; without a number no table (default: 1 8 32)",
     )
     add_import_argument(parser)
     return parser

@@ -23,24 +23,42 @@ from ..files import check_output
 
 def argument_parser() -> argparse.ArgumentParser:
     parser = tool_parser(__doc__)
-    parser.add_argument("folder", type=Path, help="images, in subfolders too")
+    parser.add_argument("folder", type=Path, help="folder of images, searched with its subfolders")
     # --run, its earlier name, cannot stand behind torchrun, which takes it for its own --run-path
     parser.add_argument(
-        "--checkpoint", "--run", type=Path, required=True, help="folder of a run, or a .pth file of one"
+        "--checkpoint", "--run", type=Path, required=True, help="folder of a finished run, or a .pth checkpoint"
     )
     parser.add_argument(
-        "-o", "--output", type=Path, required=True, help=".npz, .parquet, or a folder of Parquet shards"
+        "-o", "--output", type=Path, required=True, help=".npz or .parquet file, or a folder for Parquet shards"
     )
-    parser.add_argument("--feature", default="auto", help="row of the evaluation (default: the run's result)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: %(default)s)")
-    parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16 (default: %(default)s)")
-    parser.add_argument("--batch-size", type=int, default=64, help="default: %(default)s")
+    parser.add_argument(
+        "--feature",
+        default="auto",
+        help="feature of the evaluation to extract: refined, cls ... (default: the run's result)",
+    )
+    parser.add_argument(
+        "--device",
+        default="auto",
+        help="device to compute on: auto (a GPU where there is one), cpu, cuda, cuda:1 ... (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--dtype",
+        default="auto",
+        help="number type to compute in: float32, bfloat16, float16, or auto, which is float32 on a CPU and bfloat16 "
+        "on a GPU that has it (default: %(default)s)",
+    )
+    parser.add_argument("--batch-size", type=int, default=64, help="images per batch (default: %(default)s)")
     workers = min(4, max(1, (os.cpu_count() or 1) - 1))
     parser.add_argument(
-        "--workers", type=int, default=workers, help="processes that decode (default here: %(default)s)"
+        "--workers",
+        type=int,
+        default=workers,
+        help="processes that decode images (default on this machine: %(default)s)",
     )
-    parser.add_argument("--shard-size", type=int, default=4096, help="images of a shard (default: %(default)s)")
-    parser.add_argument("--overwrite", action="store_true", help="discard an output of other images or weights")
+    parser.add_argument("--shard-size", type=int, default=4096, help="images per Parquet shard (default: %(default)s)")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace an output that was made from other images or weights"
+    )
     add_import_argument(parser)
     return parser
 

@@ -22,13 +22,25 @@ from ..files import check_output
 
 def argument_parser() -> argparse.ArgumentParser:
     parser = tool_parser(__doc__)
-    parser.add_argument("-o", "--output", type=Path, required=True, help="folder of results.json, table.md and log.txt")
-    parser.add_argument("--steps", default=",".join(GPU_STEPS), help="names with commas between (default: %(default)s)")
     parser.add_argument(
-        "--budget", type=float, default=570.0, metavar="SECONDS", help="for all steps (default: %(default)g)"
+        "-o", "--output", type=Path, required=True, help="folder for results.json, table.md and log.txt"
     )
-    parser.add_argument("--device", default="cuda", help="cuda, or cpu for a dry run (default: %(default)s)")
-    parser.add_argument("--size", choices=tuple(SCALES), default="full", help="default: %(default)s")
+    parser.add_argument(
+        "--steps", default=",".join(GPU_STEPS), help="steps to do, separated by commas (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--budget",
+        type=float,
+        default=570.0,
+        metavar="SECONDS",
+        help="time for all steps; those that do not fit are left out (default: %(default)g)",
+    )
+    parser.add_argument(
+        "--device", default="cuda", help="device to check: cuda, or cpu for a dry run (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--size", choices=tuple(SCALES), default="full", help="size of models and data (default: %(default)s)"
+    )
     return parser
 
 

@@ -23,18 +23,26 @@ from ..studies.options import OCCLUDE, Options
 
 def argument_parser() -> argparse.ArgumentParser:
     parser = tool_parser(__doc__)
-    parser.add_argument("--config-file", help="its test set, and its trained result where --weights names none")
+    parser.add_argument(
+        "--config-file",
+        help="config of the test set, and of the trained run where --weights names none (default: none)",
+    )
     parser.add_argument(
         "--weights",
         nargs="+",
         default=[],
         metavar="[NAME=]PATH",
-        help="folders of runs, or .pth files; several of one NAME are seeds, averaged query by query",
+        help="folders of finished runs, or .pth checkpoints; several of one NAME are seeds, averaged query by query "
+        "(default: the run of --config-file)",
     )
     parser.add_argument("--dataset", help="test set (default: the first of the config, or of the first model)")
-    parser.add_argument("--reference", help="the model that differences are taken to (default: the last)")
+    parser.add_argument("--reference", help="NAME of the model that the others are compared with (default: the last)")
     parser.add_argument(
-        "--conditions", nargs="+", choices=occluders.CONDITIONS, default=Options.conditions, help="default: all"
+        "--conditions",
+        nargs="+",
+        choices=occluders.CONDITIONS,
+        default=Options.conditions,
+        help="kinds of occlusion (default: all)",
     )
     parser.add_argument(
         "--levels",
@@ -42,35 +50,63 @@ def argument_parser() -> argparse.ArgumentParser:
         type=float,
         default=[100 * level for level in Options.levels],
         metavar="PERCENT",
-        help="of the visible person (default: %(default)s)",
+        help="shares of the visible person to hide, in percent (default: %(default)s)",
     )
-    parser.add_argument("--occlude", choices=OCCLUDE, default=Options.occlude, help="default: %(default)s")
-    parser.add_argument("--shapes", nargs="+", choices=occluders.SHAPES, default=Options.shapes, help="default: all")
-    parser.add_argument("--fill", choices=occluders.FILLS, default=Options.fill, help="default: %(default)s")
+    parser.add_argument(
+        "--occlude", choices=OCCLUDE, default=Options.occlude, help="images to occlude (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--shapes", nargs="+", choices=occluders.SHAPES, default=Options.shapes, help="shapes of masks (default: all)"
+    )
+    parser.add_argument(
+        "--fill",
+        choices=occluders.FILLS,
+        default=Options.fill,
+        help="what masks are filled with (default: %(default)s)",
+    )
     parser.add_argument(
         "--distractors",
         default=Options.distractors,
         metavar="SOURCE",
-        help="whose people are pasted: train, or a data set's name (default: the data set's own choice)",
+        help="where pasted people come from: train, or a data set's name (default: the test set's own choice)",
     )
     parser.add_argument(
         "--feature",
         nargs="+",
         default=Options.features,
-        metavar="ROW",
-        help="rows to report: auto (each model's own result), refined, cls, fusion ...",
+        metavar="FEATURE",
+        help="features to rank by: auto (the one that each model's config names), refined, cls, fusion ... "
+        "(default: auto)",
     )
-    parser.add_argument("--bootstrap", type=int, default=Options.resamples, help="resamples (default: %(default)s)")
     parser.add_argument(
-        "--seed", type=int, default=Options.seed, help="of the occlusions and resamples (default: %(default)s)"
+        "--bootstrap",
+        type=int,
+        default=Options.resamples,
+        help="bootstrap resamples of the intervals (default: %(default)s)",
     )
-    parser.add_argument("--samples", type=int, default=SAMPLES, help="queries on the page (default: %(default)s)")
-    parser.add_argument("--output", type=Path, help="folder (default: logs/occlusion_study/DATASET)")
-    parser.add_argument("--resume", action="store_true", help="keep what the folder holds already")
-    parser.add_argument("--workers", type=int, help="processes that read images (default: the config's)")
-    parser.add_argument("--device", help="cpu or cuda (default: the models')")
+    parser.add_argument(
+        "--seed", type=int, default=Options.seed, help="seed of occlusions and resamples (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--samples", type=int, default=SAMPLES, help="sample queries on the page (default: %(default)s)"
+    )
+    parser.add_argument("--output", type=Path, help="folder for the results (default: logs/occlusion_study/DATASET)")
+    parser.add_argument(
+        "--resume", action="store_true", help="keep the results that the folder holds already, and measure the rest"
+    )
+    parser.add_argument(
+        "--workers", type=int, help="processes that read images (default: DATALOADER.NUM_WORKERS of the config)"
+    )
+    parser.add_argument(
+        "--device", help="device to compute on: auto, cpu, cuda ... (default: the one in each model's config)"
+    )
     add_import_argument(parser)
-    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="keys of the config file")
+    parser.add_argument(
+        "opts",
+        nargs=argparse.REMAINDER,
+        metavar="KEY VALUE",
+        help="config keys and their values, on top of the config file",
+    )
     return parser
 
 

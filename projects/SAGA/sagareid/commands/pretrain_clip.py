@@ -22,13 +22,18 @@ ASSETS = Path(__file__).resolve().parent.parent / "assets" / "clip"
 def argument_parser() -> argparse.ArgumentParser:
     parser = tool_parser(__doc__)
     parser.add_argument(
-        "--model", type=Path, default=ASSETS / "ViT-XS-8-pedestrians.json", help="open_clip configuration"
+        "--model",
+        type=Path,
+        default=ASSETS / "ViT-XS-8-pedestrians.json",
+        help="open_clip configuration (default: the embedded one)",
     )
-    parser.add_argument("--output", type=Path, default=Path("output/pretrain_clip"), help="(default: %(default)s)")
+    parser.add_argument(
+        "--output", type=Path, default=Path("output/pretrain_clip"), help="folder to write (default: %(default)s)"
+    )
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --output")
     parser.add_argument("--install", action="store_true", help="copy weights and metrics beside the configuration")
     # Sums depend on their order, hence weights on the number of threads: those that ship were made with one.
-    parser.add_argument("--threads", type=int, default=1, help="torch threads (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=1, help="PyTorch's CPU threads (default: %(default)s)")
     add_dataclass_arguments(parser, PretrainConfig)
     return parser
 

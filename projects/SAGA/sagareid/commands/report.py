@@ -19,17 +19,26 @@ from ..reports.options import LISTS, REPORT
 def argument_parser() -> argparse.ArgumentParser:
     parser = tool_parser(__doc__)
     parser.add_argument("run", type=Path, help="folder of a run, or of one of its stages")
-    parser.add_argument("-o", "--output", type=Path, help=f"default: RUN/{REPORT}")
+    parser.add_argument("-o", "--output", type=Path, help=f"page to write (default: RUN/{REPORT})")
     parser.add_argument(
         "--lists", choices=LISTS, default=LISTS[0], help="stages with ranked lists and attention (default: %(default)s)"
     )
     parser.add_argument("--dataset", default="", help="test set of the ranked lists (default: the first of the run)")
     parser.add_argument(
-        "--queries", type=int, default=3, help="best, around the median, worst: so many of each (default: %(default)s)"
+        "--queries",
+        type=int,
+        default=3,
+        help="queries to show of the best, of those around the median and of the worst (default: %(default)s of each)",
     )
-    parser.add_argument("--device", help="cpu or cuda (default: the run's)")
     parser.add_argument(
-        "--study", nargs="+", default=[], metavar="FOLDER", help="of occlusion studies, beside those found in RUN"
+        "--device", help="device to compute on: auto, cpu, cuda ... (default: the one in the run's config)"
+    )
+    parser.add_argument(
+        "--study",
+        nargs="+",
+        default=[],
+        metavar="FOLDER",
+        help="folders of occlusion studies to show (default: those found in RUN)",
     )
     add_import_argument(parser)
     return parser

@@ -24,29 +24,51 @@ def argument_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
 
     build = commands.add_parser("build", help="make an index of features")
-    build.add_argument("features", type=Path, help=".npz, .parquet or folder of shards")
-    build.add_argument("-o", "--output", type=Path, required=True, help="folder of the index")
-    build.add_argument("--index", choices=("auto", *KINDS), default="auto", help="default: by size and --memory")
+    build.add_argument("features", type=Path, help="extracted features: .npz, .parquet or a folder of shards")
+    build.add_argument("-o", "--output", type=Path, required=True, help="folder to write the index to")
     build.add_argument(
-        "--memory", type=float, default=4.0, metavar="GIB", help="what it may take (default: %(default)s)"
+        "--index",
+        choices=("auto", *KINDS),
+        default="auto",
+        help="kind of index (default: auto, by the number of images and --memory)",
+    )
+    build.add_argument(
+        "--memory",
+        type=float,
+        default=4.0,
+        metavar="GIB",
+        help="memory that the index may take in a search (default: %(default)g GiB)",
     )
 
     add = commands.add_parser("add", help="append features to an index")
-    add.add_argument("index", type=Path)
-    add.add_argument("features", type=Path)
+    add.add_argument("index", type=Path, help="folder of the index")
+    add.add_argument("features", type=Path, help="extracted features: .npz, .parquet or a folder of shards")
 
     query = commands.add_parser("query", help="ranked lists of images or of features")
-    query.add_argument("index", type=Path)
+    query.add_argument("index", type=Path, help="folder of the index")
     query.add_argument("images", type=Path, nargs="*", help="query images, or folders of them; needs --checkpoint")
     query.add_argument(
-        "--checkpoint", "--run", type=Path, help="the model of the gallery: folder of a run, or a .pth file of one"
+        "--checkpoint",
+        "--run",
+        type=Path,
+        help="model that extracted the gallery: folder of a finished run, or a .pth checkpoint (default: none)",
     )
-    query.add_argument("--features", type=Path, help="queries as extracted features")
-    query.add_argument("--device", default="auto", help="for --checkpoint (default: %(default)s)")
-    query.add_argument("-k", type=int, default=10, help="matches a query (default: %(default)s)")
-    query.add_argument("--effort", type=int, help="cells (ivfpq) or candidates (hnsw) looked at: slower, fewer misses")
-    query.add_argument("-o", "--output", type=Path, help="write .json or .csv (default: a table on the screen)")
-    query.add_argument("--picture", type=Path, help="draw the ranked lists")
+    query.add_argument(
+        "--features", type=Path, help="extracted features of the queries, instead of images (default: none)"
+    )
+    query.add_argument(
+        "--device", default="auto", help="device of --checkpoint: auto, cpu, cuda ... (default: %(default)s)"
+    )
+    query.add_argument("-k", type=int, default=10, help="matches per query (default: %(default)s)")
+    query.add_argument(
+        "--effort",
+        type=int,
+        help="cells (ivfpq) or candidates (hnsw) to look at: more are slower and miss less (default: the index's)",
+    )
+    query.add_argument(
+        "-o", "--output", type=Path, help=".json or .csv file for the matches (default: a table on the screen)"
+    )
+    query.add_argument("--picture", type=Path, help="picture of the ranked lists to write (default: none)")
     add_import_argument(query)
     for command in (build, add, query):
         add_traceback_argument(command)

@@ -24,32 +24,44 @@ from ..studies.options import Occlusion
 
 def argument_parser() -> argparse.ArgumentParser:
     parser = tool_parser(__doc__)
-    parser.add_argument("runs", nargs="+", metavar="[NAME=]RUN", help="folder of a run, or a .pth checkpoint")
+    parser.add_argument("runs", nargs="+", metavar="[NAME=]RUN", help="folder of a finished run, or a .pth checkpoint")
     parser.add_argument(
         "-o",
         "--output",
         type=Path,
-        help=".png, .svg, .pdf or .html (default: ranked_lists.png or attention.png in the last RUN)",
+        help=".png, .svg, .pdf or .html file to write (default: ranked_lists.png or attention.png in the last RUN)",
     )
-    parser.add_argument("--dataset", default="", help="test set (default: the first of the first run)")
+    parser.add_argument(
+        "--dataset", default="", help="test set of the ranked lists (default: the first of the first run)"
+    )
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--queries", type=int, default=8, help="queries of the test set (default: %(default)s)")
-    what.add_argument("--images", nargs="+", metavar="PATH", help="show attention over these, and no ranked lists")
+    what.add_argument("--queries", type=int, default=8, help="queries of the test set to draw (default: %(default)s)")
+    what.add_argument(
+        "--images",
+        nargs="+",
+        metavar="PATH",
+        help="images to draw attention over, instead of ranked lists (default: none)",
+    )
     parser.add_argument(
         "--anchors",
-        help="all, top:N, or words of their phrases or numbers, by commas (default: top:2; all with --images)",
+        help="anchors to draw: all, top:N, or their numbers or words of their phrases, separated by commas (default: "
+        "top:2; all with --images)",
+    )
+    parser.add_argument(
+        "--length", type=int, default=LENGTH, help="gallery images per ranked list (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--device", help="device to compute on: auto, cpu, cuda ... (default: the one in each run's config)"
     )
     parser.add_argument(
         "--hide",
         type=float,
         metavar="PERCENT",
-        help="hide this share of every query's person, as the occlusion study does",
+        help="share of every query's person to hide, in percent, as the occlusion study does (default: none)",
     )
     parser.add_argument(
-        "--condition", choices=CONDITIONS, default="distractor", help="what hides it (default: %(default)s)"
+        "--condition", choices=CONDITIONS, default="distractor", help="what hides the person (default: %(default)s)"
     )
-    parser.add_argument("--length", type=int, default=LENGTH, help="images of a list (default: %(default)s)")
-    parser.add_argument("--device", help="cpu or cuda (default: each run's)")
     add_import_argument(parser)
     return parser
 

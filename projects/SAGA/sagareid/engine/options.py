@@ -14,10 +14,21 @@ AUTO = "auto"  # --dist-url: a free port of this machine
 def training_parser(description: str | None = None) -> argparse.ArgumentParser:
     """FastReID's options (its `default_argument_parser`), with --stage, --import, --dist-timeout and --traceback."""
     parser = tool_parser(description)
-    parser.add_argument("--config-file", default="", metavar="FILE", help="a file, or one that ships: configs/SAGA/...")
-    parser.add_argument("--resume", action="store_true", help="skip what is finished, go on inside what is not")
-    parser.add_argument("--eval-only", action="store_true", help="evaluate the last stage's result, or MODEL.WEIGHTS")
-    parser.add_argument("--stage", metavar="NAME", help="run only this stage of the config, or several: A,B")
+    parser.add_argument(
+        "--config-file",
+        default="",
+        metavar="FILE",
+        help="config file, or the name of one that ships: configs/SAGA/... (default: none, every key at its default)",
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="skip finished stages, and go on inside the unfinished one"
+    )
+    parser.add_argument(
+        "--eval-only", action="store_true", help="evaluate only: the last stage's result, or MODEL.WEIGHTS"
+    )
+    parser.add_argument(
+        "--stage", metavar="NAME", help="train only this stage of the config, or several: A,B (default: all)"
+    )
     parser.add_argument(
         "--num-gpus",
         type=int,
@@ -27,8 +38,10 @@ def training_parser(description: str | None = None) -> argparse.ArgumentParser:
             "%(default)s)"
         ),
     )
-    parser.add_argument("--num-machines", type=int, default=1, help="(default: %(default)s)")
-    parser.add_argument("--machine-rank", type=int, default=0, help="of this machine, from 0 (default: %(default)s)")
+    parser.add_argument("--num-machines", type=int, default=1, help="machines of this run (default: %(default)s)")
+    parser.add_argument(
+        "--machine-rank", type=int, default=0, help="number of this machine, from 0 (default: %(default)s)"
+    )
     parser.add_argument(
         "--dist-url",
         default=AUTO,
@@ -39,11 +52,14 @@ def training_parser(description: str | None = None) -> argparse.ArgumentParser:
         type=float,
         default=1800.0,
         metavar="SECONDS",
-        help="how long a process waits for another that is silent; more than the evaluation's ranking, which one "
-        "process does (default: %(default)g)",
+        help="time that a process waits for a silent one; longer than the evaluation's ranking, which one process does "
+        "(default: %(default)g)",
     )
     add_import_argument(parser)
     parser.add_argument(
-        "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="keys of the config and their values"
+        "opts",
+        nargs=argparse.REMAINDER,
+        metavar="KEY VALUE",
+        help="config keys and their values, on top of the config file",
     )
     return parser

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from ..cli import option
 from .scene import DEFAULT_SIZE
 
 __all__ = ["PretrainConfig", "Spec"]
@@ -20,18 +21,18 @@ class Spec:
     validation one per camera in the gallery and `queries` more, from different cameras, as queries.
     """
 
-    seed: int = 0
-    train_ids: int = 400
-    test_ids: int = 300
-    validation_ids: int = 100
-    cameras: int = 6
-    train_shots: int = 2
-    queries: int = 2
-    gallery_distractors: int = 200
-    cutouts: int = 100
-    height: int = DEFAULT_SIZE[0]
-    width: int = DEFAULT_SIZE[1]
-    occluded: float = 0.2
+    seed: int = option(0, "seed of everything that is drawn at random")
+    train_ids: int = option(400, "identities of the training set")
+    test_ids: int = option(300, "identities of the test set")
+    validation_ids: int = option(100, "identities of the validation set")
+    cameras: int = option(6, "number of cameras")
+    train_shots: int = option(2, "training images per identity and camera")
+    queries: int = option(2, "query images per identity, each from another camera")
+    gallery_distractors: int = option(200, "gallery images that match no query")
+    cutouts: int = option(100, "people cut out for the occlusion study, who are in no split")
+    height: int = option(DEFAULT_SIZE[0], "image height in pixels")
+    width: int = option(DEFAULT_SIZE[1], "image width in pixels")
+    occluded: float = option(0.2, "share of the images in which something stands before the person, 0 to 1")
 
     def __post_init__(self) -> None:
         for name, least in (
@@ -67,19 +68,19 @@ class PretrainConfig:
     steps, which doubles the rate and costs little.
     """
 
-    seed: int = 0
-    people: int = 40_000
-    steps: int = 450
-    batch: int = 192
-    lr: float = 1.5e-3
-    weight_decay: float = 0.05
-    warmup: float = 0.06
-    patch_drop: float = 0.5
-    drop_until: float = 0.8
-    initial_logit_scale: float = 20.0
-    eval_people: int = 1000
-    probe_people: int = 4000
-    workers: int = 2
+    seed: int = option(0, "seed of images, captions and weights")
+    people: int = option(40_000, "people drawn for training, one image each")
+    steps: int = option(450, "optimizer steps")
+    batch: int = option(192, "images per step")
+    lr: float = option(1.5e-3, "largest learning rate")
+    weight_decay: float = option(0.05, "weight decay of AdamW")
+    warmup: float = option(0.06, "share of the steps in which the learning rate rises, 0 to 1")
+    patch_drop: float = option(0.5, "share of the patches that are left out at random, 0 to 1")
+    drop_until: float = option(0.8, "share of the steps in which patches are left out, 0 to 1")
+    initial_logit_scale: float = option(20.0, "initial factor of the cosines in the contrastive loss")
+    eval_people: int = option(1000, "people drawn to measure retrieval of captions")
+    probe_people: int = option(4000, "people drawn for the attribute probes")
+    workers: int = option(2, "processes that draw images")
 
     def __post_init__(self) -> None:
         if self.batch > self.people:
