@@ -24,6 +24,7 @@ def smoke(call_tool, tmp_path_factory):
     return json.loads(output.read_text()), printed.getvalue()
 
 
+@pytest.mark.slow
 def test_every_case_is_compared_with_an_equal_computation(smoke):
     measured = smoke[0]["cases"]
     assert [c["case"] for c in measured] == ["prompts", "backbone", "anchors_cached", "anchors_live", "extraction"]
@@ -35,6 +36,7 @@ def test_every_case_is_compared_with_an_equal_computation(smoke):
         assert case["images_per_second"] == pytest.approx(case["images"] / case["ours_seconds"])
 
 
+@pytest.mark.slow
 def test_the_file_holds_machine_peak_tower_bfloat16_and_loading(smoke):
     result = smoke[0]
     assert {"cpu", "cores", "threads", "openmp", "bfloat16_instructions", "torch", "python", "device"} <= result[
@@ -56,6 +58,7 @@ def test_the_file_holds_machine_peak_tower_bfloat16_and_loading(smoke):
     assert result["peak_memory_mib"] > 0
 
 
+@pytest.mark.slow
 def test_the_table_names_command_machine_date_and_targets(smoke):
     result, printed = smoke
     for text in (

@@ -10,6 +10,7 @@ from sagareid.benchmarks import ranking as benchmark
 from sagareid.benchmarks.options import RankingSize
 
 
+@pytest.mark.slow
 def test_both_ways_in_fresh_processes(run_tool, tmp_path):
     output = tmp_path / "made" / "ranking.json"
     words = ("--sizes", "30x400", "--width", 64, "--rounds", 1, "--output", output)

@@ -90,6 +90,7 @@ for registry, names in (
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "first",
     [
@@ -107,6 +108,7 @@ def test_fastreid_has_our_parts_whatever_is_imported_first(first):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_names_of_the_package_are_there_when_asked_for():
     done = run_python(
         "import sagareid\nassert all(getattr(sagareid, n) is not None for n in sagareid.__all__)\nsagareid.nothing"

@@ -30,6 +30,7 @@ def run(call_tool, monkeypatch, repo, tmp_path):
     return call
 
 
+@pytest.mark.slow
 def test_two_heads_two_seeds(run, tmp_path, capsys):
     words = ("configs/study/cls.yml", "configs/study/patch_mean.yml", "--seeds", "0", "1")
     assert run(*words) == 0
@@ -57,6 +58,7 @@ def test_two_heads_two_seeds(run, tmp_path, capsys):
     assert json.loads((tmp_path / "out" / "comparison.json").read_text()) == found
 
 
+@pytest.mark.slow
 def test_a_failed_run_is_reported_and_tried_again(run, tmp_path, capsys, monkeypatch):
     from sagareid.engine.trainer import SAGATrainer
 

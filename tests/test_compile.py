@@ -75,6 +75,7 @@ def _compare(cfg, eager, batches) -> None:
 
 
 # torch.compile leaves the GRU of SequentialHead as it is
+@pytest.mark.slow
 @pytest.mark.parametrize("head", sorted(set(models.own_heads()) - {"SequentialHead"}))
 def test_a_step_is_one_graph_and_equals_the_eager_one(head, traced):
     """A break is a place where the host waits for the device, and the end of a CUDA graph. The second batch has another
@@ -90,11 +91,13 @@ def test_a_step_is_one_graph_and_equals_the_eager_one(head, traced):
         compiled(batches[1])
 
 
+@pytest.mark.slow
 def test_the_image_tower_is_of_the_same_graph(traced):
     cfg, model = _model("CLSHead")
     _compare(cfg, model, [models.model_batch("cpu")])
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_compiled_kernels_give_the_eager_values():
     cfg, model = _model("PatchPoolHead", "MODEL.LOSSES.NAME", ("CrossEntropyLoss",))  # few kernels to build
@@ -128,6 +131,7 @@ def test_what_cannot_compile_is_refused(monkeypatch):
         check_config(cfg)
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_a_compiled_extractor_gives_the_features_of_the_eager_one(tiny_run, monkeypatch):
     """Full batches are compiled, once; the last one, which is smaller, is not."""

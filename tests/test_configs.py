@@ -78,6 +78,7 @@ def test_every_parameter_that_trains_gets_a_gradient_in_its_stage(path):
         assert any(p.requires_grad for p in model.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ABLATIONS, ids=lambda p: p.stem)
 def test_an_ablation_trains_resumes_and_evaluates(path, train_net, tmp_path):
     """Every option in training (all its stages), resuming (a finished run is recognised), and evaluation alone."""
@@ -109,6 +110,7 @@ def test_clip_reid_plans(path):
     assert backbone.cfg.SOLVER.STEPS == [30, 50] and backbone.cfg.MODEL.HEADS.TRAIN_PROJ
 
 
+@pytest.mark.slow
 def test_clip_reid_trains_all_its_losses(train_net, tmp_path):
     run = ["--config-file", CLIPREID[0], *TINY, "OUTPUT_DIR", tmp_path]
     assert train_net(*run) == 0
@@ -133,6 +135,7 @@ def test_the_baselines_are_there():
     assert {p.stem for p in BASELINES} == {"bagtricks_R50", "AGW_R50", "sbs_R50", "mgn_R50-ibn", "bagtricks_vit"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", BASELINES, ids=lambda p: p.stem)
 def test_a_baseline_trains_and_evaluates(path, train_net, tmp_path):
     size = ["MODEL.BACKBONE.DEPTH", "small"] if "vit" in path.stem else []
@@ -148,6 +151,7 @@ def test_a_baseline_without_its_weights_says_which_file(train_net, tmp_path, cap
     assert "jx_vit_base_p16_224-80ecf9dd.pth" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_baseline_learns(train_net, tmp_path):
     """Not a matter of course: as installed, FastReID 1.4.0 changes no weight on PyTorch 2, without a word."""
     path = next(p for p in BASELINES if p.stem == "bagtricks_R50")

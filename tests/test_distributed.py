@@ -112,6 +112,7 @@ def assert_close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tenso
 # ---- the same as one process ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage, processes", PAIRS)
 def test_training_equals_one_process_on_the_same_batches(stage, processes, runs):
     """Fails without the shared batches, the gathered losses or the neck's statistics of the whole batch."""
@@ -129,6 +130,7 @@ def test_loader_workers_read_the_cache_of_every_process(runs, tiny_root, tmp_pat
     assert_close(weights(tmp_path, "prompts"), weights(runs[1], "prompts"))
 
 
+@pytest.mark.slow
 def test_the_runs_did_train(runs):
     """What equality is worth: the stages move the weights by far more than the tolerance."""
     moved = (
@@ -138,6 +140,7 @@ def test_the_runs_did_train(runs):
     assert moved.abs().max() > 1e-3 * weights(runs[1], "anchors")["heads.classifiers.0.weight"].abs().max()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage, processes", PAIRS)
 def test_every_rank_holds_the_same_weights_after_a_stage(stage, processes, runs):
     """Fails where a part that starts afresh, or a buffer, is each process's own."""
@@ -148,6 +151,7 @@ def test_every_rank_holds_the_same_weights_after_a_stage(stage, processes, runs)
         assert all(n.endswith(("text_features", "prompt_context", "text_anchors.anchors")) for n in differ), differ
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, 4])
 def test_losses_and_gradients_equal_those_of_the_whole_batch(processes, tmp_path):
     distributed_probe.save_gradients(str(tmp_path))
@@ -160,6 +164,7 @@ def test_losses_and_gradients_equal_those_of_the_whole_batch(processes, tmp_path
                 torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6, msg=lambda m, name=name: f"{name}: {m}")
 
 
+@pytest.mark.slow
 def test_evaluation_is_identical(runs, tiny_root, tmp_path):
     """Features bit for bit, and the figures, for one, two and four processes; rank 0 alone writes."""
     found = {}
@@ -213,6 +218,7 @@ def heeds_ctrl_c():
     signal.signal(signal.SIGINT, before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("before, after", [(2, 4), (4, 1)])
 def test_interrupted_and_resumed_by_another_number_of_processes(
     before, after, heeds_ctrl_c, two_epochs, tiny_root, tmp_path, capfd
@@ -231,6 +237,7 @@ def test_interrupted_and_resumed_by_another_number_of_processes(
 # ---- a process fails ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "trouble, message",
     [
@@ -253,12 +260,14 @@ def test_a_lost_rank_ends_the_job_with_its_reason(trouble, message, tiny_root, t
     assert error.count("error: ") == 1
 
 
+@pytest.mark.slow
 def test_a_machine_that_never_comes(tiny_root, tmp_path, capfd):
     more = ["--num-machines", 2, "--dist-url", f"tcp://127.0.0.1:{free_port()}", "--dist-timeout", 4]
     assert train(tmp_path, 1, tiny_root, "--stage", "prompts", *more) == 1
     assert re.search("error: rank 0 of 2: the 2 processes did not meet at tcp://127.0.0.1", capfd.readouterr().err)
 
 
+@pytest.mark.slow
 def test_an_unreadable_image_on_one_rank_is_named(tiny_root, tmp_path, capfd):
     import shutil
 
@@ -269,6 +278,7 @@ def test_an_unreadable_image_on_one_rank_is_named(tiny_root, tmp_path, capfd):
     assert re.search(rf"error: rank \d of 2: .*{victim.name}", capfd.readouterr().err)
 
 
+@pytest.mark.slow
 def test_the_launcher_killed_takes_its_processes_along(tiny_root, tmp_path, repo):
     """SIGKILL to the launcher alone; nothing of the job is left running."""
     command = [
@@ -408,6 +418,7 @@ def run_recipe(commands: list[str], repo, root, folder) -> None:
     assert sum("| prompts " in output for output in outputs) == 1, "rank 0 alone prints the table"
 
 
+@pytest.mark.slow
 def test_recipe_for_two_machines(repo, tiny_root, tmp_path):
     commands = recipe(repo, "Several machines")
     assert ["--machine-rank 0" in commands[0], "--machine-rank 1" in commands[1], len(commands)] == [True, True, 2]
@@ -416,6 +427,7 @@ def test_recipe_for_two_machines(repo, tiny_root, tmp_path):
     assert (tmp_path / "feature_cache" / "machine1").is_dir(), "the second machine has a cache of its own"
 
 
+@pytest.mark.slow
 def test_recipe_for_torchrun(repo, tiny_root, tmp_path):
     [command] = recipe(repo, "torchrun")
     run_recipe([command], repo, tiny_root, tmp_path)

@@ -53,6 +53,7 @@ class _Page(HTMLParser):
             self.links.append(attributes["href"])
 
 
+@pytest.mark.slow
 def test_every_internal_link_of_the_site_leads_somewhere(site):
     pages = {path: _Page(path.read_text()) for path in site.rglob("*.html")}
     dead = []
@@ -68,6 +69,7 @@ def test_every_internal_link_of_the_site_leads_somewhere(site):
     assert len(pages) > 20 and not dead
 
 
+@pytest.mark.slow
 def test_reference_pages_hold_keys_commands_and_docstrings(site, repo):
     text = {p.relative_to(site).as_posix(): p.read_text() for p in (site / "reference").rglob("*.html")}
     assert 'id="model-saga-num-anchors"' in text["reference/configuration.html"]
@@ -90,6 +92,7 @@ def test_every_key_of_ours_has_a_comment_and_none_is_left_out(generators):
     assert keys["TEST.NFC.K2"].comment == keys["TEST.NFC.ENABLED"].comment
 
 
+@pytest.mark.slow
 def test_a_key_that_does_not_exist_is_a_warning(generators, tmp_path):
     (tmp_path / "reference").mkdir()
     (tmp_path / "index.md").write_text("# T\n\n`MODEL.SAGA.NUM_ANCHORS 12`, `MODEL.SAGA` and `MODEL.SAGA.NUM_ANKERS`\n")
@@ -214,6 +217,7 @@ def guide(repo, tmp_path, monkeypatch):
         sys.modules.pop(name, None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page, runs", [("new_head.md", 1), ("new_backbone.md", 2)])
 def test_what_a_guide_builds_trains_and_evaluates_by_its_own_commands(page, runs, guide, train_net, tmp_path):
     commands = guide(page)
@@ -226,6 +230,7 @@ def test_what_a_guide_builds_trains_and_evaluates_by_its_own_commands(page, runs
         assert "loss_spread" in (tmp_path / "out" / "metrics.json").read_text()
 
 
+@pytest.mark.slow
 def test_getting_started_runs_from_top_to_bottom(guide, train_net, tiny_root, repo, tmp_path, monkeypatch):
     """Its commands in their order, behind what `make quickstart` trains; but for the real data set."""
     quickstart = ["--config-file", "configs/SAGA/quickstart.yml"]
@@ -247,6 +252,7 @@ def test_getting_started_runs_from_top_to_bottom(guide, train_net, tiny_root, re
         assert (tmp_path / "logs/SAGA/quickstart/anchors" / name).is_file(), name
 
 
+@pytest.mark.slow
 def test_the_guides_data_set_trains_and_evaluates_by_its_own_command(guide, train_net, tiny_root, tmp_path):
     for split, source in (("train", "bounding_box_train"), ("query", "query"), ("gallery", "bounding_box_test")):
         (tmp_path / "Corridor" / split).mkdir(parents=True)

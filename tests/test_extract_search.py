@@ -174,6 +174,7 @@ extract.extract_folder(extractor, folder, output, checkpoint_sha256="abc", shard
 """
 
 
+@pytest.mark.slow
 def test_two_processes_and_a_kill(tiny_run, crops, tmp_path, extractor, monkeypatch):
     """Process 1 dies in its first shard; process 0 does everything, that shard too. Then a restart does what lacks."""
 

@@ -268,6 +268,7 @@ def test_a_head_of_fastreid_extracts_too(train_net, tiny_root, tmp_path, photos,
         host(photos, attention=True)
 
 
+@pytest.mark.slow
 def test_importing_the_package_does_not_import_it(repo):
     code = "import sys, sagareid; assert 'sagareid.deploy.extractor' not in sys.modules; from sagareid import Extractor"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -225,6 +225,7 @@ def _limited(command: list, limit: int, repo: Path, root: Path) -> subprocess.Co
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "tool, limit", [("export.py", 100_000), ("extract.py", 2_000), ("convert_checkpoint.py", 9_000)]
 )
@@ -245,6 +246,7 @@ def test_a_full_disk_leaves_the_old_file_and_no_new_one(tool, limit, commands, t
         assert target.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == [target.name]
 
 
+@pytest.mark.slow
 def test_training_on_a_full_disk_goes_on_when_there_is_room(tmp_path, repo, tiny_root):
     command = [
         "tools/train_net.py",
@@ -299,6 +301,7 @@ def test_ctrl_c_in_one_line(capsys):
         assert end.value.code == 130 and capsys.readouterr().err.strip() == told
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "tool, more, begun",
     [
@@ -341,7 +344,7 @@ def _fails_at_three(job: int) -> int:
     return job * job
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_jobs_in_order_and_an_error_of_one(workers):
     found, before = [], signal.getsignal(signal.SIGINT)
     processes.in_processes(_fails_at_three, range(3), workers, found.append)

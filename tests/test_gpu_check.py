@@ -22,6 +22,7 @@ def dry_run(call_tool, tmp_path_factory):
     return code, json.loads((output / "results.json").read_text()), (output / "table.md").read_text(), log
 
 
+@pytest.mark.slow
 def test_every_step_passes_on_the_cpu(dry_run):
     code, results, _, log = dry_run
     steps = results["steps"]
@@ -30,6 +31,7 @@ def test_every_step_passes_on_the_cpu(dry_run):
     assert {step["status"] for step in steps.values()} == {"passed"} and code == 0
 
 
+@pytest.mark.slow
 def test_what_was_measured_is_written(dry_run):
     steps = dry_run[1]["steps"]
     assert set(steps["device"]["values"]["matrix_tflops"]) == {"bfloat16", "float16", "float32"}
@@ -50,6 +52,7 @@ def test_what_was_measured_is_written(dry_run):
     assert steps["ranking"]["values"]["mAP"] > 0
 
 
+@pytest.mark.slow
 def test_the_table_says_what_was_found_and_skipped(dry_run):
     text = dry_run[2]
     assert "| quickstart" in text and "plain/ours" in text and "skipped: float16" in text
@@ -70,6 +73,7 @@ def one_step(monkeypatch, tmp_path, repo):
     return run
 
 
+@pytest.mark.slow
 def test_a_step_that_hangs_is_ended_at_its_limit(one_step):
     step = one_step("models", 5.0)
     assert step["status"] == "timeout" and "not done after 5 s" in step["problems"][-1]
@@ -79,6 +83,7 @@ def test_a_step_without_budget_is_left_out(one_step):
     assert one_step("models", 60.0, budget=1.0)["status"] == "left out"
 
 
+@pytest.mark.slow
 def test_a_step_that_crashes_says_so(one_step, monkeypatch):
     monkeypatch.setattr(check.sys, "executable", "/bin/false")
     step = one_step("models", 60.0)

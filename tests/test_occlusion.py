@@ -129,6 +129,7 @@ def test_everybody_sees_the_same(condition, cfg, tiny_root, tmp_path, monkeypatc
     assert torch.equal(here, occluded_images(cfg, condition))
 
 
+@pytest.mark.slow
 def test_another_process_sees_the_same():
     draw = "m['generator'](3, 'mask', 'a/b.jpg').random(4).tolist()"
     code = f"import runpy, sys; m = runpy.run_path(sys.argv[1]); print({draw})"
@@ -358,6 +359,7 @@ def studied(call_tool, repo, tmp_path_factory):
     return root / "out", argv
 
 
+@pytest.mark.slow
 def test_tool_reports_every_cell(studied):
     folder, _ = studied
     record = json.loads((folder / "study.json").read_text())
@@ -379,6 +381,7 @@ def test_tool_reports_every_cell(studied):
         assert (folder / name).stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_nothing_hidden_equals_the_evaluator(studied, cfg, repo):
     from sagareid.deploy.load import load_model
     from sagareid.engine.trainer import SAGATrainer
@@ -391,6 +394,7 @@ def test_nothing_hidden_equals_the_evaluator(studied, cfg, repo):
         assert clean["R18"][metric]["mean"] == pytest.approx(expected[metric], abs=1e-3)
 
 
+@pytest.mark.slow
 def test_resume_runs_nothing_twice(studied, call_tool, tiny_root, tmp_path, monkeypatch):
     folder, argv = tmp_path / "out", [*studied[1][:-1], str(tmp_path / "out")]
     shutil.copytree(studied[0], folder)
@@ -435,6 +439,7 @@ def test_tool_says_what_is_wrong(argv, message, run_tool):
     assert code == 1 and message in error
 
 
+@pytest.mark.slow
 def test_page_needs_nothing_from_outside(studied):
     page = (studied[0] / "study.html").read_text()
     assert "<script" not in page
@@ -457,6 +462,7 @@ addEventListener('load',async()=>{
 });</script>"""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", ["1280,900", "500,900"])
 def test_page_in_a_browser(studied, size, tmp_path):
     """No broken picture, no error, nothing fetched, and no sideways scrolling of the page itself."""

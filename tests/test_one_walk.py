@@ -46,6 +46,7 @@ def _kind(loader, data) -> str:
     return "training loader" if isinstance(loader, loaders.TrainLoader) else f"loader of {type(data).__name__}"
 
 
+@pytest.mark.slow
 def test_one_stage(walked, tmp_path):
     """Trained from images, evaluated after each of three epochs."""
     config = ["--config-file", "configs/SAGA/quickstart.yml", "--stage", "prompts"]
@@ -60,6 +61,7 @@ def test_one_stage(walked, tmp_path):
     }
 
 
+@pytest.mark.slow
 def test_all_stages(walked, tmp_path):
     """Four stages read the data sets once for all; each has its loaders, and one to fill its cache."""
     small = [*SMALL, "SOLVER.MAX_EPOCH", "1", "CACHE.NUM_VIEWS", "1", "INPUT.SIZE_TRAIN", "[48,24]"]

@@ -27,6 +27,7 @@ def page(repo) -> str:
     return (repo / "docs" / "own_data.md").read_text()
 
 
+@pytest.mark.slow
 def test_from_a_folder_of_crops_to_a_trained_head(page, repo, tiny_root, tmp_path, monkeypatch):
     for image in sorted((tiny_root / "synthetic_pedestrians" / "bounding_box_train").glob("*.jpg")):
         person, camera, rest = image.name.split("_", 2)

@@ -69,6 +69,7 @@ def test_all_folders_or_none(tmp_path):
         FolderLock(tmp_path / "a").release()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
 def test_who_holds_it(method, tmp_path):
     """A process that is handed the lock holds it beyond its owner's end; one that only forks off does not."""
@@ -127,6 +128,7 @@ def test_an_earlier_run_is_moved_while_it_is_owned(tmp_path):
 # ---------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_second_run_is_refused_and_a_kill_frees_the_folder(
     processes, tiny_root, repo, tmp_path, train_net, capfd, monkeypatch
@@ -150,6 +152,7 @@ def test_a_second_run_is_refused_and_a_kill_frees_the_folder(
     assert len(list(tmp_path.glob("prompts.before-*"))) == 1
 
 
+@pytest.mark.slow
 def test_a_stage_keeps_the_rows_of_the_others(train_net, repo, tmp_path, monkeypatch):
     monkeypatch.chdir(repo)
     row = {"stage": "backbone", "metrics": {"mAP": 1.0}, "seconds": 2.0}

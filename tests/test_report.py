@@ -108,6 +108,7 @@ def test_config_shows_first_what_differs_from_the_defaults(tmp_path):
     assert "MODEL.DEVICE" not in differences and "MODEL.DEVICE" in everything
 
 
+@pytest.mark.slow
 def test_tool_makes_the_page_of_a_run(run_tool, tiny_run, tmp_path):
     code, output, error = run_tool("report.py", tiny_run, "-o", tmp_path / "page.html", "--queries", 2)
     assert code == 0 and output.strip() == str(tmp_path / "page.html"), error
@@ -133,6 +134,7 @@ def test_without_the_test_set_the_page_says_so(run_tool, tiny_run, tmp_path):
     assert "loss_cls: from" in text
 
 
+@pytest.mark.slow
 def test_stages_of_a_run_of_fastreids_own_head(run_tool, train_net, tmp_path, repo):
     """Stages, one of them interrupted before its end, and a head without anchors."""
     run = ["--config-file", repo / "configs/SAGA/quickstart.yml", "OUTPUT_DIR", tmp_path, *TINY]

@@ -130,6 +130,7 @@ def test_a_final_checkpoint_describes_itself(trained):
 # ---- seeds and resuming ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_same_seed_same_weights_whatever_the_workers(trained, train_net, tmp_path):
     assert train_net(*QUICKSTART, *SMALL, "OUTPUT_DIR", tmp_path, "DATALOADER.NUM_WORKERS", 1) == 0
     for stage in STAGES:
@@ -138,6 +139,7 @@ def test_same_seed_same_weights_whatever_the_workers(trained, train_net, tmp_pat
         assert ours == theirs
 
 
+@pytest.mark.slow
 def test_another_seed_another_model(trained, train_net, tmp_path):
     assert (
         train_net(*QUICKSTART, *SMALL, "OUTPUT_DIR", tmp_path, "SEED", 1, "--stage", "prompts") == 1
@@ -146,6 +148,7 @@ def test_another_seed_another_model(trained, train_net, tmp_path):
     assert same(weights(trained, "prompts"), weights(tmp_path, "prompts"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage, step", [("prompts", 1), ("backbone", 4), ("anchors_warmup", 0), ("anchors", 5)])
 def test_interrupted_anywhere_and_resumed_is_the_same_run(stage, step, trained, train_net, tmp_path, monkeypatch):
     calls = {"n": 0}
@@ -175,6 +178,7 @@ def test_interrupted_anywhere_and_resumed_is_the_same_run(stage, step, trained, 
     assert ours == theirs
 
 
+@pytest.mark.slow
 def test_killed_process_resumes(trained, tiny_root, tmp_path, repo, bare_environment):
     """The real command, SIGKILL in the middle of the second stage, --resume."""
     command = [sys.executable, "tools/train_net.py", *QUICKSTART, *map(str, SMALL), "OUTPUT_DIR", str(tmp_path)]
@@ -203,6 +207,7 @@ def test_resume_skips_what_is_done_and_refuses_another_configuration(trained, tr
     assert "MODEL.SAGA.NUM_ANCHORS: 24 -> 12" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_fresh_run_sets_an_earlier_one_aside(train_net, tmp_path):
     run = [*QUICKSTART, "--stage", "prompts", *SMALL, "OUTPUT_DIR", tmp_path]
     assert train_net(*run) == 0
@@ -265,6 +270,7 @@ def test_rows_of_one_pass(trained):
 # ---- the published recipe on Occluded-Duke's layout -----------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_occ_duke_recipe_end_to_end(train_net, tmp_path):
     """Real folder and file names; only the model's size, the epochs and the machine are overridden."""
     spec = synthetic.Spec(train_ids=16, test_ids=8, validation_ids=1, gallery_distractors=20, cutouts=0)

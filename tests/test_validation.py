@@ -88,6 +88,7 @@ def same(a: dict, b: dict) -> bool:
     return all(torch.equal(a[k], b[k]) for k in a)
 
 
+@pytest.mark.slow
 def test_the_best_state_is_the_result_and_patience_ends_the_run(scripted, train_net, tmp_path):
     assert train_net(*RUN, "OUTPUT_DIR", tmp_path) == 0
     found = result(tmp_path)
@@ -105,11 +106,13 @@ def test_the_best_state_is_the_result_and_patience_ends_the_run(scripted, train_
     assert any("Rank-1" in line for line in lines), "the test of the chosen state is logged"
 
 
+@pytest.mark.slow
 def test_without_patience_every_epoch_is_trained(train_net, scripted, tmp_path):
     assert train_net(*RUN, "OUTPUT_DIR", tmp_path, "SOLVER.PATIENCE", 0, "SOLVER.MAX_EPOCH", 4) == 0
     assert result(tmp_path)["steps"] == 4 * STEPS and result(tmp_path)["validation"]["epoch"] == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["a step", "the test", "the result"])
 def test_interrupted_and_resumed_is_the_same_run(where, scripted, train_net, tmp_path, monkeypatch):
     """In the middle of an epoch after the best state; while the chosen state is tested; before the result is
@@ -193,6 +196,7 @@ def test_what_cannot_work_is_refused(options, message):
 # -------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("validation", ["[]", "['SyntheticPedestriansVal']"], ids=["test", "validation"])
 @pytest.mark.parametrize("epoch", [1, 3], ids=["on the way", "at the end"])
 def test_an_evaluation_that_fails_loses_nothing(validation, epoch, train_net, tmp_path, monkeypatch, capfd):

@@ -135,6 +135,7 @@ def test_anchors_are_chosen_by_share_by_words_and_by_number():
             choose_anchors(wrong, found, 0)
 
 
+@pytest.mark.slow
 def test_tool_draws_one_run_two_side_by_side_and_images(run_tool, tiny_run, train_net, tmp_path, repo, tiny_root):
     run = [
         "--config-file",
