@@ -15,6 +15,7 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 import pytest
 import torch
 from filelock import FileLock
+from small_runs import ONE_STAGE, QUICKSTART, SMALL, SMALL_IMAGES
 
 import sagareid  # (before any test imports fastreid, whatever order its imports are sorted in)
 
@@ -96,42 +97,16 @@ def _train(root: Path, *arguments: object) -> None:
 
 
 @pytest.fixture(scope="session")
-def tiny_run(shared, tiny_root, repo) -> Path:
+def tiny_run(shared, tiny_root) -> Path:
     """The folder of a run of SAGAHead on the embedded CLIP: one tiny epoch at 48x24 on the tiny data root."""
-    run = [
-        "--config-file",
-        repo / "configs/SAGA/quickstart.yml",
-        "STAGES",
-        "[]",
-        "SOLVER.MAX_EPOCH",
-        1,
-        "SOLVER.IMS_PER_BATCH",
-        48,
-        "DATALOADER.NUM_WORKERS",
-        0,
-        "INPUT.SIZE_TRAIN",
-        "[48,24]",
-        "INPUT.SIZE_TEST",
-        "[48,24]",
-    ]
+    run = [*ONE_STAGE, *SMALL, *SMALL_IMAGES, "SOLVER.IMS_PER_BATCH", 48]
     return shared("tiny_run", lambda folder: _train(tiny_root, *run, "OUTPUT_DIR", folder))
 
 
 @pytest.fixture(scope="session")
-def tiny_quickstart(shared, tiny_root, repo) -> Path:
+def tiny_quickstart(shared, tiny_root) -> Path:
     """The folder of a run of all stages of the quick start, two tiny epochs each."""
-    run = [
-        "--config-file",
-        repo / "configs/SAGA/quickstart.yml",
-        "SOLVER.MAX_EPOCH",
-        2,
-        "SOLVER.IMS_PER_BATCH",
-        16,
-        "DATALOADER.NUM_WORKERS",
-        0,
-        "CACHE.NUM_VIEWS",
-        2,
-    ]
+    run = [*QUICKSTART, *SMALL, "SOLVER.MAX_EPOCH", 2, "CACHE.NUM_VIEWS", 2]
     return shared("tiny_quickstart", lambda folder: _train(tiny_root, *run, "OUTPUT_DIR", folder))
 
 

@@ -18,11 +18,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small_runs import QUICKSTART, SMALL
 
 from sagareid import cli, errors, files, processes
 
 TOOLS = sorted(p.name for p in Path(__file__).resolve().parents[1].glob("tools/*.py"))
-QUICKSTART = ["--config-file", "configs/SAGA/quickstart.yml", "--stage", "prompts"]
+PROMPTS = [*QUICKSTART, "--stage", "prompts"]
 
 
 @pytest.fixture
@@ -248,22 +249,8 @@ def test_a_full_disk_leaves_the_old_file_and_no_new_one(tool, limit, commands, t
 
 @pytest.mark.slow
 def test_training_on_a_full_disk_goes_on_when_there_is_room(tmp_path, repo, tiny_root):
-    command = [
-        "tools/train_net.py",
-        *QUICKSTART,
-        "OUTPUT_DIR",
-        tmp_path / "run",
-        "SOLVER.MAX_EPOCH",
-        1,
-        "SOLVER.WARMUP_EPOCHS",
-        0,
-        "SOLVER.IMS_PER_BATCH",
-        24,
-        "DATALOADER.NUM_WORKERS",
-        0,
-        "CACHE.ENABLED",
-        False,
-    ]
+    command = ["tools/train_net.py", *PROMPTS, "OUTPUT_DIR", tmp_path / "run", *SMALL, "SOLVER.IMS_PER_BATCH", 24]
+    command += ["SOLVER.WARMUP_EPOCHS", 0, "CACHE.ENABLED", False]
     done = _limited(command, 500_000, repo, tiny_root)
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
     assert "error: cannot write" in done.stderr and "make room" in done.stderr

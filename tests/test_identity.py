@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small_runs import ONE_STAGE, SMALL, SMALL_IMAGES
 
 from sagareid import Extractor, get_cfg
 from sagareid.config import custom_datasets
@@ -22,37 +23,16 @@ from sagareid.modeling.build import build_model
 from sagareid.weights import load_state
 
 SIZE = [48, 24]
-SMALL = [
-    "--config-file",
-    "configs/SAGA/quickstart.yml",
-    "STAGES",
-    "[]",
-    "MODEL.BACKBONE.PRETRAIN",
-    False,
-    "MODEL.HEADS.NAME",
-    "CLSHead",
-    "MODEL.LOSSES.NAME",
-    "('CrossEntropyLoss','TripletLoss')",
-    "SOLVER.MAX_EPOCH",
-    2,
-    "SOLVER.IMS_PER_BATCH",
-    16,
-    "SOLVER.AMP.ENABLED",
-    False,
-    "DATALOADER.NUM_WORKERS",
-    0,
-    "TEST.EVAL_PERIOD",
-    9,
-    "INPUT.SIZE_TRAIN",
-    SIZE,
-    "INPUT.SIZE_TEST",
-    SIZE,
-    "DATASETS.CUSTOM",
-    "[{NAME: shop, TYPE: CSVDataset, PATH: list.csv}]",
-    "DATASETS.NAMES",
-    "('shop',)",
-    "DATASETS.TESTS",
-    "('shop',)",
+RUN = [
+    *ONE_STAGE,
+    *SMALL,
+    *SMALL_IMAGES,
+    *"""
+    MODEL.BACKBONE.PRETRAIN False  MODEL.HEADS.NAME CLSHead  MODEL.LOSSES.NAME ('CrossEntropyLoss','TripletLoss')
+    SOLVER.MAX_EPOCH 2  SOLVER.AMP.ENABLED False  TEST.EVAL_PERIOD 9
+    """.split(),
+    *("DATASETS.CUSTOM", "[{NAME: shop, TYPE: CSVDataset, PATH: list.csv}]"),
+    *("DATASETS.NAMES", "('shop',)", "DATASETS.TESTS", "('shop',)"),
 ]
 CAMERAS = ("door", "hall", "yard")
 
@@ -87,7 +67,7 @@ def dataset(root, monkeypatch, **opts) -> loaders.ReIDDataset:
 
 def config(root, monkeypatch, **opts):
     monkeypatch.setenv("FASTREID_DATASETS", str(root))
-    cfg = read_config(SMALL[1], [str(v) for v in SMALL[2:]])
+    cfg = read_config(RUN[1], [str(v) for v in RUN[2:]])
     for key, value in opts.items():
         cfg.merge_from_list([key.replace("__", "."), value])
     return cfg
@@ -214,14 +194,14 @@ def interrupted(tmp_path_factory, repo):
         patch.setenv("FASTREID_DATASETS", str(root))
         patch.setattr(StepTrainer, "run_step", stops)
         with pytest.raises(SystemExit):
-            main([str(a) for a in (*SMALL, "MODEL.CLIP.SIE_CAMERA", True, "OUTPUT_DIR", folder / "run")])
+            main([str(a) for a in (*RUN, "MODEL.CLIP.SIE_CAMERA", True, "OUTPUT_DIR", folder / "run")])
     return folder
 
 
 def resume(interrupted, tmp_path, train_net, change, *opts):
     shutil.copytree(interrupted, tmp_path / "copy")
     change(tmp_path / "copy" / "data")
-    run = [*SMALL[:2], "--resume", *SMALL[2:], "MODEL.CLIP.SIE_CAMERA", True, "OUTPUT_DIR", tmp_path / "copy" / "run"]
+    run = [*RUN[:2], "--resume", *RUN[2:], "MODEL.CLIP.SIE_CAMERA", True, "OUTPUT_DIR", tmp_path / "copy" / "run"]
     return train_net(*run, *opts, root=tmp_path / "copy" / "data")
 
 
@@ -271,13 +251,13 @@ def test_a_run_goes_on_where_an_image_was_taken_out(interrupted, tmp_path, train
 def test_the_next_stage_takes_over_weights_of_the_same_people_alone(interrupted, tmp_path, train_net, capfd):
     start = ["MODEL.CLIP.SIE_CAMERA", True, "MODEL.WEIGHTS", interrupted / "run" / "last.pth", "SOLVER.MAX_EPOCH", 1]
     root = write(tmp_path / "data", people=("ann", "ben", "cid", "abe"))
-    assert train_net(*SMALL, *start, "OUTPUT_DIR", tmp_path / "a", root=root) == 1
+    assert train_net(*RUN, *start, "OUTPUT_DIR", tmp_path / "a", root=root) == 1
     error = capfd.readouterr().err
     assert "1 identities are gone (shop/dora)" in error and "heads.classifier.weight" in error
     afresh = ["MODEL.NEW_WEIGHTS", "['heads.classifier*']"]
-    assert train_net(*SMALL, *start, *afresh, "OUTPUT_DIR", tmp_path / "b", root=root) == 0
+    assert train_net(*RUN, *start, *afresh, "OUTPUT_DIR", tmp_path / "b", root=root) == 0
     root = write(tmp_path / "other", cameras=("door", "hall", "attic"))
-    assert train_net(*SMALL, *start, "OUTPUT_DIR", tmp_path / "c", root=root) == 1
+    assert train_net(*RUN, *start, "OUTPUT_DIR", tmp_path / "c", root=root) == 1
     error = capfd.readouterr().err
     assert "trained with the cameras shop/door, shop/hall, shop/yard" in error and "backbone.camera_embedding" in error
 
@@ -285,13 +265,11 @@ def test_the_next_stage_takes_over_weights_of_the_same_people_alone(interrupted,
 def test_cameras_are_mapped_by_name_where_the_checkpoints_list_is_given(interrupted, tmp_path, train_net, capfd):
     root = write(tmp_path / "data", cameras=("hall", "yard"))
     start = ["MODEL.CLIP.SIE_CAMERA", True, "MODEL.WEIGHTS", interrupted / "run" / "last.pth", "SOLVER.MAX_EPOCH", 1]
-    assert train_net(*SMALL, *start, "OUTPUT_DIR", tmp_path / "a", root=root) == 1
+    assert train_net(*RUN, *start, "OUTPUT_DIR", tmp_path / "a", root=root) == 1
     listed = "['shop/door', 'shop/hall', 'shop/yard']"
     assert f"set MODEL.CLIP.CAMERAS '{listed}'" in capfd.readouterr().err
-    assert train_net(*SMALL, *start, "MODEL.CLIP.CAMERAS", listed, "OUTPUT_DIR", tmp_path / "b", root=root) == 0
-    assert (
-        train_net(*SMALL, *start, "MODEL.CLIP.CAMERAS", "['shop/hall']", "OUTPUT_DIR", tmp_path / "c", root=root) == 1
-    )
+    assert train_net(*RUN, *start, "MODEL.CLIP.CAMERAS", listed, "OUTPUT_DIR", tmp_path / "b", root=root) == 0
+    assert train_net(*RUN, *start, "MODEL.CLIP.CAMERAS", "['shop/hall']", "OUTPUT_DIR", tmp_path / "c", root=root) == 1
     assert "cameras that MODEL.CLIP.CAMERAS does not name: shop/yard" in capfd.readouterr().err
 
 
@@ -341,7 +319,7 @@ def test_a_checkpoint_without_a_record_still_resumes(interrupted, tmp_path, trai
     content = torch.load(path, weights_only=True)
     del content[TrainingRecord.KEY]
     torch.save(content, path)
-    run = [*SMALL[:2], "--resume", *SMALL[2:], "MODEL.CLIP.SIE_CAMERA", True, "OUTPUT_DIR", tmp_path / "copy" / "run"]
+    run = [*RUN[:2], "--resume", *RUN[2:], "MODEL.CLIP.SIE_CAMERA", True, "OUTPUT_DIR", tmp_path / "copy" / "run"]
     assert train_net(*run, root=tmp_path / "copy" / "data") == 0
 
 

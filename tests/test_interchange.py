@@ -7,6 +7,7 @@ import json
 
 import pytest
 import torch
+from small_runs import ONE_STAGE, SMALL
 
 from sagareid import get_cfg
 from sagareid.config import check_config
@@ -190,30 +191,11 @@ PAIRS = {
 def test_pair_trains_and_evaluates_through_train_net(options, train_net, tmp_path):
     """Two steps and an evaluation by the real command; the weights of backbone and head have moved."""
     run = [
-        "--config-file",
-        "configs/SAGA/quickstart.yml",
-        "STAGES",
-        "[]",
-        "OUTPUT_DIR",
-        tmp_path,
-        "MODEL.BACKBONE.PRETRAIN",
-        False,
-        "SOLVER.MAX_EPOCH",
-        1,
-        "SOLVER.IMS_PER_BATCH",
-        48,
-        "SOLVER.AMP.ENABLED",
-        False,
-        "SOLVER.OPT",
-        "Adam",
-        "INPUT.SIZE_TRAIN",
-        list(SIZE),
-        "INPUT.SIZE_TEST",
-        list(SIZE),
-        "DATALOADER.NUM_WORKERS",
-        0,
-        "MODEL.LOSSES.NAME",
-        "('CrossEntropyLoss','TripletLoss')",
+        *ONE_STAGE,
+        *SMALL,
+        *("INPUT.SIZE_TRAIN", list(SIZE), "INPUT.SIZE_TEST", list(SIZE), "SOLVER.IMS_PER_BATCH", 48),
+        *"MODEL.BACKBONE.PRETRAIN False  SOLVER.AMP.ENABLED False  SOLVER.OPT Adam".split(),
+        *("MODEL.LOSSES.NAME", "('CrossEntropyLoss','TripletLoss')", "OUTPUT_DIR", tmp_path),
         *options,
     ]
     assert train_net(*run) == 0

@@ -15,13 +15,11 @@ import time
 from pathlib import Path
 
 import pytest
+from small_runs import QUICKSTART, SMALL
 
 from sagareid.engine import stages
 from sagareid.engine.ownership import FolderLock, FolderTaken, owned_folders
 from sagareid.files import write_json
-
-CONFIG = ["--config-file", "configs/SAGA/quickstart.yml"]
-SMALL = ["SOLVER.MAX_EPOCH", 1, "SOLVER.IMS_PER_BATCH", 16, "DATALOADER.NUM_WORKERS", 0, "CACHE.NUM_VIEWS", 1]
 
 
 def start(tiny_root, repo, *argv: object) -> subprocess.Popen:
@@ -134,20 +132,20 @@ def test_a_second_run_is_refused_and_a_kill_frees_the_folder(
     processes, tiny_root, repo, tmp_path, train_net, capfd, monkeypatch
 ):
     monkeypatch.chdir(repo)
-    run = [*CONFIG, "--num-gpus", processes, "--stage", "prompts"]
+    run = [*QUICKSTART, "--num-gpus", processes, "--stage", "prompts"]
     opts = [*SMALL, "OUTPUT_DIR", tmp_path]
     first = start(tiny_root, repo, *run, *opts, "SOLVER.MAX_EPOCH", 5000)
     wait_for(tmp_path / "prompts" / "last.pth", first)
     before = sorted(p.name for p in tmp_path.iterdir())
     for more in ([], ["--resume"], ["--eval-only"]):
-        assert train_net(*CONFIG, *more, "--stage", "prompts", *opts) == 1
+        assert train_net(*QUICKSTART, *more, "--stage", "prompts", *opts) == 1
         error = capfd.readouterr().err
         assert re.search(rf"belongs to a job that is running: process {first.pid} on \S+, started 20", error), error
     assert sorted(p.name for p in tmp_path.iterdir()) == before, "nothing of the running job was moved"
     assert first.poll() is None
     first.send_signal(signal.SIGKILL)
     first.wait()
-    assert train_net(*CONFIG, "--stage", "prompts", *opts) == 0
+    assert train_net(*QUICKSTART, "--stage", "prompts", *opts) == 0
     assert not list((tmp_path / "prompts").glob("run.lock"))
     assert len(list(tmp_path.glob("prompts.before-*"))) == 1
 
@@ -157,7 +155,7 @@ def test_a_stage_keeps_the_rows_of_the_others(train_net, repo, tmp_path, monkeyp
     monkeypatch.chdir(repo)
     row = {"stage": "backbone", "metrics": {"mAP": 1.0}, "seconds": 2.0}
     write_json(tmp_path / "results.json", [row, {"stage": "prompts", "metrics": {"mAP": 0.0}}, {"stage": "gone"}])
-    assert train_net(*CONFIG, "--stage", "prompts", *SMALL, "OUTPUT_DIR", tmp_path) == 0
+    assert train_net(*QUICKSTART, "--stage", "prompts", *SMALL, "OUTPUT_DIR", tmp_path) == 0
     rows = json.loads((tmp_path / "results.json").read_text())
     assert [r["stage"] for r in rows] == ["prompts", "backbone"] and rows[1] == row and rows[0]["metrics"]["mAP"] > 0
 
@@ -176,7 +174,7 @@ def test_every_place_is_checked_before_training(train_net, repo, tmp_path, monke
     (tmp_path / "out" / "results.json").mkdir(parents=True)
     (tmp_path / "out" / "anchors").touch()
     opts = [*SMALL, "OUTPUT_DIR", tmp_path / "out", "CACHE.DIR", tmp_path / "cache"]
-    assert train_net(*CONFIG, *opts) == 1
+    assert train_net(*QUICKSTART, *opts) == 1
     error = capfd.readouterr().err
     for path in ("cache", "out/anchors", "out/results.json"):
         assert f"cannot write {tmp_path}/{path} (" in error

@@ -10,7 +10,9 @@ import sys
 import time
 
 import pytest
+import small_runs
 import torch
+from small_runs import EMBEDDED_CLIP, QUICKSTART, SMALL_IMAGES
 from test_compat import test_installed_host_matches_its_record as assert_host_is_untouched
 
 from sagareid import compat
@@ -21,9 +23,8 @@ from sagareid.synthetic import drawn as synthetic
 from sagareid.weights import load_state
 
 STAGES = ("prompts", "backbone", "anchors_warmup", "anchors")
-# the quick start's config, made small: epochs, batch, no worker process
-SMALL = ["SOLVER.MAX_EPOCH", 2, "SOLVER.IMS_PER_BATCH", 16, "DATALOADER.NUM_WORKERS", 0, "CACHE.NUM_VIEWS", 2]
-QUICKSTART = ["--config-file", "configs/SAGA/quickstart.yml"]
+# as the session's run of all stages, `tiny_quickstart`
+SMALL = [*small_runs.SMALL, "SOLVER.MAX_EPOCH", 2, "CACHE.NUM_VIEWS", 2]
 
 
 @pytest.fixture
@@ -281,28 +282,8 @@ def test_occ_duke_recipe_end_to_end(train_net, tmp_path):
         for i, image in enumerate(sorted((source / split).glob("*.jpg"))):
             pid, cam = image.name.split("_")[:2]
             (folder / f"{pid}_c{cam[1]}_f{i:07d}.jpg").write_bytes(image.read_bytes())
-    small = [
-        "MODEL.DEVICE",
-        "cpu",
-        "MODEL.CLIP.NAME",
-        "ViT-XS-8-pedestrians",
-        "MODEL.BACKBONE.PRETRAIN_PATH",
-        "",
-        "MODEL.BACKBONE.FEAT_DIM",
-        128,
-        "MODEL.BACKBONE.STRIDE_SIZE",
-        "(6,6)",
-        "INPUT.SIZE_TRAIN",
-        "[48,24]",
-        "INPUT.SIZE_TEST",
-        "[48,24]",
-        "SOLVER.MAX_EPOCH",
-        1,
-        "DATALOADER.NUM_WORKERS",
-        0,
-        "OUTPUT_DIR",
-        tmp_path / "out",
-    ]
+    small = [*EMBEDDED_CLIP, *SMALL_IMAGES, "SOLVER.MAX_EPOCH", 1, "DATALOADER.NUM_WORKERS", 0]
+    small += ["MODEL.BACKBONE.STRIDE_SIZE", "(6,6)", "OUTPUT_DIR", tmp_path / "out"]
     assert train_net("--config-file", "configs/SAGA/occ_duke.yml", *small, root=tmp_path) == 0
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert [r["stage"] for r in results] == list(STAGES)

@@ -7,6 +7,7 @@ import json
 
 import pytest
 import torch
+from small_runs import ONE_STAGE, SMALL
 
 from sagareid import compat, get_cfg
 from sagareid.config import check_config
@@ -18,44 +19,14 @@ from sagareid.weights import load_state
 
 # a small run: a linear layer on the mean patch of an untrained tower, from cached features; 9 steps an epoch
 RUN = [
-    "--config-file",
-    "configs/SAGA/quickstart.yml",
-    "STAGES",
-    "[]",
-    "MODEL.BACKBONE.PRETRAIN",
-    False,
-    "MODEL.HEADS.NAME",
-    "PatchPoolHead",
-    "MODEL.HEADS.EMBEDDING_DIM",
-    32,
-    "MODEL.TRAINABLE",
-    "['heads.*']",
-    "MODEL.LOSSES.NAME",
-    "('CrossEntropyLoss',)",
-    "CACHE.ENABLED",
-    True,
-    "CACHE.NUM_VIEWS",
-    1,
-    "CACHE.DTYPE",
-    "float32",
-    "SOLVER.IMS_PER_BATCH",
-    16,
-    "SOLVER.MAX_EPOCH",
-    6,
-    "SOLVER.CHECKPOINT_PERIOD",
-    1,
-    "SOLVER.OPT",
-    "Adam",
-    "SOLVER.AMP.ENABLED",
-    False,
-    "DATALOADER.NUM_WORKERS",
-    0,
-    "TEST.EVAL_PERIOD",
-    1,
-    "DATASETS.VALIDATION",
-    "['SyntheticPedestriansVal']",
-    "SOLVER.PATIENCE",
-    2,
+    *ONE_STAGE,
+    *SMALL,
+    *"""
+    MODEL.BACKBONE.PRETRAIN False  MODEL.HEADS.NAME PatchPoolHead  MODEL.HEADS.EMBEDDING_DIM 32
+    MODEL.TRAINABLE ['heads.*']  MODEL.LOSSES.NAME ('CrossEntropyLoss',)  CACHE.ENABLED True  CACHE.DTYPE float32
+    SOLVER.MAX_EPOCH 6  SOLVER.CHECKPOINT_PERIOD 1  SOLVER.OPT Adam  SOLVER.AMP.ENABLED False  TEST.EVAL_PERIOD 1
+    DATASETS.VALIDATION ['SyntheticPedestriansVal']  SOLVER.PATIENCE 2
+    """.split(),
 ]
 STEPS = 9
 

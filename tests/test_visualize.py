@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small_runs import ONE_STAGE, SMALL, SMALL_IMAGES
 
 from sagareid.config import get_cfg
 from sagareid.engine.trainer import SAGATrainer
@@ -137,26 +138,8 @@ def test_anchors_are_chosen_by_share_by_words_and_by_number():
 
 @pytest.mark.slow
 def test_tool_draws_one_run_two_side_by_side_and_images(run_tool, tiny_run, train_net, tmp_path, repo, tiny_root):
-    run = [
-        "--config-file",
-        repo / "configs/SAGA/quickstart.yml",
-        "STAGES",
-        "[]",
-        "OUTPUT_DIR",
-        tmp_path / "pool",
-        "MODEL.HEADS.NAME",
-        "PatchPoolHead",
-        "SOLVER.MAX_EPOCH",
-        1,
-        "SOLVER.IMS_PER_BATCH",
-        48,
-        "DATALOADER.NUM_WORKERS",
-        0,
-        "INPUT.SIZE_TRAIN",
-        "[48,24]",
-        "INPUT.SIZE_TEST",
-        "[48,24]",
-    ]
+    run = [*ONE_STAGE, *SMALL, *SMALL_IMAGES, "SOLVER.IMS_PER_BATCH", 48, "MODEL.HEADS.NAME", "PatchPoolHead"]
+    run += ["OUTPUT_DIR", tmp_path / "pool"]
     assert train_net(*run) == 0
     assert run_tool("visualize.py", tiny_run, "--queries", 2)[0] == 0
     with Image.open(tiny_run / "ranked_lists.png") as picture:
