@@ -38,7 +38,7 @@ def data_dir() -> Path:
 
 @pytest.fixture(scope="session")
 def session_tmp(tmp_path_factory) -> Path:
-    """One folder for the tests of a process, for what is dear to make."""
+    """One folder for the tests of a process, for what takes long to make."""
     return tmp_path_factory.mktemp("session")
 
 

@@ -75,6 +75,7 @@ def test_an_image_that_cannot_be_read_stops_the_run(run, folder, capfd, damage, 
     assert not (folder.parent / "out" / "results.json").exists()
 
 
+@pytest.mark.slow
 def test_the_real_command_ends(run, folder, repo, bare_environment):
     """In a process of its own: worker processes are gone when it ends, and it ends."""
     truncate(folder / TRAIN[0])

@@ -1,4 +1,4 @@
-"""Every config that ships: it parses, its stages plan, its figures pass check_config, and small it runs."""
+"""Every config that ships: it parses, its stages plan, its values pass check_config, and small it runs."""
 
 from __future__ import annotations
 
@@ -98,8 +98,8 @@ def test_an_ablation_trains_resumes_and_evaluates(path, train_net, tmp_path):
 
 def test_clip_reid_has_the_data_sets_of_saga():
     ours = {p.name: stages.plan(p)[-1].cfg.DATASETS for p in DATASETS if p.name != "quickstart.yml"}
-    theirs = {p.name: stages.plan(p)[-1].cfg.DATASETS for p in CLIPREID}
-    assert ours == theirs
+    clip_reid = {p.name: stages.plan(p)[-1].cfg.DATASETS for p in CLIPREID}
+    assert ours == clip_reid
 
 
 @pytest.mark.parametrize("path", CLIPREID, ids=lambda p: p.stem)

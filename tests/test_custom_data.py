@@ -361,6 +361,7 @@ def several(tiny_root, tmp_path):
     return tmp_path, entries
 
 
+@pytest.mark.slow
 def test_several_of_ones_own_train_resume_and_evaluate(several, train_net, repo, capfd):
     """By KEY VALUE alone, stages and feature cache included; the run's config.yaml is enough to evaluate."""
     root, entries = several

@@ -117,8 +117,8 @@ def assert_close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tenso
 def test_training_equals_one_process_on_the_same_batches(stage, processes, runs):
     """Fails without the shared batches, the gathered losses or the neck's statistics of the whole batch."""
     assert_close(weights(runs[processes], stage), weights(runs[1], stage))
-    ours, theirs = (metrics(runs[n] / stage / "result.json") for n in (processes, 1))
-    assert ours.keys() == theirs.keys()
+    ours, expected = (metrics(runs[n] / stage / "result.json") for n in (processes, 1))
+    assert ours.keys() == expected.keys()
 
 
 @pytest.mark.slow
@@ -160,13 +160,13 @@ def test_losses_and_gradients_equal_those_of_the_whole_batch(processes, tmp_path
     for rank in range(processes):
         found = torch.load(tmp_path / f"gradients.{processes}.rank{rank}.pt")
         for name, pair in expected.items():
-            for ours, theirs in zip(found[name], pair):
-                torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6, msg=lambda m, name=name: f"{name}: {m}")
+            for ours, single in zip(found[name], pair):
+                torch.testing.assert_close(ours, single, rtol=1e-5, atol=1e-6, msg=lambda m, name=name: f"{name}: {m}")
 
 
 @pytest.mark.slow
 def test_evaluation_is_identical(runs, tiny_root, tmp_path):
-    """Features bit for bit, and the figures, for one, two and four processes; rank 0 alone writes."""
+    """Features bit for bit, and the metrics, for one, two and four processes; rank 0 alone writes."""
     found = {}
     for processes in (2, 4):
         folder = tmp_path / str(processes)

@@ -25,7 +25,7 @@ LAYOUT = {"refined": 12, "cls": 12, "proj": 8}
 
 
 def make_set(queries=30, gallery=150, people=10, cameras=4, width=32, seed=0):
-    """Features that cluster by person, so that figures are neither 0 nor 1."""
+    """Features that cluster by person, so that metrics are neither 0 nor 1."""
     rng = np.random.default_rng(seed)
     pids = rng.integers(0, people, queries + gallery)
     cams = rng.integers(0, cameras, queries + gallery)
@@ -152,11 +152,11 @@ def test_one_part_equals_the_hosts_evaluator(metric, option):
     features, pids, cams = make_set()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        theirs = run_host(cfg, features.clone(), pids, cams, 30)
+        by_fastreid = run_host(cfg, features.clone(), pids, cams, 30)
     ours = run(cfg, features, pids, cams, 30)
-    assert set(ours) == set(theirs)
-    for key in theirs:
-        assert ours[key] == pytest.approx(float(theirs[key]), abs=1e-4), key
+    assert set(ours) == set(by_fastreid)
+    for key in by_fastreid:
+        assert ours[key] == pytest.approx(float(by_fastreid[key]), abs=1e-4), key
     assert 1 < ours["mAP"] < 99
 
 
@@ -173,10 +173,10 @@ def test_rows_of_one_pass():
     }
     assert available_rows(LAYOUT) == list(expected)
     for name, x in expected.items():
-        theirs = run_host(cfg, x.clone(), pids, cams, 30)
+        by_fastreid = run_host(cfg, x.clone(), pids, cams, 30)
         for key in ("Rank-1", "mAP", "mINP"):
             ours = results[key if name == "fusion" else f"{name}/{key}"]  # auto: the result is the fusion
-            assert ours == pytest.approx(float(theirs[key]), abs=2e-2 if key == "mAP" else 1e-3), (name, key)
+            assert ours == pytest.approx(float(by_fastreid[key]), abs=2e-2 if key == "mAP" else 1e-3), (name, key)
     assert results["metric"] == pytest.approx((results["Rank-1"] + results["mAP"]) / 2)
     assert "fusion/mAP" not in results
 
@@ -299,8 +299,8 @@ def test_nfc_of_a_handful(n):
 def test_expansion_equals_the_hosts(monkeypatch):
     monkeypatch.setattr(postprocess, "BLOCK_BYTES", 20_000)
     x = make_set()[0]
-    theirs = torch.cat(aqe(x[:30], x[30:], 2, 5, 3.0))
-    torch.testing.assert_close(postprocess.expand_queries(x, 2, 5, 3.0), theirs, atol=1e-5, rtol=1e-4)
+    expected = torch.cat(aqe(x[:30], x[30:], 2, 5, 3.0))
+    torch.testing.assert_close(postprocess.expand_queries(x, 2, 5, 3.0), expected, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize(("k1", "k2", "lam"), [(20, 6, 0.3), (50, 15, 0.3), (7, 1, 0.0)])

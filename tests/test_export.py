@@ -115,6 +115,7 @@ def what_evaluation_reads(cfg) -> str:
     return str([saga, dict(cfg.MODEL.CLIP), cfg.MODEL.HEADS.NECK_FEAT, dict(cfg.TEST)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ABLATIONS, ids=lambda p: p.stem)
 def test_every_option_exports(path, tiny_clip, tmp_path):
     cfg = stages.plan(path)[-1].cfg.clone()
@@ -137,6 +138,7 @@ def test_every_option_exports(path, tiny_clip, tmp_path):
     assert set(done.difference) == set(export.CHECKED_BATCHES) and max(done.difference.values()) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", ["onnx", "torchscript"])
 @pytest.mark.parametrize("head", OUR_HEADS)
 def test_every_head_exports(head, format, tiny_clip, tmp_path):
@@ -154,6 +156,7 @@ def test_every_head_exports(head, format, tiny_clip, tmp_path):
     assert done.bytes == path.stat().st_size and done.parameters > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", FORMATS)
 def test_cameras_attention_and_flip(format, tiny_clip, tmp_path):
     """Everything at once: a second input, a second output, and two passes inside."""
@@ -188,6 +191,7 @@ def test_cameras_attention_and_flip(format, tiny_clip, tmp_path):
     assert not torch.allclose(found[0][0], found[0][1], atol=1e-4) and maps.shape[1] == len(metadata["anchors"])
 
 
+@pytest.mark.slow
 def test_an_onnx_file_speaks_for_itself(tiny_run, tiny_root, tmp_path):
     """onnxruntime alone, from the file's own metadata, gives the extractor's features of an image."""
     cfg, model = load_model(tiny_run, device="cpu")
@@ -213,6 +217,7 @@ def test_an_onnx_file_speaks_for_itself(tiny_run, tiny_root, tmp_path):
     assert b"sagareid/modeling" not in raw and b"site-packages" not in raw  # no trace of the machine that made it
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["float16", "int8"])
 def test_smaller_variants(variant, tiny_clip, tmp_path, tiny_root, monkeypatch):
     monkeypatch.setenv("FASTREID_DATASETS", str(tiny_root))
@@ -230,6 +235,7 @@ def test_smaller_variants(variant, tiny_clip, tmp_path, tiny_root, monkeypatch):
         export.export(cfg, model, tmp_path / "small.pt", format="torchscript", variant=variant)
 
 
+@pytest.mark.slow
 def test_ranking_is_the_evaluators(tiny_run, tiny_root, tmp_path, monkeypatch):
     monkeypatch.setenv("FASTREID_DATASETS", str(tiny_root))
     cfg, model = load_model(tiny_run, device="cpu")
@@ -250,6 +256,7 @@ def test_a_file_that_differs_is_not_kept(tiny_clip, tmp_path, monkeypatch):
     assert path.read_text() == "an earlier one" and list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("shape", [(1, 3, 64, 16), (1, 3, 48, 24), (2, 3, 16, 48), (1, 1, 48, 16), (3, 48, 16)])
 def test_a_file_refuses_images_of_another_size(format, shape, exports):
@@ -306,6 +313,7 @@ def exports(convolutional, tmp_path_factory):
     return runs
 
 
+@pytest.mark.slow
 def test_a_size_by_option(convolutional, tiny_clip, tmp_path):
     cfg, model = convolutional
     other = export.at_size(cfg, model, [64, 32])
@@ -345,6 +353,7 @@ def test_the_model_is_left_as_it_was(tiny_clip, tmp_path):
     assert set(after) == set(before) and all(torch.equal(v, after[k]) for k, v in before.items())
 
 
+@pytest.mark.slow
 def test_tool(tiny_run, tmp_path, run_tool):
     words = (tiny_run, "-o", tmp_path / "model.pt", "--evaluate", "SyntheticPedestrians", "--batch-sizes", 1)
     code, out, _ = run_tool("export.py", *words)

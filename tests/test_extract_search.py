@@ -210,6 +210,7 @@ def test_two_processes_and_a_kill(tiny_run, crops, tmp_path, extractor, monkeypa
     assert len(asked) == 2 and gallery.FeatureSet(tmp_path / "f").count == 12
 
 
+@pytest.mark.slow
 def test_tool_extract(tiny_run, crops, tmp_path, call_tool, monkeypatch, capsys):
     run = functools.partial(call_tool, "extract.py")
 
@@ -367,6 +368,7 @@ def test_what_is_no_gallery_is_named(tmp_path):
         gallery.Index.load(tmp_path / "index")
 
 
+@pytest.mark.slow
 def test_tool_search(tiny_run, crops, tmp_path, call_tool, capsys, caplog):
     """From crops to ranked lists by the real commands."""
     sha256 = file_hash(tiny_run / "model_final.pth")

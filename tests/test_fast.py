@@ -263,19 +263,19 @@ def attentions():
     torch.manual_seed(0)
     block = ResidualAttentionBlock(32, 4)
     torch.nn.init.normal_(block.attn.in_proj_bias), torch.nn.init.normal_(block.attn.out_proj.bias)
-    theirs = copy.deepcopy(block.attn)
+    reference = copy.deepcopy(block.attn)
     use_cheaper_forms(block)
-    return block.attn, theirs
+    return block.attn, reference
 
 
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("training", [True, False])
 def test_attention_equals_torchs(masked, training):
-    ours, theirs = (m.train(training) for m in attentions())
-    assert type(ours) is Attention and list(ours.state_dict()) == list(theirs.state_dict())
+    ours, reference = (m.train(training) for m in attentions())
+    assert type(ours) is Attention and list(ours.state_dict()) == list(reference.state_dict())
     x, mask = torch.randn(3, 7, 32, requires_grad=True), torch.full((7, 7), -torch.inf).triu_(1) if masked else None
     direction, values, gradients = torch.randn(3, 7, 32), [], []
-    for module in (ours, theirs):
+    for module in (ours, reference):
         value, weights = module(x, x, x, need_weights=False, attn_mask=mask)
         values.append(value)
         gradients.append(torch.autograd.grad((value * direction).sum(), [x, *module.parameters()]))
@@ -283,21 +283,21 @@ def test_attention_equals_torchs(masked, training):
     torch.testing.assert_close(*values, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
     with torch.no_grad():
-        torch.testing.assert_close(*(m(x, x, x, need_weights=False, attn_mask=mask)[0] for m in (ours, theirs)))
+        torch.testing.assert_close(*(m(x, x, x, need_weights=False, attn_mask=mask)[0] for m in (ours, reference)))
 
 
 @pytest.mark.parametrize("need_weights", [False, True])
 def test_attention_to_other_rows_equals_torchs(need_weights):
-    ours, theirs = attentions()
+    ours, reference = attentions()
     query, rows, others = torch.randn(3, 2, 32), torch.randn(3, 7, 32), torch.randn(3, 7, 32)
     for values in (rows, others):
-        for a, b in zip(*(m(query, rows, values, need_weights=need_weights) for m in (ours, theirs))):
+        for a, b in zip(*(m(query, rows, values, need_weights=need_weights) for m in (ours, reference))):
             torch.testing.assert_close(a, b)
 
 
 def test_other_calls_are_torchs():
     """A boolean mask means the opposite in torch's fused attention."""
-    ours, theirs = attentions()
+    ours, reference = attentions()
     x, hidden = torch.randn(3, 7, 32), torch.ones(7, 7, dtype=torch.bool).triu_(1)
     padded = torch.zeros(3, 7, dtype=torch.bool)
     padded[:, 5:] = True
@@ -307,7 +307,7 @@ def test_other_calls_are_torchs():
         {"need_weights": False, "key_padding_mask": padded},
         {"average_attn_weights": False},
     ):
-        for a, b in zip(*(m(x, x, x, **call) for m in (ours, theirs))):
+        for a, b in zip(*(m(x, x, x, **call) for m in (ours, reference))):
             torch.testing.assert_close(a, b)
 
 
@@ -332,12 +332,12 @@ def test_both_towers_use_the_faster_forms():
 
 def test_quick_gelu_in_value_and_gradient():
     x = torch.randn(5, 40, dtype=torch.float64, requires_grad=True)
-    ours, theirs = QuickGELU()(x), open_clip.transformer.QuickGELU()(x)
-    torch.testing.assert_close(ours, theirs)
+    ours, reference = QuickGELU()(x), open_clip.transformer.QuickGELU()(x)
+    torch.testing.assert_close(ours, reference)
     direction = torch.randn_like(x)
-    torch.testing.assert_close(*(torch.autograd.grad((y * direction).sum(), x)[0] for y in (ours, theirs)))
+    torch.testing.assert_close(*(torch.autograd.grad((y * direction).sum(), x)[0] for y in (ours, reference)))
     with torch.no_grad():
-        torch.testing.assert_close(QuickGELU()(x), theirs)
+        torch.testing.assert_close(QuickGELU()(x), reference)
 
 
 # ---- dropout -------------------------------------------------------------------------------------------------------

@@ -69,23 +69,23 @@ def privates_of_modules(tree: ast.AST) -> Iterator[str]:
             root = node.value
             while isinstance(root, (ast.Attribute, ast.Call)):
                 root = root.value if isinstance(root, ast.Attribute) else root.func
-            if node.attr in THEIRS - OURS or (isinstance(root, ast.Name) and root.id in imported):
+            if node.attr in HOST_PRIVATES - OURS or (isinstance(root, ast.Name) and root.id in imported):
                 yield f"line {node.lineno}: {ast.unparse(node)}"
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("getattr", "setattr"):
             name = node.args[1].value if isinstance(node.args[1], ast.Constant) else ""
-            if is_private(str(name)) and name in THEIRS - OURS:
+            if is_private(str(name)) and name in HOST_PRIVATES - OURS:
                 yield f"line {node.lineno}: {ast.unparse(node)}"
 
 
 def privates_inherited(cls: type) -> Iterator[str]:
     """What a class of ours reads, writes or overrides of the privates that its host bases define."""
-    theirs = set().union(*(privates_of_class(base) for base in cls.__mro__ if is_host(base.__module__)), set())
+    inherited = set().union(*(privates_of_class(base) for base in cls.__mro__ if is_host(base.__module__)), set())
     tree = ast.parse(textwrap.dedent(inspect.getsource(cls)))
     first = inspect.getsourcelines(cls)[1] - 1
     for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and is_own(node.value) and node.attr in theirs:
+        if isinstance(node, ast.Attribute) and is_own(node.value) and node.attr in inherited:
             yield f"line {first + node.lineno}: {ast.unparse(node)} of {cls.__name__}"
-        if isinstance(node, ast.FunctionDef) and node.name in theirs:
+        if isinstance(node, ast.FunctionDef) and node.name in inherited:
             yield f"line {first + node.lineno}: {cls.__name__} overrides {node.name}"
 
 
@@ -109,7 +109,7 @@ def classes() -> list[type]:
 
 
 OURS = set().union(*(defined_in(tree) for tree in sources_of("sagareid")))
-THEIRS = set().union(*(defined_in(tree) for host in ("fastreid", "open_clip") for tree in sources_of(host)))
+HOST_PRIVATES = set().union(*(defined_in(tree) for host in ("fastreid", "open_clip") for tree in sources_of(host)))
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))

@@ -338,6 +338,7 @@ def test_names_of_any_bytes_can_be_read_and_trained_on(odd_names, extractor, tmp
     assert sorted(p.name for p in (tmp_path / "s").iterdir()) == ["gallery.png", "query.png", "train.png"]
 
 
+@pytest.mark.slow
 def test_names_of_any_bytes_are_trained_on_from_the_cache(odd_names, tmp_path, train_net, repo):
     """The key of the cache holds the names."""
     entry = "{NAME: a, TYPE: FolderDataset, PATH: crops, TRAIN_SHARE: 1}"

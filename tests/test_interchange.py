@@ -187,6 +187,7 @@ PAIRS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", PAIRS.values(), ids=PAIRS.keys())
 def test_pair_trains_and_evaluates_through_train_net(options, train_net, tmp_path):
     """Two steps and an evaluation by the real command; the weights of backbone and head have moved."""

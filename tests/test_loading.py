@@ -93,6 +93,7 @@ def test_an_unseen_camera_is_unknown(cfg):
     assert set(torch.cat([b["cameras"] for b in loader]).tolist()) == {-1, 0, 1}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("during", ["training", "caching"])
 def test_a_killed_worker_ends_the_run_with_advice(during, train_net, repo, tmp_path, monkeypatch, capfd):
     """SIGKILL, as the kernel's where memory runs out: in training, and while the feature cache is built."""

@@ -1,4 +1,4 @@
-"""The occlusion study: what is hidden and how much, that everybody sees the same, the figures, the tool and its
+"""The occlusion study: what is hidden and how much, that everybody sees the same, the metrics, the tool and its
 page."""
 
 from __future__ import annotations
@@ -163,7 +163,7 @@ def test_who_is_in_both_splits_is_left_out(cfg, monkeypatch):
     assert source == "train" and people.paths == ["/r/b.jpg"] and people.mask_path is None
 
 
-# ---- figures --------------------------------------------------------------------------------------------------------
+# ---- metrics --------------------------------------------------------------------------------------------------------
 
 
 def test_bootstrap_intervals():
@@ -367,10 +367,10 @@ def test_tool_reports_every_cell(studied):
     conditions = [("clean", 0.0), *((c, level) for c in occluders.CONDITIONS for level in (0.2, 0.5))]
     assert cells == {(m, *c) for m in ("SAGA", "R18") for c in conditions} and record["reference"] == "R18"
     for r in record["results"]:
-        figures = r["mAP"]
-        assert 0 < figures["low"] <= figures["mean"] <= figures["high"] <= 100
-        assert len(figures["seeds"]) == (2 if r["model"] == "SAGA" else 1)
-        assert (figures["spread"] is None) == (r["model"] == "R18") == ("difference" not in figures)
+        metric = r["mAP"]
+        assert 0 < metric["low"] <= metric["mean"] <= metric["high"] <= 100
+        assert len(metric["seeds"]) == (2 if r["model"] == "SAGA" else 1)
+        assert (metric["spread"] is None) == (r["model"] == "R18") == ("difference" not in metric)
         assert ("attention" in r) == (r["model"] == "SAGA" and r["condition"] != "clean")
     for s in record["shares"]:
         assert s["share"]["mean"] == pytest.approx(100 * s["level"], abs=1)

@@ -72,6 +72,7 @@ def test_steps_change_every_weight(tiny_config, data, vocabulary, tmp_path):
     assert log[-1]["step"] == 6 and {"clip", "pooled", "part", "region", "images_per_s"} <= log[-1].keys()
 
 
+@pytest.mark.slow
 def test_resumed_is_the_same_as_uninterrupted(tiny_config, data, vocabulary, tmp_path):
     whole = fresh(tiny_config, vocabulary)
     pretrain.train(whole, data, CFG, tmp_path / "whole")
@@ -152,6 +153,7 @@ def test_pretraining_people_are_in_no_data_set():
     assert not known & {get_person(0, "pretrain", i * FAMILY_SIZE) for i in range(1000)}
 
 
+@pytest.mark.slow
 def test_whole_run_writes_weights_and_metrics(tiny_config, tmp_path):
     cfg = pretrain.PretrainConfig(people=320, steps=2, batch=16, eval_people=20, probe_people=60, workers=1)
     metrics = pretrain.pretrain(tiny_config, tmp_path, cfg, command="test")
@@ -189,6 +191,7 @@ def test_shipped_weights_know_every_word_of_captions_and_anchors():
     assert not {i for text in texts for i in tokenizer.encode(text)} - ids
 
 
+@pytest.mark.slow
 def test_shipped_weights_retrieve_captions_as_their_metrics_say():
     metrics = json.loads(CONFIG.with_suffix(".metrics.json").read_text())
     assert metrics["retrieval"]["people"] == 1000 and metrics["retrieval"]["R@1"] >= 25

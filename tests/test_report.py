@@ -155,7 +155,7 @@ def test_stages_of_a_run_of_fastreids_own_head(run_tool, train_net, tmp_path, re
 
 
 def test_curves_of_an_occlusion_study_are_shown_where_there_is_one(tmp_path):
-    figures = {"mean": 50.0, "low": 40.0, "high": 60.0, "spread": None}
+    metric = {"mean": 50.0, "low": 40.0, "high": 60.0, "spread": None}
     results = [
         {
             "model": "A<",
@@ -163,9 +163,9 @@ def test_curves_of_an_occlusion_study_are_shown_where_there_is_one(tmp_path):
             "level": v,
             "feature": "auto",
             "row": "cls",
-            "Rank-1": figures,
-            "mAP": figures,
-            "mINP": figures,
+            "Rank-1": metric,
+            "mAP": metric,
+            "mINP": metric,
         }
         for c, v in (("clean", 0.0), ("mask", 0.3))
     ]

@@ -73,7 +73,7 @@ def test_iteration_schedule_of_the_backbone_stage(repo, data_dir):
     np.testing.assert_allclose(rates(stage_config(repo, "backbone")), expected, rtol=1e-9)
 
 
-def test_published_figures_of_every_stage(repo):
+def test_every_stage_has_the_published_solver(repo):
     """The published table: epochs, optimizer, rate, decay."""
     table = {
         "prompts": (100, "Adam", 3.5e-4, 0.0),  # decay 1e-4 in the published code moves prompts of absent identities
@@ -82,9 +82,9 @@ def test_published_figures_of_every_stage(repo):
         "anchors": (80, "AdamW", 2e-4, 1e-4),
         "end_to_end": (100, "AdamW", 5e-6, 1e-4),
     }
-    for leaf, figures in table.items():
+    for leaf, recipe in table.items():
         s = stage_config(repo, leaf).SOLVER
-        assert figures == (s.MAX_EPOCH, s.OPT, s.BASE_LR, s.WEIGHT_DECAY), leaf
+        assert recipe == (s.MAX_EPOCH, s.OPT, s.BASE_LR, s.WEIGHT_DECAY), leaf
         optimizer, _ = solver.build_optimizer(stage_config(repo, leaf), nn.Linear(2, 2))
         assert optimizer.defaults["betas"] == (0.9, 0.999) and optimizer.defaults["eps"] == 1e-8
 

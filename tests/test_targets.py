@@ -104,6 +104,7 @@ def test_every_target_is_tested_here():
     assert set(targets.target_names()) == {*FEEDS, "generic"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FEEDS)
 def test_fed_as_its_consumer_feeds_it_gives_the_extractors_features(name, model, exported, crops):
     target, done = targets.get_target(name), exported(name)
@@ -117,6 +118,7 @@ def test_fed_as_its_consumer_feeds_it_gives_the_extractors_features(name, model,
     assert {p.name for p in done.path.parent.iterdir()} == {done.path.name, *(p.name for p in done.side_files)}
 
 
+@pytest.mark.slow
 def test_a_file_that_takes_raw_pixels_is_wrong_in_boxmot(model, exported, crops):
     """The fault that targets are there for shows in the test above where it is made."""
     wrong = run_file(exported("opencv").path, FEEDS["boxmot"](crops.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2))
@@ -135,6 +137,7 @@ def test_pixels_feed_and_undo_are_inverse():
             Pixels.read(wrong)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("option", ["two_path", "clip", "camera"])
 def test_opencv_runs_every_variant_of_the_graph(option, model, camera_model, crops, tmp_path):
     """Two paths, anchors grounded in CLIP's embedding, and camera embeddings with the camera fixed."""
@@ -156,6 +159,7 @@ def test_opencv_runs_every_variant_of_the_graph(option, model, camera_model, cro
     torch.testing.assert_close(torch.tensor(net.forward()), features(model, crops, cameras), rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_fixed_camera_is_a_constant(camera_model, crops, tmp_path):
     for camera, place in (("b_1", 1), (None, -1)):
         path = tmp_path / f"{camera}.torchscript"
@@ -167,6 +171,7 @@ def test_a_fixed_camera_is_a_constant(camera_model, crops, tmp_path):
     assert not torch.allclose(expected, features(camera_model, crops, torch.ones(len(crops)).long()), atol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_fixed_batch(model, crops, tmp_path):
     export.export(*model, tmp_path / "person.onnx", target="deepstream", batch=5)
     run, metadata = export.load_exported(tmp_path / "person.onnx")
@@ -176,6 +181,7 @@ def test_a_fixed_batch(model, crops, tmp_path):
         run(torch.tensor(crops[:4]))
 
 
+@pytest.mark.slow
 def test_deepstreams_configuration_by_its_own_arithmetic(model, exported, crops):
     """A replica of what its documentation says: y = netScaleFactor * (x - offset) by channel, RGB."""
     done = exported("deepstream")
@@ -188,6 +194,7 @@ def test_deepstreams_configuration_by_its_own_arithmetic(model, exported, crops)
     assert out.shape[1] == reid["reidFeatureSize"] and reid["batchSize"] >= len(crops)
 
 
+@pytest.mark.slow
 def test_tensorrt_finds_documented_operators_alone(exported):
     done = exported("tensorrt")
     proto = onnx.load(done.path)
@@ -199,6 +206,7 @@ def test_tensorrt_finds_documented_operators_alone(exported):
     assert f"--maxShapes=images:64x3x{HEIGHT}x{WIDTH}" in script.read_text()
 
 
+@pytest.mark.slow
 def test_side_files(model, exported, tmp_path):
     done = export.export(*model, tmp_path / "a.torchscript", target="boxmot")
     about = json.loads((tmp_path / "a.torchscript.metadata.json").read_text())
@@ -235,6 +243,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(name, file, opt
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_file_that_the_consumer_runs_wrongly_is_not_kept(model, tmp_path, monkeypatch):
     target = type(targets.get_target("roboflow"))
     monkeypatch.setattr(target, "open", lambda *a: lambda images: [torch.ones(len(images), 1)])
@@ -243,6 +252,7 @@ def test_a_file_that_the_consumer_runs_wrongly_is_not_kept(model, tmp_path, monk
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_file_of_somebody_else_is_refused(exported, tmp_path):
     proto = onnx.load(exported("openvino").path)
     [size] = [p for p in proto.metadata_props if p.key == "input_size"]
@@ -273,6 +283,7 @@ class MyTracker(Target):
 """
 
 
+@pytest.mark.slow
 def test_your_own_target_is_one_class(model, crops, tmp_path, monkeypatch):
     monkeypatch.setattr(base, "_TARGETS", dict(base._TARGETS))
     monkeypatch.chdir(tmp_path)
@@ -287,6 +298,7 @@ def test_your_own_target_is_one_class(model, crops, tmp_path, monkeypatch):
         targets.register_target(type(targets.get_target("mytracker")))
 
 
+@pytest.mark.slow
 def test_the_tool_prints_how_to_use_it(tiny_run, tmp_path, run_tool):
     code, out, _ = run_tool("export.py", tiny_run, "-o", tmp_path / "a.onnx", "--for", "boxmot", "--batch-sizes")
     assert code == 0 and "Use it:" in out and "BotSort(reid_weights=" in out and "a.onnx.metadata.json" in out

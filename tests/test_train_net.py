@@ -136,8 +136,8 @@ def test_same_seed_same_weights_whatever_the_workers(trained, train_net, tmp_pat
     assert train_net(*QUICKSTART, *SMALL, "OUTPUT_DIR", tmp_path, "DATALOADER.NUM_WORKERS", 1) == 0
     for stage in STAGES:
         assert same(weights(trained, stage), weights(tmp_path, stage)) == []
-        ours, theirs = (json.loads((f / stage / "result.json").read_text())["metrics"] for f in (trained, tmp_path))
-        assert ours == theirs
+        ours, again = (json.loads((f / stage / "result.json").read_text())["metrics"] for f in (trained, tmp_path))
+        assert ours == again
 
 
 @pytest.mark.slow
@@ -175,8 +175,8 @@ def test_interrupted_anywhere_and_resumed_is_the_same_run(stage, step, trained, 
     monkeypatch.setattr(StepTrainer, "run_step", original)
     assert train_net(*run[:2], "--resume", *run[2:]) == 0
     assert same(weights(trained, "anchors"), weights(tmp_path, "anchors")) == []
-    ours, theirs = (json.loads((f / "anchors" / "result.json").read_text())["metrics"] for f in (trained, tmp_path))
-    assert ours == theirs
+    ours, again = (json.loads((f / "anchors" / "result.json").read_text())["metrics"] for f in (trained, tmp_path))
+    assert ours == again
 
 
 @pytest.mark.slow

@@ -39,10 +39,10 @@ def in_repo(monkeypatch, repo):
 @pytest.fixture
 def scripted(monkeypatch):
     """Validation says that the state after the second epoch is the best. Returns how often the tests were evaluated."""
-    figures = {0: 10.0, 1: 30.0, 2: 20.0, 3: 30.0}  # as good is not better
+    metrics = {0: 10.0, 1: 30.0, 2: 20.0, 3: 30.0}  # as good is not better
     tests = []
     original = SAGATrainer.evaluate
-    monkeypatch.setattr(SAGATrainer, "validate", lambda self: {"metric": figures[self.epoch]})
+    monkeypatch.setattr(SAGATrainer, "validate", lambda self: {"metric": metrics[self.epoch]})
     monkeypatch.setattr(SAGATrainer, "evaluate", lambda self: tests.append(1) or original(self))
     return tests
 
@@ -114,7 +114,7 @@ def test_interrupted_and_resumed_is_the_same_run(where, scripted, train_net, tmp
     assert same(weights(tmp_path / "whole", "model_final"), weights(tmp_path / "part", "model_final"))
 
 
-def test_cached_validation_gives_the_figures_of_images(tiny_root, monkeypatch, tmp_path):
+def test_cached_validation_gives_the_metrics_of_images(tiny_root, monkeypatch, tmp_path):
     monkeypatch.setenv("FASTREID_DATASETS", str(tiny_root))
     [run] = stages.plan(RUN[1], [*map(str, RUN[2:]), "OUTPUT_DIR", str(tmp_path)])
     stages._setup(run, training_parser().parse_args([]))

@@ -70,10 +70,10 @@ def exported(tiny_run, session_tmp, call_tool):
 def agree():
     """Compare a consumer's features with ours: of each box, and of the relations between people."""
 
-    def check(theirs: np.ndarray, ours: np.ndarray, cosine: float) -> None:
-        theirs, ours = (np.asarray(x, np.float64) for x in (theirs, ours))
-        assert theirs.shape == ours.shape
-        unit = theirs / np.linalg.norm(theirs, axis=1, keepdims=True)
+    def check(found: np.ndarray, ours: np.ndarray, cosine: float) -> None:
+        found, ours = (np.asarray(x, np.float64) for x in (found, ours))
+        assert found.shape == ours.shape
+        unit = found / np.linalg.norm(found, axis=1, keepdims=True)
         assert (unit * ours).sum(1).min() >= cosine
         if len(ours) > 1:  # different people are told apart, as far as the model does
             others = ~np.eye(len(ours), dtype=bool)
