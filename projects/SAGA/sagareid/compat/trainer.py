@@ -55,12 +55,12 @@ class OpenTrainer(defaults.DefaultTrainer):
 
     @property
     def hooks(self) -> list[HookBase]:
-        """In the order in which they are called."""
+        """The hooks, in the order in which they are called."""
         return self._hooks
 
     @property
     def last_metrics(self) -> Mapping[str, Any]:
-        """Of the last evaluation; what `train` returns."""
+        """Metrics of the last evaluation; `train` returns them."""
         return self._last_eval_results
 
     @last_metrics.setter
@@ -77,7 +77,7 @@ class OpenStepTrainer(SimpleTrainer):
     """
 
     def next_batch(self) -> Any:
-        """Of the training loader, whose iterator the trainer holds from its beginning."""
+        """The next batch of the training loader, whose iterator the trainer makes when it is built."""
         return next(self._data_loader_iter)
 
     def close_loader(self) -> None:

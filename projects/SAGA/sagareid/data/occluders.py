@@ -63,7 +63,7 @@ class Silhouette:
 
     @classmethod
     def from_labels(cls, labels: np.ndarray) -> Silhouette:
-        """Of a label mask; the box where no pixel shows the person."""
+        """The person in a label mask; the whole box where no pixel shows the person."""
         visible = labels == 2
         return cls(visible, visible | (labels == 3)) if visible.any() else cls.box(labels.shape)
 

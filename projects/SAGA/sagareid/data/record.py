@@ -40,22 +40,22 @@ class TrainingRecord:
 
     @classmethod
     def of(cls, dataset: Any) -> TrainingRecord:
-        """Of a training set (`ReIDDataset`, or what hands on its attributes). Each file is looked at."""
+        """The record of a training set (`ReIDDataset`, or what hands on its attributes). It reads every file's end."""
         rows = [(dataset.pid_dict[pid], _checksum(path)) for path, pid, *_ in dataset.img_items]
         images = torch.tensor(sorted(rows), dtype=torch.int64).reshape(-1, 2)
         return cls(list(dataset.identities), list(dataset.known_cameras), images)
 
     @classmethod
     def in_checkpoint(cls, checkpoint: Mapping[str, Any]) -> TrainingRecord | None:
-        """None for a checkpoint of before there were records, or of other code."""
+        """The record that a checkpoint holds; None where it is older than records, or of other code."""
         return cls(**checkpoint[cls.KEY]) if cls.KEY in checkpoint else None
 
     def state(self) -> dict[str, Any]:
-        """For a checkpoint, under `KEY`."""
+        """What a checkpoint keeps under `KEY`."""
         return {"identities": self.identities, "cameras": self.cameras, "images": self.images}
 
     def other_people(self, before: TrainingRecord) -> str:
-        """In what the people differ from those of a record; empty where each is as before.
+        """How the people differ from those of a record; empty where each is as before.
 
         Someone none of whose images is as before counts as somebody else of the same name.
         """
@@ -69,7 +69,7 @@ class TrainingRecord:
         return ", ".join(changes)
 
     def other_cameras(self, before: TrainingRecord) -> str:
-        """In what the cameras differ from those of a record; empty where they are the same."""
+        """How the cameras differ from those of a record; empty where they are the same."""
         return ", ".join(_changes(before.cameras, self.cameras, "cameras"))
 
     def other_images(self, before: TrainingRecord) -> str:
@@ -85,7 +85,7 @@ class TrainingRecord:
 
 
 def _checksum(path: str) -> int:
-    """Of a file's name, size and last bytes: the folder may move, and the time of a copy is its own."""
+    """The checksum of a file's name, size and last bytes: the folder may move, and the time of a copy is its own."""
     size, end = -1, b""
     with contextlib.suppress(OSError), open(path, "rb") as file:  # reading the image names what is wrong with it
         size = file.seek(0, os.SEEK_END)

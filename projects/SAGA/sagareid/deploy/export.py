@@ -82,7 +82,7 @@ def export(
         format: one of FORMATS; None: by the suffix of `path`.
         variant: "float32"; of ONNX also "float16" (inputs and outputs stay float32) and "int8" (weights of the matrix
             products, their inputs quantised as they come).
-        feature: a row of the evaluation; "auto": the run's result.
+        feature: a feature of the evaluation; "auto": the run's result.
         attention: give the anchors' attention, too.
         camera: the training camera that all images come from, by name; None: an input of the graph where the target
             feeds one, otherwise unknown.
@@ -146,7 +146,7 @@ def check_request(
     attention: bool = False,
     batch: int | None = None,
 ) -> tuple[Target, Path, str]:
-    """Look at what is asked of `export` before a model is loaded; returns the target, the file to write and its format.
+    """Look at what `export` is asked for before a model is loaded; returns target, file to write and its format.
 
     Raises:
         ValueError: as `export`. OSError: the file cannot be written.

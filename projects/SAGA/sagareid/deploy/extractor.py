@@ -93,7 +93,7 @@ class Extractor:
             raise ValueError(f"compile=True: torch.compile does not work here: {problem}")
         self._compiled = torch.compile(self._module, dynamic=False) if compile else None
         self._prepare = _Prepare(cfg, self._module.size)
-        self._unknown_cameras: set[str | None] = set()  # that the log has named
+        self._unknown_cameras: set[str | None] = set()  # those that the log has named
 
     @classmethod
     def from_checkpoint(
@@ -112,7 +112,7 @@ class Extractor:
             device: "auto" for the GPU where there is one, else the CPU; or a torch device.
             dtype: what the model computes in: "float32", "bfloat16", "float16" (GPU); features are float32 in any case.
                 "auto": float32 on a CPU, bfloat16 on a GPU that has it, which turns a feature by about 1e-5 in cosine.
-            feature: a row of the evaluation (refined, cls, proj, concat, orth, fusion, ...); "auto": the run's result.
+            feature: one of the evaluation's (refined, cls, proj, concat, orth, fusion, ...); "auto": the run's result.
             compile: run full batches through torch.compile, for many images on a GPU (docs/benchmarks says what it
                 gives). The first batch of each batch_size takes about half a minute; smaller batches run eagerly.
                 Features differ by rounding.
@@ -131,7 +131,7 @@ class Extractor:
 
     @property
     def feature(self) -> str:
-        """The row of the evaluation that is given."""
+        """The name of the feature that is given, as the evaluation lists it."""
         return self._module.row
 
     @property
@@ -292,7 +292,7 @@ class Extractor:
         attention: bool = False,
         num_workers: int = 0,
     ) -> Iterator[Batch]:
-        """As calling it, batch by batch, and with files that cannot be read named in the batch instead of raised."""
+        """Extract as a call does, batch by batch; a batch names the files that cannot be read instead of raising."""
         images = _checked(images)
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; expected 1 or more")

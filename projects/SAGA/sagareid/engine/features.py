@@ -126,9 +126,10 @@ def extract(
                     labels[kind].append(batch[f"{kind}{keys[0]}"].cpu().mean((1, 2)))
             paths.extend(batch["img_paths"])
             bar.update(len(batch["img_paths"]))
-    of = _joined(labels)
-    area = {kind: of[kind] for kind in MAPS if kind in of}
-    return [c.extraction() for c in found], Labels(of["targets"], of["camids"], paths, of.get("share"), area)
+    joined = _joined(labels)
+    area = {kind: joined[kind] for kind in MAPS if kind in joined}
+    extractions = [c.extraction() for c in found]
+    return extractions, Labels(joined["targets"], joined["camids"], paths, joined.get("share"), area)
 
 
 class _Collected:
@@ -163,7 +164,7 @@ def _backbone_then_head(model: nn.Module) -> bool:
 
 
 def _tower_of(model: nn.Module) -> tuple:
-    """Equal for models whose heads may read one pass of the backbone."""
+    """A key that is equal for models whose heads may read one pass of the backbone."""
     if not _backbone_then_head(model):
         return (id(model),)
     pixels = torch.cat([model.pixel_mean.flatten(), model.pixel_std.flatten()]).tolist()

@@ -89,7 +89,7 @@ class EvaluationHook(HookBase):
         self.write(self.test())
 
     def write(self, metrics: Mapping) -> None:
-        """To the event storage; then wait for every process, whose shares of an evaluation differ in length."""
+        """Store the metrics as events, then wait for every process: their shares of an evaluation differ in length."""
         self.trainer.storage.put_scalars(**flatten_results_dict(metrics or {}), smoothing_hint=False)
         torch.cuda.empty_cache()
         comm.synchronize()

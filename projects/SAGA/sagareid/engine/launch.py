@@ -1,7 +1,7 @@
 """Several processes on one machine or more: FastReID's options, or torchrun's environment; NCCL on GPUs, gloo on CPUs.
 
 FastReID's own launcher knows GPUs alone, waits for ever where a process is gone, and ends in a stack of tracebacks.
-Here the first process that fails ends the others, and its reason is the one that is told.
+Here the first process that fails ends the others, and its reason is the one that is reported.
 """
 
 from __future__ import annotations
@@ -169,7 +169,7 @@ def _check_devices(device: str, local_size: int) -> None:
 
 @contextmanager
 def process_group(place: Place, device: str, timeout: float) -> Iterator[None]:
-    """torch.distributed's group of all processes and the host's groups of each machine, inside the scope.
+    """torch.distributed's group of all processes and FastReID's groups of each machine, inside the scope.
 
     Args:
         timeout: seconds that a process waits for another, in the rendezvous and in every exchange.
@@ -230,7 +230,7 @@ def _first_line(error: BaseException) -> str:
 
 
 class _Report(NamedTuple):
-    """What a process tells of its end."""
+    """What a process reports about its end."""
 
     message: str
     lost_touch: bool
@@ -246,7 +246,7 @@ def _process(
     surroundings: tuple[dict[str, str], str],
     pipe: multiprocessing.connection.Connection,
 ) -> None:
-    """Body of a started process. Ends with 0, with 130 when it was told to stop, or with 1 and a report."""
+    """Body of a started process. Ends with 0, with 130 when it was asked to stop, or with 1 and a report."""
     environment, folder = surroundings
     os.environ.clear()
     os.environ.update(environment)
@@ -284,15 +284,15 @@ def _end_with_launcher(pipe: multiprocessing.connection.Connection) -> None:
 
 
 class _Member:
-    """A started process and what is known of it."""
+    """A started process and what is known about it."""
 
     def __init__(self, context, place: Place, *rest: Any):
         self.place = place
-        self.pipe, theirs = context.Pipe()
+        self.pipe, other_end = context.Pipe()
         surroundings = (dict(os.environ), os.getcwd())
-        self.process = context.Process(target=_process, args=(place, *rest, surroundings, theirs), daemon=False)
+        self.process = context.Process(target=_process, args=(place, *rest, surroundings, other_end), daemon=False)
         self.process.start()
-        theirs.close()
+        other_end.close()
         self._report: _Report | None = None
 
     @property
@@ -359,12 +359,12 @@ def _reason(members: list[_Member]) -> ProcessFailed:
             break
         multiprocessing.connection.wait(running, left)
     failure = failed[0].failure()
-    told = ProcessFailed(
+    error = ProcessFailed(
         f"{failure}. No process of this machine has failed by itself: look at the output of the other machines; or a "
         "process hangs, or needs longer than --dist-timeout"
     )
-    told.__cause__ = failure.__cause__
-    return told
+    error.__cause__ = failure.__cause__
+    return error
 
 
 def _stop(members: list[_Member]) -> None:

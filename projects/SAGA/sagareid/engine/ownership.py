@@ -200,7 +200,7 @@ def _note() -> dict[str, str | int]:
 
 
 def _read_note(path: Path) -> dict[str, str | int]:
-    """Empty where it is not written yet, or gone by now."""
+    """The owner's note; empty where it is not written yet, or gone by now."""
     try:
         note = json.loads(path.read_text())
         return note if isinstance(note, dict) else {}

@@ -136,7 +136,7 @@ def _introduction(data: Mapping[str, Any], occlude: str) -> str:
         f"visible person in {hidden} is hidden, in the same way for every model. The person is {data['person']}. "
     )
     if data["distractors"]:
-        text += f"Pasted people come from {data['distractors']} and are nobody in the test set."
+        text += f"Pasted people come from {data['distractors']}; none of them is in the test set."
     return text
 
 

@@ -117,7 +117,7 @@ def part_caption(p: Person, place: str, rng: np.random.Generator) -> str:
 def caption(p: Person, view: str, places: Collection[str], rng: np.random.Generator) -> str:
     """A caption of the whole person that names what `places` (`Drawing.places`) shows, so for a back view no face.
 
-    Garments come in random order, and the wording varies; build and height are always told.
+    Garments come in random order, and the wording varies; build and height are always named.
     """
     person = ("a person", "a pedestrian")[int(rng.integers(2))]
     figure = [w for w in (p.height, p.build) if w != "average"]

@@ -37,7 +37,7 @@ class Names:
         return str(int(tail)) if tail.isdecimal() else printable(tail)
 
     def camera(self, camid: int | str) -> str:
-        """Of an item's camid; empty where cameras are not known."""
+        """The name of an item's camera; empty where cameras are not known."""
         if self._camera:
             return printable(self._camera(camid))
         tail = _tail(camid)

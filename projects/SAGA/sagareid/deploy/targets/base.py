@@ -55,7 +55,7 @@ class Target:
         return output, self.formats[suffix]
 
     def _refusal(self, suffix: str) -> str:
-        """Why a suffix is not taken, to go on the message."""
+        """The end of a message: why a suffix is not taken."""
         return f", not {suffix}" if suffix else ", and the suffix says which"
 
     def metadata_entries(self, metadata: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ class Generic(Target):
     images_only = False
 
     def file(self, output, format=None):
-        """Any name will do where the format is named."""
+        """Accept any name where the format is named."""
         return output, format or format_of(output)
 
     def usage(self, path, metadata):

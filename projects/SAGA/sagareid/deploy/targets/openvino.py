@@ -7,7 +7,7 @@ from .base import Target, register_target
 
 @register_target
 class OpenVINO(Target):
-    """OpenVINO reads ONNX. On CPUs with bfloat16 instructions it computes in bfloat16 unless it is told float32.
+    """OpenVINO reads ONNX. On CPUs with bfloat16 instructions it computes in bfloat16 unless float32 is asked for.
 
     That is the whole of its difference from PyTorch: 1e-3 to 2e-3 in an entry, 1e-7 with the hint.
     """

@@ -63,7 +63,7 @@ class Pixels:
         return f"{self.channels}, {pixel}"
 
     def as_dict(self) -> dict[str, Any]:
-        """For metadata; `Pixels.read` reads it."""
+        """The entry of a file's metadata; `Pixels.read` reads it."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
     @classmethod
