@@ -8,6 +8,7 @@ import sys
 import pytest
 
 
+@pytest.mark.slow
 def test_imports_keep_the_arrows(repo):
     # a process of its own: the command disables the loggers of the process that calls it
     command = (

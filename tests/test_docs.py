@@ -164,7 +164,7 @@ def test_commands_name_tools_options_configs_and_keys_that_exist(repo, generator
     from sagareid.config import flatten, get_cfg
 
     keys, helps, wrong, seen = set(flatten(get_cfg())), {}, [], 0
-    for page in _pages(repo):
+    for page in (repo / "README.md", *_pages(repo)):
         own = set(re.findall(r"^# (\S+\.yml)\b", page.read_text(), re.MULTILINE))
         for tool, *words in _commands(page.read_text()):
             seen += 1
@@ -172,8 +172,9 @@ def test_commands_name_tools_options_configs_and_keys_that_exist(repo, generator
                 wrong.append(f"{page.name}: {tool}")
                 continue
             if tool not in helps:
-                helps[tool] = generators.help_text(repo / tool)
-            wrong += [f"{page.name}: {tool} {w}" for w in words if w.startswith("--") and w not in helps[tool]]
+                helps[tool] = set(re.findall(r"--[\w-]+", generators.help_text(repo / tool)))
+            options = [word.partition("=")[0] for word in words if word.startswith("--")]
+            wrong += [f"{page.name}: {tool} {option}" for option in options if option not in helps[tool]]
             for word in words:
                 if word.endswith(".yml") and word not in own and "*" not in word and not (repo / word).is_file():
                     wrong.append(f"{page.name}: {word}")

@@ -11,30 +11,15 @@ import sys
 
 import pytest
 import torch
+from small_runs import SMALL, SMALL_IMAGES
 
 from sagareid.weights import load_state
 
-SMALL = [
-    "SOLVER.MAX_EPOCH",
-    2,
-    "SOLVER.WARMUP_EPOCHS",
-    0,
-    "SOLVER.IMS_PER_BATCH",
-    24,
-    "DATALOADER.NUM_WORKERS",
-    0,
-    "INPUT.SIZE_TRAIN",
-    "[48,24]",
-    "INPUT.SIZE_TEST",
-    "[48,24]",
-    "CACHE.NUM_VIEWS",
-    1,
-    "TEST.EVAL_PERIOD",
-    1,
-    "MODEL.WEIGHTS",
-    "",
-    "CACHE.DIR",
-    "cache",
+RUN = [
+    *SMALL,
+    *SMALL_IMAGES,
+    *"SOLVER.MAX_EPOCH 2  SOLVER.WARMUP_EPOCHS 0  SOLVER.IMS_PER_BATCH 24  TEST.EVAL_PERIOD 1".split(),
+    *("MODEL.WEIGHTS", "", "CACHE.DIR", "cache"),
 ]
 
 
@@ -84,7 +69,7 @@ def test_its_head_trains_by_its_own_command(readme, repo, train_net, tmp_path, m
     (tmp_path / "my_head.py").write_text(code)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    assert train_net(*shlex.split(command), *SMALL, "OUTPUT_DIR", tmp_path / "out") == 0
+    assert train_net(*shlex.split(command), *RUN, "OUTPUT_DIR", tmp_path / "out") == 0
     [result] = json.loads((tmp_path / "out" / "results.json").read_text())
     assert 0 <= result["metrics"]["mAP"] <= 100
     gate = [v for k, v in load_state(tmp_path / "out" / "model_final.pth")["model"].items() if k.endswith("gate.bias")]

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import small_runs
 
 pytestmark = pytest.mark.slow
 
@@ -19,18 +20,8 @@ PAGES = sorted(p.name for p in (REPO / "docs").glob("tutorial_*.md"))
 # What makes a command small, behind its own words.
 SMALL = {
     "compare.py": [
-        "SOLVER.MAX_EPOCH",
-        "1",
-        "SOLVER.WARMUP_EPOCHS",
-        "0",
-        "SOLVER.IMS_PER_BATCH",
-        "24",
-        "TEST.EVAL_PERIOD",
-        "1",
-        "DATALOADER.NUM_WORKERS",
-        "0",
-        "CACHE.NUM_VIEWS",
-        "1",
+        *small_runs.SMALL,
+        *"SOLVER.WARMUP_EPOCHS 0  SOLVER.IMS_PER_BATCH 24  TEST.EVAL_PERIOD 1".split(),
     ],
     "occlusion_study.py": ["--levels", "30", "--bootstrap", "20", "--samples", "1", "--workers", "0"],
     "extract.py": ["--workers", "0"],
