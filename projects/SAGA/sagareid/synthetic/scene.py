@@ -70,7 +70,7 @@ def draw(person: Person, shot: Shot, size: tuple[int, int] = DEFAULT_SIZE) -> Dr
         )
     big_width, big_height = SUPERSAMPLE * width, SUPERSAMPLE * height
     rng = generator(shot.seed, "pixels")
-    scene = _scene(shot.camera, big_width, big_height)
+    scene = surroundings(shot.camera, big_width, big_height)
     x = int(rng.integers(0, scene.width - big_width + 1))
     canvas = Canvas(scene.crop((x, 0, x + big_width, big_height)), _scale(size))
     canvas.ellipse(24 + shot.dx, 91.5 + shot.dy, 13, 2.5, darker(shot.camera.floor, 0.7), 0)  # the shadow
@@ -79,7 +79,7 @@ def draw(person: Person, shot: Shot, size: tuple[int, int] = DEFAULT_SIZE) -> Dr
     front = np.zeros_like(parts, dtype=bool)
     if shot.occluder is not None:
         before = Canvas(canvas.image, canvas.scale)
-        _draw_occluder(before, shot.occluder, 24 + shot.dx)
+        draw_occluder(before, shot.occluder, 24 + shot.dx)
         front = np.asarray(before.numbers)[::SUPERSAMPLE, ::SUPERSAMPLE] > 0
 
     mask = np.where(front, np.where(parts > 0, 3, 1), np.where(parts > 0, 2, 0)).astype(np.uint8)
@@ -101,15 +101,37 @@ def _scale(size: tuple[int, int]) -> tuple[float, float]:
 
 
 def _photograph(image: Image.Image, shot: Shot, rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
-    """The camera's picture (H,W,3) uint8 of what stands before it."""
-    seen_by = shot.camera
+    """The camera's picture (H,W,3) uint8 of what stands before it, with this shot's focus and light."""
+    blur, light, exposure = rng.uniform(0.8, 1.2), rng.uniform(-1, 1), rng.uniform(0.92, 1.08)
     image = image.reduce(SUPERSAMPLE)
-    image = image.filter(ImageFilter.GaussianBlur(seen_by.blur * size[0] / 96 * rng.uniform(0.8, 1.2)))
+    return photograph(image, shot.camera, rng, unit=size[0] / 96, blur=blur, light=light, exposure=exposure)
+
+
+def photograph(
+    image: Image.Image,
+    seen_by: Camera,
+    rng: np.random.Generator,
+    *,
+    unit: float,
+    blur: float = 1.0,
+    light: float = 0.0,
+    exposure: float = 1.0,
+) -> np.ndarray:
+    """A scene as a camera sees it, with its blur, colours and noise: (H,W,3) uint8.
+
+    Args:
+        image: the scene, of the picture's size.
+        rng: of the noise.
+        unit: pixels of the image in a pixel of a 96x48 picture of a person, which the camera's blur is given in.
+        blur, exposure: factors of the camera's own.
+        light: how much of the light comes from one side, in -1..1.
+    """
+    image = image.filter(ImageFilter.GaussianBlur(seen_by.blur * unit * blur))
     pixels = np.asarray(image, dtype=np.float32)
     # Light from one side: keeps flat polygons from giving a garment one exact value in all pictures.
-    light = 1 + np.linspace(-0.12, 0.12, size[1], dtype=np.float32)[None, :, None] * np.float32(rng.uniform(-1, 1))
-    gain = np.asarray(seen_by.gain, dtype=np.float32) * np.float32(seen_by.exposure * rng.uniform(0.92, 1.08))
-    pixels = (pixels * gain * light - 128) * np.float32(seen_by.contrast) + 128
+    shade = 1 + np.linspace(-0.12, 0.12, image.width, dtype=np.float32)[None, :, None] * np.float32(light)
+    gain = np.asarray(seen_by.gain, dtype=np.float32) * np.float32(seen_by.exposure * exposure)
+    pixels = (pixels * gain * shade - 128) * np.float32(seen_by.contrast) + 128
     pixels += rng.standard_normal(pixels.shape, dtype=np.float32) * np.float32(seen_by.noise)
     return np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
 
@@ -146,7 +168,7 @@ class _Backdrop:
 
 
 @functools.lru_cache(maxsize=128)
-def _scene(seen_by: Camera, width: int, height: int) -> Image.Image:
+def surroundings(seen_by: Camera, width: int, height: int) -> Image.Image:
     """The camera's surroundings, four pictures wide: a shot looks at a piece of it."""
     backdrop = _Backdrop(seen_by, width * 4, height)
     _WALLS[seen_by.scene](backdrop)
@@ -231,7 +253,8 @@ class _Front:
         self.canvas.polygon([(x0, y0), (x1, y0), (x1, y1), (x0, y1)], colour, 1)
 
 
-def _draw_occluder(canvas: Canvas, occluder: Occluder, x: float) -> None:
+def draw_occluder(canvas: Canvas, occluder: Occluder, x: float) -> None:
+    """Draw what stands in front of a person at `x`, and number its pixels 1."""
     _OCCLUDERS[occluder.kind](_Front(canvas, occluder, x))
 
 
