@@ -64,16 +64,16 @@ class Spec:
 class StreetSpec:
     """A street that two cameras film. Together with `person.GENERATOR_VERSION` it decides every byte.
 
-    Each camera films `people` people, of whom `shared` pass both. A person is 0.36 (far) to 0.52 (near) of the height.
+    A person is 0.36 (far) to 0.52 (near) of the frame's height.
     """
 
-    seed: int = 0
-    frames: int = 240
-    people: int = 12
-    shared: int = 6
-    height: int = 240
-    width: int = 640
-    fps: int = 10
+    seed: int = option(0, "seed of everything that is drawn at random")
+    frames: int = option(240, "frames of each camera")
+    people: int = option(12, "people who pass each camera")
+    shared: int = option(6, "those of them who pass both cameras")
+    height: int = option(240, "frame height in pixels")
+    width: int = option(640, "frame width in pixels, a multiple of 4")
+    fps: int = option(10, "frames a second")
 
     def __post_init__(self) -> None:
         for name, least in (("frames", 1), ("people", 1), ("shared", 0), ("height", 96), ("width", 96), ("fps", 1)):
