@@ -128,6 +128,12 @@ def test_a_final_checkpoint_describes_itself(trained):
     assert bool(checkpoint["model"]["heads.text_anchors.anchors"].any()), "the anchors of the weights are stored"
 
 
+def drop_from(folder, stage: str) -> None:
+    """Take a stage and those after it out of a finished run."""
+    for name in STAGES[STAGES.index(stage) :]:
+        shutil.rmtree(folder / name)
+
+
 # ---- seeds and resuming ---------------------------------------------------------------------------------------------
 
 
@@ -151,7 +157,11 @@ def test_another_seed_another_model(trained, train_net, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage, step", [("prompts", 1), ("backbone", 4), ("anchors_warmup", 0), ("anchors", 5)])
-def test_interrupted_anywhere_and_resumed_is_the_same_run(stage, step, trained, train_net, tmp_path, monkeypatch):
+def test_interrupted_anywhere_and_resumed_is_the_same_run(
+    stage, step, trained, tiny_quickstart, train_net, monkeypatch
+):
+    """The stages before the interrupted one are taken from the session's run, as finished ones."""
+    drop_from(trained, stage)
     calls = {"n": 0}
     original = StepTrainer.run_step
 
@@ -170,33 +180,44 @@ def test_interrupted_anywhere_and_resumed_is_the_same_run(stage, step, trained, 
 
     monkeypatch.setattr(SAGATrainer, "run_step", remember)
     monkeypatch.setattr(StepTrainer, "run_step", interrupted)
-    run = [*QUICKSTART, *SMALL, "OUTPUT_DIR", tmp_path]
+    run = [*QUICKSTART, "--resume", *SMALL, "OUTPUT_DIR", trained]
     assert train_net(*run) == 130
+    assert not (trained / stage / "result.json").exists()
     monkeypatch.setattr(StepTrainer, "run_step", original)
-    assert train_net(*run[:2], "--resume", *run[2:]) == 0
-    assert same(weights(trained, "anchors"), weights(tmp_path, "anchors")) == []
-    ours, again = (json.loads((f / "anchors" / "result.json").read_text())["metrics"] for f in (trained, tmp_path))
+    assert train_net(*run) == 0
+    assert same(weights(tiny_quickstart, "anchors"), weights(trained, "anchors")) == []
+    ours, again = (
+        json.loads((f / "anchors" / "result.json").read_text())["metrics"] for f in (tiny_quickstart, trained)
+    )
     assert ours == again
 
 
 @pytest.mark.slow
-def test_killed_process_resumes(trained, tiny_root, tmp_path, repo, bare_environment):
-    """The real command, SIGKILL in the middle of the second stage, --resume."""
-    command = [sys.executable, "tools/train_net.py", *QUICKSTART, *map(str, SMALL), "OUTPUT_DIR", str(tmp_path)]
+def test_killed_process_resumes(trained, tiny_quickstart, tiny_root, repo, bare_environment):
+    """The real command, SIGKILL in the middle of the second stage, the same command again."""
+    drop_from(trained, "backbone")
+    command = [
+        sys.executable,
+        "tools/train_net.py",
+        *QUICKSTART,
+        "--resume",
+        *map(str, SMALL),
+        "OUTPUT_DIR",
+        str(trained),
+    ]
     environment = bare_environment(tiny_root)
     process = subprocess.Popen(command, cwd=repo, env=environment, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
-    while not (tmp_path / "backbone" / "last.pth").exists():
+    while not (trained / "backbone" / "last.pth").exists():
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert not (tmp_path / "backbone" / "model_final.pth").exists()
-    command.insert(2, "--resume")
+    assert not (trained / "backbone" / "model_final.pth").exists()
     done = subprocess.run(command, cwd=repo, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "| anchors " in done.stdout
-    assert same(weights(trained, "anchors"), weights(tmp_path, "anchors")) == []
+    assert same(weights(tiny_quickstart, "anchors"), weights(trained, "anchors")) == []
 
 
 def test_resume_skips_what_is_done_and_refuses_another_configuration(trained, train_net, capfd):
