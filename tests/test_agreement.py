@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from sagareid import get_cfg
-from sagareid.config import check_config, flatten
+from sagareid.config import flatten
+from sagareid.config_checks import check_config
 from sagareid.deploy.load import load_model
 from sagareid.engine.checkpoint import RunCheckpointer
 from sagareid.modeling import agreement

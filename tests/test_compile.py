@@ -11,7 +11,7 @@ import torch
 from sagareid import Extractor
 from sagareid.benchmarks import cases
 from sagareid.benchmarks.gpu import models
-from sagareid.config import check_config
+from sagareid.config_checks import check_config
 from sagareid.engine.trainer import SAGATrainer, StepTrainer
 from sagareid.hardware import compiler_problem
 from sagareid.modeling import meta_arch

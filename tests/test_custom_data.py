@@ -10,7 +10,8 @@ import shutil
 import pytest
 from PIL import Image
 
-from sagareid.config import check_config, custom_datasets, get_cfg
+from sagareid.config import custom_datasets, get_cfg
+from sagareid.config_checks import check_config
 from sagareid.data.datasets.build import DataSets, build_dataset
 from sagareid.data.datasets.layout import WrongNames
 from sagareid.data.loaders import build_test_loader, training_set
@@ -306,7 +307,7 @@ class TestFolder:
     [
         ({"NAME": "shop"}, "must have NAME and TYPE"),
         ("shop", "must have NAME and TYPE"),
-        ({"NAME": "shop", "TYPE": "CSVDatset", "PATH": "x"}, "did you mean CSVDataset"),
+        ({"NAME": "shop", "TYPE": "CSVDatset", "PATH": "x"}, "Did you mean CSVDataset"),
         ({"NAME": "shop", "TYPE": "CSVDataset"}, "shop lacks PATH; keys of CSVDataset: PATH, IMAGES"),
         ({"NAME": "shop", "TYPE": "CSVDataset", "PATH": "x", "CAMERA": "c"}, "shop has CAMERA; keys of CSVDataset"),
         ({"NAME": "Market1501", "TYPE": "CSVDataset", "PATH": "x"}, "the name 'Market1501' is taken"),

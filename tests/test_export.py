@@ -15,7 +15,8 @@ from PIL import Image
 
 from sagareid import Extractor, get_cfg
 from sagareid.benchmarks import exported
-from sagareid.config import check_config, reads_cameras
+from sagareid.config import reads_cameras
+from sagareid.config_checks import check_config
 from sagareid.deploy import export, formats
 from sagareid.deploy.feature_model import FeatureModel
 from sagareid.deploy.load import load_model

@@ -12,13 +12,13 @@ from small_runs import ONE_STAGE, SMALL, SMALL_IMAGES
 
 from sagareid import Extractor, get_cfg
 from sagareid.config import custom_datasets
+from sagareid.config_merge import read_config
 from sagareid.data import loaders
 from sagareid.data.datasets.build import DataSets, build_dataset
 from sagareid.data.datasets.names import SetNames, camera_name, identity_name
 from sagareid.data.record import TrainingRecord
 from sagareid.deploy.load import load_model
 from sagareid.engine.checkpoint import RunCheckpointer
-from sagareid.engine.stages import read_config
 from sagareid.modeling.build import build_model
 from sagareid.weights import load_state
 

@@ -10,7 +10,7 @@ import torch
 from small_runs import ONE_STAGE, SMALL
 
 from sagareid import get_cfg
-from sagareid.config import check_config
+from sagareid.config_checks import check_config
 from sagareid.modeling.meta_arch import SAGABaseline
 from sagareid.registry import computed_losses
 from sagareid.structures import CLIPFeatures, as_features

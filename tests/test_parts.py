@@ -13,7 +13,7 @@ from test_interchange import TARGETS, B, batch, config, loss_of
 from torch import nn
 
 from sagareid import get_cfg
-from sagareid.config import check_config
+from sagareid.config_checks import check_config
 from sagareid.modeling import fast
 from sagareid.modeling.anchors import ContentDomainAnchors, DomainAnchors
 from sagareid.modeling.heads import ClassifierHead

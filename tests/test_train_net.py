@@ -316,7 +316,7 @@ def test_occ_duke_recipe_end_to_end(train_net, tmp_path):
 @pytest.mark.parametrize(
     "options, message",
     [
-        (["MODEL.HEADS.NAM", "SAGAHead"], "Nearest keys: MODEL.HEADS.NAME"),
+        (["MODEL.HEADS.NAM", "SAGAHead"], "Did you mean MODEL.HEADS.NAME"),
         (["MODEL.HEADS.NAME", "SAGAHaed"], "Did you mean SAGAHead?"),
         (["MODEL.META_ARCHITECTURE", "Baselin"], "valid: "),
         (["MODEL.CLIP.NAME", "ViT-B-61"], "open_clip does not know"),

@@ -10,7 +10,7 @@ import torch
 from small_runs import ONE_STAGE, SMALL
 
 from sagareid import compat, get_cfg
-from sagareid.config import check_config
+from sagareid.config_checks import check_config
 from sagareid.engine import stages
 from sagareid.engine.hooks import Selection
 from sagareid.engine.options import training_parser
@@ -189,6 +189,11 @@ def test_an_evaluation_that_fails_loses_nothing(validation, epoch, train_net, tm
     assert train_net(*part) == 1 and "no evaluation today" in capfd.readouterr().err
     assert load_state(tmp_path / "part" / "last.pth")["epoch"] == epoch - 1
     monkeypatch.setattr(SAGATrainer, "_evaluate_on", evaluate)
+    if (validation, epoch) == ("[]", 3):  # evaluated alone, it is what the whole run gives
+        assert train_net(part[0], part[1], "--eval-only", *part[2:]) == 0
+        [alone] = json.loads((tmp_path / "part" / "evaluation.json").read_text())
+        assert alone["checkpoint"] == str(tmp_path / "part" / "last.pth")
+        assert alone["metrics"] == pytest.approx(result(tmp_path / "whole")["metrics"], abs=1e-3)
     assert train_net(part[0], part[1], "--resume", *part[2:]) == 0
     assert len(steps) == 3 * STEPS
     whole, found = (result(tmp_path / name) for name in ("whole", "part"))

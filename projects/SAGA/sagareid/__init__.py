@@ -22,7 +22,8 @@ from . import compat
 from .version import __version__
 
 if TYPE_CHECKING:
-    from .config import add_saga_config, check_config, get_cfg
+    from .config import add_saga_config, get_cfg
+    from .config_checks import check_config
     from .deploy.extractor import Extractor
 
 __all__ = ["Extractor", "__version__", "add_saga_config", "check_config", "get_cfg"]
@@ -37,7 +38,7 @@ compat.install(
 _HOMES = {
     "Extractor": ".deploy.extractor",
     "add_saga_config": ".config",
-    "check_config": ".config",
+    "check_config": ".config_checks",
     "get_cfg": ".config",
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import errno
 import os
 import re
@@ -9,7 +10,7 @@ import shutil
 import sys
 from collections.abc import Iterable
 
-__all__ = ["disk_is_full", "first_few", "first_line", "lost_worker", "message_of", "out_of_memory"]
+__all__ = ["did_you_mean", "disk_is_full", "first_few", "first_line", "lost_worker", "message_of", "out_of_memory"]
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -28,6 +29,12 @@ def first_few(names: Iterable[object], limit: int, separator: str = ", ") -> str
     shown = [str(name) for name in names]
     more = f" and {len(shown) - limit} more" if len(shown) > limit else ""
     return separator.join(shown[:limit]) + more
+
+
+def did_you_mean(name: object, names: Iterable[object], limit: int = 1, cutoff: float = 0.6) -> str:
+    """ " Did you mean X?", to end a message about a name that is none of `names`; empty where none is near."""
+    close = difflib.get_close_matches(str(name), [str(known) for known in names], n=limit, cutoff=cutoff)
+    return f" Did you mean {' or '.join(close)}?" if close else ""
 
 
 def message_of(error: BaseException) -> str:

@@ -16,13 +16,13 @@ The file is imported by `--import`; those that ship are imported by the packages
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from fastreid.utils.registry import Registry
 
 from .compat import registered
+from .errors import did_you_mean
 
 __all__ = [
     "DOMAIN_ANCHOR_REGISTRY",
@@ -91,9 +91,7 @@ def get_part(registry: Registry, key: str, name: str) -> Any:
     """
     found = parts(registry)
     if name not in found:
-        close = difflib.get_close_matches(name, found, n=1)
-        hint = f" Did you mean {close[0]}?" if close else ""
-        raise ValueError(f"{key} is {name!r}; valid: {', '.join(sorted(found))}.{hint}")
+        raise ValueError(f"{key} is {name!r}; valid: {', '.join(sorted(found))}.{did_you_mean(name, found)}")
     return found[name]
 
 

@@ -39,9 +39,9 @@ def argument_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     args = argument_parser().parse_intermixed_args(argv)
     with errors_in_one_line(args, code=2):
+        from ..config_merge import read_config
         from ..data import check_dataset
         from ..data.contact_sheet import contact_sheets
-        from ..engine.stages import read_config
 
         import_modules(args.modules)
         cfg = read_config(args.config_file, args.opts)

@@ -103,7 +103,7 @@ def argument_parser() -> argparse.ArgumentParser:
     add_import_argument(parser)
     parser.add_argument(
         "opts",
-        nargs=argparse.REMAINDER,
+        nargs="*",
         metavar="KEY VALUE",
         help="config keys and their values, on top of the config file",
     )
@@ -111,7 +111,7 @@ def argument_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    args = argument_parser().parse_args(argv)
+    args = argument_parser().parse_intermixed_args(argv)
     with errors_in_one_line(args, after_interrupt="the same command with --resume goes on from the last whole cell"):
         options = Options(
             conditions=tuple(args.conditions),

@@ -15,7 +15,7 @@ from ..engine.options import training_parser
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, plan, launch; an error ends in one message and exit code 1, Ctrl-C in 130."""
-    args = training_parser(__doc__).parse_args(argv)
+    args = training_parser(__doc__).parse_intermixed_args(argv)
     with errors_in_one_line(args, after_interrupt="the same command with --resume goes on from the last whole epoch"):
         from ..engine.main import launch_runs
 

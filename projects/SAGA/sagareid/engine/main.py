@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 
 from fastreid.utils import comm
@@ -17,6 +18,8 @@ from .ownership import FolderLock, owned_folders
 
 __all__ = ["launch_runs"]
 
+logger = logging.getLogger(__name__)
+
 
 def launch_runs(args) -> None:
     """What the arguments of `options.training_parser` ask for, on as many processes; errors are the caller's to
@@ -25,11 +28,14 @@ def launch_runs(args) -> None:
         raise ValueError("name a config with --config-file, such as configs/SAGA/quickstart.yml")
     args.config_file = str(find_config(args.config_file))
     import_modules(args.modules)
-    runs, datasets = stages.plan(args.config_file, args.opts, args.stage), DataSets()
+    runs = stages.plan(args.config_file, args.opts, args.stage, last=args.eval_only)
+    datasets = DataSets()
     processes = number_of_processes(args)
     if int(os.environ.get("LOCAL_RANK", 0)) == 0:  # torchrun ends the others
+        for sentence in stages.without_effect(args.config_file, args.opts):
+            logger.warning(sentence)
         stages.check_machine(runs, datasets, eval_only=args.eval_only, processes=processes)  # before any process starts
-    folders = [run.folder for run in (runs[-1:] if args.eval_only else runs)] if is_first(args) else []
+    folders = [run.folder for run in runs] if is_first(args) else []
     with owned_folders(folders, fresh=not (args.resume or args.eval_only)) as locks:
         launch(_work, (runs, datasets, args, locks), args, device=runs[0].cfg.MODEL.DEVICE)
 

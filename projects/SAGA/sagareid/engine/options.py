@@ -58,7 +58,7 @@ def training_parser(description: str | None = None) -> argparse.ArgumentParser:
     add_import_argument(parser)
     parser.add_argument(
         "opts",
-        nargs=argparse.REMAINDER,
+        nargs="*",
         metavar="KEY VALUE",
         help="config keys and their values, on top of the config file",
     )

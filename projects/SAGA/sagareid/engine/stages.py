@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import logging
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from tabulate import tabulate
 
 from fastreid.engine import default_setup
@@ -22,8 +19,10 @@ from fastreid.utils.env import seed_all_rng
 from fastreid.utils.logger import setup_logger
 
 from .. import compat
-from ..config import check_config, flatten, get_cfg, option_values
-from ..config_files import config_chain, find_config
+from ..config import flatten, get_cfg
+from ..config_checks import check_config, check_configs
+from ..config_files import ConfigFile, config_chain, find_config
+from ..config_merge import merge_files, merge_pairs, read_config
 from ..data.datasets.build import DataSets
 from ..deploy.load import load_model
 from ..files import check_output, write_json
@@ -32,7 +31,7 @@ from .feature_cache import cache_folder
 from .hooks import CheckpointHook, by_set
 from .trainer import SAGATrainer
 
-__all__ = ["Run", "check_machine", "differences", "evaluate", "plan", "read_config", "run_all"]
+__all__ = ["Run", "check_machine", "differences", "evaluate", "plan", "run_all", "without_effect"]
 
 logger = logging.getLogger(__name__)
 
@@ -88,91 +87,129 @@ class Run:
 # ---------------------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def _readable_errors(cfg, file: str | Path) -> Iterator[None]:
-    """Turn yacs's errors about keys of `cfg` into ones that name the file and the nearest keys."""
-    try:
-        yield
-    except (KeyError, AssertionError) as error:
-        text = str(error).strip("'\"")
-        key = text.rpartition(": ")[2].strip()
-        close = difflib.get_close_matches(key, flatten(cfg), n=3, cutoff=0.5)
-        raise ValueError(f"{file}: {text}. " + (f"Nearest keys: {', '.join(close)}" if close else "")) from error
-    except yaml.YAMLError as error:
-        raise ValueError(f"{file} is no YAML: {' '.join(str(error).split())}") from error
+@dataclass(frozen=True)
+class _Entry:
+    """One of STAGES: its name, the files that it merges, its KEY VALUE pairs, and where it stands."""
+
+    name: str
+    chain: list[ConfigFile]
+    opts: list
+    place: str
 
 
-def _merge_file(cfg, file: str | Path, opts: Sequence[str] = ()) -> None:
-    """Merge a file into a config, then KEY VALUE pairs that belong to it."""
-    with _readable_errors(cfg, file):
-        chain = config_chain(file)
-    for path, content in reversed(chain):
-        with _readable_errors(cfg, path):
-            cfg.merge_from_other_cfg(type(cfg)(content))
-    with _readable_errors(cfg, file):
-        cfg.merge_from_list(option_values(cfg, opts))
-
-
-def read_config(config_file: str | Path | None = None, opts: Sequence[str] = ()):
-    """A config file over the defaults, then KEY VALUE pairs; for tools that need no stages. Errors as `plan`."""
-    cfg = get_cfg()
-    if config_file:
-        _merge_file(cfg, config_file, opts)
-    else:
-        with _readable_errors(cfg, "command line"):
-            cfg.merge_from_list(option_values(cfg, opts))
-    return cfg
-
-
-def _folder_of_stages(config_file: str | Path) -> Path:
-    """Folder of the file in the chain of _BASE_ that lists the STAGES: their FILEs are relative to it."""
-    chain = config_chain(config_file)
-    return next((path for path, content in chain if "STAGES" in content), chain[0][0]).parent
-
-
-def plan(config_file: str | Path, opts: Sequence[str] = (), stage: str | None = None) -> list[Run]:
+def plan(
+    config_file: str | Path, opts: Sequence[str] = (), stage: str | None = None, *, last: bool = False
+) -> list[Run]:
     """The runs of a config, in order: the config, then the stage's file and OPTS, then `opts`.
 
     Args:
         stage: only these of STAGES, separated by commas. The first starts from MODEL.WEIGHTS of `opts` where given.
+        last: only the last of these, to be evaluated.
 
     Raises:
         FileNotFoundError: a config that is not there.
-        ValueError: a key or a stage that does not exist, a value that cannot work.
+        ValueError: a key or a stage that does not exist, values that cannot work, of all these stages together.
     """
     opts = list(opts)
     asked = next((v for k, v in zip(opts[::2], opts[1::2]) if k == "MODEL.WEIGHTS"), "")
-    whole = read_config(config_file, opts)
+    chain = config_chain(config_file)
+    whole = _merged(chain, opts)
     if not whole.STAGES:
         if stage:
             raise ValueError(f"{config_file} has no STAGES, so there is no stage {stage!r}; run it without --stage")
         whole.freeze()
         check_config(whole)
         return [Run("", whole, asked)]
-    names = [entry.get("NAME") for entry in whole.STAGES]
+    entries = _entries(whole, chain)
+    names = [entry.name for entry in entries]
     chosen = stage.split(",") if stage else names
     unknown = [name for name in chosen if name not in names]
     if unknown:
-        raise ValueError(f"no stage {unknown[0]!r} in {config_file}; its stages: {', '.join(map(str, names))}")
-    folder = _folder_of_stages(config_file)
+        raise ValueError(f"no stage {unknown[0]!r} in {config_file}; its stages: {', '.join(names)}")
     runs: list[Run] = []
-    for entry in whole.STAGES:
-        if not {"NAME", "FILE"} <= set(entry) <= {"NAME", "FILE", "OPTS"}:
-            raise ValueError(f"STAGES: {dict(entry)} must have NAME and FILE, and may have OPTS")
-        cfg = get_cfg()
-        _merge_file(cfg, config_file)
-        _merge_file(cfg, find_config(entry["FILE"], folder), [str(o) for o in entry.get("OPTS", ())])
-        with _readable_errors(cfg, config_file):
-            cfg.merge_from_list(option_values(cfg, opts))
+    for entry in entries:
+        cfg = _merged(chain, opts, entry)
         cfg.STAGES = []
         cfg.CACHE.DIR = str(cache_folder(whole))
-        cfg.OUTPUT_DIR = str(Path(whole.OUTPUT_DIR, entry["NAME"]))
-        if runs and not (asked and entry["NAME"] == chosen[0]):
+        cfg.OUTPUT_DIR = str(Path(whole.OUTPUT_DIR, entry.name))
+        if runs and not (asked and entry.name == chosen[0]):
             cfg.MODEL.WEIGHTS = str(runs[-1].final)
         cfg.freeze()
-        check_config(cfg)
-        runs.append(Run(entry["NAME"], cfg, asked, tuple(map(str, names))))
-    return [r for r in runs if r.name in chosen]
+        runs.append(Run(entry.name, cfg, asked, tuple(names)))
+    runs = [run for run in runs if run.name in chosen][-1 if last else 0 :]
+    check_configs({run.name: run.cfg for run in runs})
+    return runs
+
+
+def _merged(chain: Sequence[ConfigFile], opts: Sequence[str], entry: _Entry | None = None):
+    """The defaults, a config, a stage's file and OPTS, a command line."""
+    cfg = get_cfg()
+    merge_files(cfg, chain)
+    if entry:
+        merge_files(cfg, entry.chain)
+        merge_pairs(cfg, entry.opts, entry.place)
+    merge_pairs(cfg, opts)
+    return cfg
+
+
+def _entries(whole, chain: Sequence[ConfigFile]) -> list[_Entry]:
+    """The STAGES of a config. Their FILEs are relative to the file of the chain that lists them, or ship.
+
+    Raises:
+        FileNotFoundError: a FILE that is not there. ValueError: an entry that is none, or has the name of another.
+    """
+    source = next((file for file in chain if "STAGES" in file.content), chain[0])
+    place = source.place("STAGES")
+    entries: list[_Entry] = []
+    for entry in whole.STAGES:
+        if not isinstance(entry, Mapping) or not {"NAME", "FILE"} <= set(entry) <= {"NAME", "FILE", "OPTS"}:
+            raise ValueError(
+                f"{place}: an entry of STAGES is {entry!r}; expected NAME and FILE, and OPTS where there are any, such "
+                "as {NAME: anchors, FILE: stages/anchors.yml, OPTS: [SOLVER.MAX_EPOCH, 60]}"
+            )
+        name, file, opts = entry["NAME"], entry["FILE"], entry.get("OPTS", [])
+        if not isinstance(name, str) or name != Path(name).name or name in [e.name for e in entries]:
+            raise ValueError(f"{place}: a stage is called {name!r}; expected the name of a folder, another for each")
+        if not isinstance(file, str) or not isinstance(opts, list):
+            raise ValueError(
+                f"{place}: the stage {name} has FILE {file!r} and OPTS {opts!r}; expected a path and a list"
+            )
+        try:
+            files = config_chain(find_config(file, source.path.parent))
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{place}: the file of the stage {name}: {error}") from error
+        entries.append(_Entry(name, files, opts, f"{place}: OPTS of the stage {name}"))
+    return entries
+
+
+def without_effect(config_file: str | Path, opts: Sequence[str] = ()) -> list[str]:
+    """A sentence for each key of a config that its stages' own files override, so that it does nothing there.
+
+    Looked at are the config itself and those of its bases that are nearer to it than the list of STAGES: what stands
+    beside that list is a default of the recipe, which its stages change. What `opts` set is merged last, and counts.
+    """
+    chain = config_chain(config_file)
+    whole = _merged(chain, opts)
+    if not whole.STAGES:
+        return []
+    lists = next((i for i, file in enumerate(chain) if "STAGES" in file.content), 0)
+    given: dict[str, tuple[Any, ConfigFile]] = {}
+    for file in chain[: max(lists, 1)]:
+        given = {key: (value, file) for key, value in flatten(file.content).items()} | given
+    overridden: dict[str, list[str]] = {}
+    for entry in _entries(whole, chain):
+        own = {
+            key: (value, file.path) for file in reversed(entry.chain) for key, value in flatten(file.content).items()
+        }
+        own |= {key: (value, "its OPTS") for key, value in zip(entry.opts[::2], entry.opts[1::2])}
+        for key in given.keys() & own.keys() - set(opts[::2]):
+            if str(own[key][0]) != str(given[key][0]):
+                overridden.setdefault(key, []).append(f"{entry.name}, which sets {own[key][0]} in {own[key][1]}")
+    return [
+        f"{key} {given[key][0]} in {given[key][1].place(key)} has no effect in the stage {'; '.join(stages)}. Set it "
+        "behind the command, or in OPTS of the stage"
+        for key, stages in sorted(overridden.items())
+    ]
 
 
 def check_machine(
@@ -211,6 +248,8 @@ def check_machine(
             problems.append(str(error))
     problems += _unwritable(runs, eval_only)
     if not eval_only:
+        if any(not r.cfg.DATASETS.NAMES for r in runs):
+            problems.append("DATASETS.NAMES is empty; expected one training set or more (--eval-only needs none)")
         problems += dict.fromkeys(problem for r in runs for problem in _indivisible(r.cfg, processes))
     if problems:
         raise ValueError("\n  ".join(["this machine cannot run it:", *problems]) if len(problems) > 1 else problems[0])
@@ -273,8 +312,7 @@ def _setup(run: Run, args) -> None:
 
 def differences(run: Run) -> list[str]:
     """Keys in which the config differs from the one that the folder was trained with."""
-    saved = get_cfg()
-    saved.merge_from_file(str(run.folder / "config.yaml"))
+    saved = read_config(run.folder / "config.yaml")
     counted = ("MODEL.HEADS.NUM_CLASSES", "MODEL.CLIP.CAMERAS", "SEED")  # filled in by the run
     before, out = flatten(saved), []
     for key, now in flatten(run.cfg).items():
@@ -339,16 +377,26 @@ def _seconds_so_far(run: Run) -> float:
 
 
 def evaluate(run: Run, args, datasets: DataSets | None = None) -> dict:
-    """Evaluate MODEL.WEIGHTS, or the run's own final checkpoint: no CLIP weights and no text tower are needed.
+    """Evaluate a run (`_weights_to_evaluate`); no CLIP weights and no text tower are needed.
 
     Raises:
         FileNotFoundError: no checkpoint. ValueError: one that does not fit.
     """
-    own = run.final if run.name or run.final.is_file() else run.cfg.MODEL.WEIGHTS or run.final
-    weights = Path(run.asked_weights or own)
     _setup(run, args)
+    weights = _weights_to_evaluate(run)
     cfg, model = load_model(weights, run.cfg)
     return {"stage": run.name, "metrics": SAGATrainer.test(cfg, model, datasets), "checkpoint": str(weights)}
+
+
+def _weights_to_evaluate(run: Run) -> Path:
+    """MODEL.WEIGHTS of the command line, the final checkpoint, the last whole epoch, or MODEL.WEIGHTS of the config."""
+    if run.asked_weights:
+        return Path(run.asked_weights)
+    kept = run.folder / f"{CheckpointHook.LAST}.pth"
+    if not run.final.is_file() and kept.is_file():
+        logger.warning("%s has not ended: its last whole epoch is evaluated. --resume goes on from there", run.folder)
+        return kept
+    return run.final if run.name or run.final.is_file() else Path(run.cfg.MODEL.WEIGHTS or run.final)
 
 
 def beside_earlier(results: Sequence[dict], file: Path, names: Sequence[str]) -> list[dict]:

@@ -21,7 +21,8 @@ from fastreid.utils.events import get_event_storage
 
 from .. import compat
 from ..compat.trainer import OpenStepTrainer, OpenTrainer
-from ..config import check_config, reads_cameras
+from ..config import reads_cameras
+from ..config_checks import check_config
 from ..data import loaders
 from ..data.datasets.build import DataSets
 from ..data.record import TrainingRecord
@@ -134,6 +135,8 @@ class SAGATrainer(OpenTrainer):
         self.cfg.freeze()
         if comm.is_main_process():  # again, with what was counted: identities and cameras
             write_text(Path(self.cfg.OUTPUT_DIR, "config.yaml"), self.cfg.dump())
+        # a feature that this model does not give is an error now, not after the training
+        SAGAEvaluator(self.cfg, 0, layout=getattr(self.model, "feature_layout", None))
         dtype = autocast_dtype(cfg)
         logger.info(
             "steps compute in %s",

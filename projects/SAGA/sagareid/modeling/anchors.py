@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..config import clip_tokens
 from ..registry import DOMAIN_ANCHOR_REGISTRY
+from ..values import needs_cached
 from .clip.text import CONTEXT_SLOTS, PromptTemplate, TextEncoder
 from .clip.towers import clip_dims
 
@@ -253,6 +254,7 @@ class ClipDomainAnchors(DomainAnchors):
     def check(cls, cfg: Any) -> Iterator[str]:
         if not clip_tokens(cfg):
             yield ("MODEL.SAGA.DOMAIN_ANCHORS clip reads CLIP's projection: use the CLIP backbone with OUTPUT tokens")
+        yield from needs_cached(cls, cfg, "proj")
 
     def forward(self, patches: Tensor, *, proj: Tensor, text_anchors: Tensor, **unused: Any) -> Tensor:
         query = self.queries + self.clip_proj(proj)[:, None]

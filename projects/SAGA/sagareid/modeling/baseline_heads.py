@@ -18,6 +18,7 @@ from fastreid.config import CfgNode, configurable
 from fastreid.modeling.heads import REID_HEADS_REGISTRY
 
 from ..structures import CLIPFeatures, as_features
+from ..values import needs_cached, one_of, within
 from . import fast
 from .clip import towers
 from .fast.blocks import block_at_row
@@ -91,6 +92,11 @@ class CLSHead(nn.Module):
     @classmethod
     def check(cls, cfg: CfgNode) -> Iterator[str]:
         yield from needs_clip_tokens(cls, cfg)
+        yield from needs_cached(cls, cfg, "cls", "proj", *(["layer_cls"] if cfg.MODEL.HEADS.TRAIN_PROJ else []))
+
+    @staticmethod
+    def feature_parts(cfg: CfgNode) -> list[str]:
+        return ["refined", "cls", "proj"] if cfg.MODEL.HEADS.EMBEDDING_DIM else ["cls", "proj"]
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -154,6 +160,10 @@ class PatchHead(ClassifierHead):
 
     learns_from = frozenset({"patches"})
 
+    @classmethod
+    def check(cls, cfg: CfgNode) -> Iterator[str]:
+        yield from needs_cached(cls, cfg, "patches")
+
 
 @REID_HEADS_REGISTRY.register()
 class PatchPoolHead(PatchHead):
@@ -174,6 +184,11 @@ class PatchPoolHead(PatchHead):
     def add_keys(cfg: CfgNode) -> None:
         # PatchPoolHead: mean, max or gem over the patch tokens.
         cfg.MODEL.HEADS.PATCH_POOL = "mean"
+
+    @classmethod
+    def check(cls, cfg: CfgNode) -> Iterator[str]:
+        yield from super().check(cfg)
+        yield from one_of(cfg, "MODEL.HEADS.PATCH_POOL", cls.POOLS)
 
     @classmethod
     def from_config(cls, cfg):
@@ -205,6 +220,14 @@ class AttentionPoolHead(PatchHead):
     def add_keys(cfg: CfgNode) -> None:
         # AttentionPoolHead: attention heads of its one query.
         cfg.MODEL.HEADS.POOL_HEADS = 8
+
+    @classmethod
+    def check(cls, cfg: CfgNode) -> Iterator[str]:
+        yield from super().check(cfg)
+        yield from within(cfg, "MODEL.HEADS.POOL_HEADS", 1)
+        width, heads = cfg.MODEL.BACKBONE.FEAT_DIM, cfg.MODEL.HEADS.POOL_HEADS
+        if heads > 0 and width % heads:
+            yield f"MODEL.HEADS.POOL_HEADS {heads} does not divide the token width MODEL.BACKBONE.FEAT_DIM {width}"
 
     @classmethod
     def from_config(cls, cfg):
@@ -249,6 +272,14 @@ class PartStripesHead(PatchHead):
     def add_keys(cfg: CfgNode) -> None:
         # PartStripesHead: stripes of the patch grid, which share EMBEDDING_DIM.
         cfg.MODEL.HEADS.NUM_STRIPES = 6
+
+    @classmethod
+    def check(cls, cfg: CfgNode) -> Iterator[str]:
+        yield from super().check(cfg)
+        yield from within(cfg, "MODEL.HEADS.NUM_STRIPES", 1)
+        stripes, width = cfg.MODEL.HEADS.NUM_STRIPES, cfg.MODEL.HEADS.EMBEDDING_DIM
+        if stripes > 0 and width % stripes:
+            yield f"MODEL.HEADS.EMBEDDING_DIM {width} must be a multiple of MODEL.HEADS.NUM_STRIPES {stripes}"
 
     @classmethod
     def from_config(cls, cfg):
@@ -309,6 +340,7 @@ class LastBlockHead(ClassifierHead):
     @classmethod
     def check(cls, cfg: CfgNode) -> Iterator[str]:
         yield from needs_clip_tokens(cls, cfg)
+        yield from needs_cached(cls, cfg, "patches", "layer_cls")
 
     @classmethod
     def from_config(cls, cfg):

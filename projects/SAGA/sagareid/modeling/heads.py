@@ -163,6 +163,11 @@ class ClassifierHead(nn.Module):
             "clip_widths": clip_widths(cfg),
         }
 
+    @staticmethod
+    def feature_parts(cfg: CfgNode) -> list[str]:
+        """The names in `feature_layout`, before the head is built. Who overrides one overrides both."""
+        return ["refined", "cls", "proj"] if clip_tokens(cfg) else ["feature"]
+
     @property
     def feature_layout(self) -> dict[str, int]:
         """Name and width of each part of the evaluation feature, in order."""

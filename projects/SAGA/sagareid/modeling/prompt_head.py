@@ -14,6 +14,7 @@ from fastreid.config import CfgNode, configurable
 from fastreid.modeling.heads import REID_HEADS_REGISTRY
 
 from ..structures import CLIPFeatures
+from ..values import needs_cached, one_of
 from .clip import towers
 from .clip.text import PromptLearner, TextEncoder
 from .heads import frozen_text_encoder, needs_clip_tokens
@@ -60,6 +61,10 @@ class PromptHead(nn.Module):
                 "MODEL.HEADS.NECK_BIAS is True, and PromptHead has no neck: set it in the OPTS of the STAGES whose "
                 "head has one, as configs/SAGA/ablations/neck_bias.yml does"
             )
+        yield from needs_cached(cls, cfg, "cls", "proj")
+        yield from one_of(cfg, "MODEL.PROMPT.MODE", PromptLearner.MODES)
+        if problem := PromptLearner.wrong_slots(cfg.MODEL.PROMPT.NUM_CONTEXT, cfg.MODEL.PROMPT.NUM_BLANK):
+            yield problem
 
     @classmethod
     def from_config(cls, cfg):
@@ -81,6 +86,10 @@ class PromptHead(nn.Module):
     def learns_from(self) -> set[str]:
         """No output of the backbone: images are constants here."""
         return set()
+
+    @staticmethod
+    def feature_parts(cfg: CfgNode) -> list[str]:
+        return ["cls", "proj"]
 
     @property
     def feature_layout(self) -> dict[str, int]:

@@ -19,6 +19,7 @@ from fastreid.modeling.heads import REID_HEADS_REGISTRY
 from ..config import clip_tokens
 from ..registry import DOMAIN_ANCHOR_REGISTRY, POOL_REGISTRY, get_part, parts
 from ..structures import CLIPFeatures, as_features
+from ..values import needs_cached, within
 from .anchors import DomainAnchors, FreeAnchors, TextAnchors
 from .clip import towers
 from .clip.text import CONTEXT_SLOTS, TextEncoder
@@ -178,10 +179,28 @@ class SAGAHead(nn.Module):
             yield "per-anchor features are not defined for two token layers: drop AnchorConsistencyLoss and TEST.PARTS"
         if not 0 <= saga.PHRASE_CONTEXT <= CONTEXT_SLOTS:
             yield f"MODEL.SAGA.PHRASE_CONTEXT is {saga.PHRASE_CONTEXT}; an anchor has {CONTEXT_SLOTS} context slots"
+        for key in ("NUM_ANCHORS", "REFINE_LAYERS", "NUM_HEADS", "NUM_CLASSIFIERS"):
+            yield from within(cfg, f"MODEL.SAGA.{key}", 1)
+        for key in ("NUM_DOMAIN_ANCHORS", "INIT_BLOCK", "EMBEDDING_DIM"):
+            yield from within(cfg, f"MODEL.SAGA.{key}", 0)
+        for key in ("DROPOUT", "CLASSIFIER_DROPOUT"):
+            yield from within(cfg, f"MODEL.SAGA.{key}", 0, 1, below=True)
+        yield from within(cfg, "TEST.PARTS", 0, max(saga.NUM_ANCHORS, 0))
+        if saga.NUM_HEADS > 0 and cfg.MODEL.BACKBONE.FEAT_DIM % saga.NUM_HEADS:
+            yield (
+                f"MODEL.SAGA.NUM_HEADS {saga.NUM_HEADS} does not divide the token width MODEL.BACKBONE.FEAT_DIM "
+                f"{cfg.MODEL.BACKBONE.FEAT_DIM}"
+            )
+        yield from needs_cached(cls, cfg, "patches")
         pool, domain = parts(POOL_REGISTRY).get(saga.POOL), parts(DOMAIN_ANCHOR_REGISTRY).get(saga.DOMAIN_ANCHORS)
         for part in (pool, domain if saga.NUM_DOMAIN_ANCHORS else None):
             if hasattr(part, "check"):
                 yield from part.check(cfg)
+
+    @staticmethod
+    def feature_parts(cfg: CfgNode) -> list[str]:
+        names = ["refined", "cls", "proj"] if clip_tokens(cfg) else ["refined"]
+        return names + (["parts"] if cfg.TEST.PARTS else [])
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:

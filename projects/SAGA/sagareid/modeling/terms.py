@@ -29,6 +29,7 @@ from fastreid.config import CfgNode
 
 from ..config import clip_tokens
 from ..registry import LOSS_REGISTRY, parts
+from ..values import needs_cached, within
 from . import losses
 from .distributed import gather_batch
 
@@ -132,6 +133,10 @@ class CrossEntropyLoss(LossTerm):
     @classmethod
     def from_config(cls, cfg: CfgNode) -> CrossEntropyLoss:
         return cls(scale=cfg.MODEL.LOSSES.CE.SCALE, epsilon=cfg.MODEL.LOSSES.CE.EPSILON)
+
+    @classmethod
+    def check(cls, cfg: CfgNode) -> Iterator[str]:
+        yield from within(cfg, "MODEL.LOSSES.CE.EPSILON", 0, 1)
 
     def forward(self, targets: Tensor, *, logits: Tensor) -> Tensor:
         return losses.identity_loss(logits, targets, self.epsilon)
@@ -242,6 +247,7 @@ class DecorrelationLoss(LossTerm):
     def check(cls, cfg: CfgNode) -> Iterator[str]:
         if not clip_tokens(cfg):
             yield "DecorrelationLoss compares with the class token: use the CLIP backbone with OUTPUT tokens"
+        yield from needs_cached(cls, cfg, "cls")
 
     def forward(self, targets: Tensor, *, features: Tensor, cls: Tensor) -> Tensor:
         return losses.decorrelation_loss(gather_batch(features), gather_batch(cls))
@@ -272,6 +278,7 @@ class I2TLoss(LossTerm):
     def check(cls, cfg: CfgNode) -> Iterator[str]:
         if not clip_tokens(cfg):
             yield "I2TLoss reads CLIP's projection of the image: use the CLIP backbone with OUTPUT tokens"
+        yield from needs_cached(cls, cfg, "proj")
 
     def prepare(self, head: nn.Module) -> None:
         """See that the head holds text features, once for each state of them: reading makes the host wait for the

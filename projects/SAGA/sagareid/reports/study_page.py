@@ -178,7 +178,7 @@ def run_study(
     start = time.perf_counter()
     if opts and not config_file:
         raise ValueError(f"{' '.join(opts)}: KEY VALUE pairs change a config; name it with --config-file")
-    last = stages.plan(config_file, opts)[-1] if config_file else None
+    last = stages.plan(config_file, opts, last=True)[-1] if config_file else None
     if weights:
         paths = list(weights)
     elif last is not None:

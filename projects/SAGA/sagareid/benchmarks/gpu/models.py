@@ -15,7 +15,7 @@ from fastreid.modeling.meta_arch import build_model
 from fastreid.utils.events import EventStorage
 
 from ... import compat, get_cfg
-from ...config import check_config
+from ...config_checks import check_config
 from ...engine.trainer import SAGATrainer, StepTrainer
 from ...errors import message_of
 from .. import cases

@@ -5,7 +5,7 @@ B images, (H, W) image, (h, w) patch grid, N=h*w, D width, E joint width, P toke
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from fastreid.modeling.backbones import BACKBONE_REGISTRY
 
 from ...structures import CLIPFeatures
+from ...values import one_of
 from .. import fast
 from ..clip import towers
 from ..fast.blocks import block_at_row, in_groups
@@ -156,6 +157,49 @@ class CLIPBackbone(nn.Module):
         return visual.ln_pre(x)
 
 
+def _misfits(cfg) -> Iterator[str]:
+    """What keeps a tower from being built, a sentence each."""
+    name, size = cfg.MODEL.CLIP.NAME, tuple(cfg.INPUT.SIZE_TRAIN)
+    try:
+        dims = towers.clip_dims(name)
+    except ValueError as error:
+        yield str(error)
+        return
+    if tuple(cfg.INPUT.SIZE_TEST) != size:
+        yield (
+            f"INPUT.SIZE_TEST {tuple(cfg.INPUT.SIZE_TEST)} differs from SIZE_TRAIN {size}: the position embedding of "
+            "a ViT has one size"
+        )
+    width = dims.width * (len(cfg.MODEL.CLIP.TOKEN_LAYERS) if cfg.MODEL.BACKBONE.OUTPUT == "map" else 1)
+    if width != cfg.MODEL.BACKBONE.FEAT_DIM:
+        yield f"MODEL.BACKBONE.FEAT_DIM is {cfg.MODEL.BACKBONE.FEAT_DIM}; {name} gives {width}: set it"
+
+
+def _check(cfg) -> Iterator[str]:
+    """What keeps a run with the tower from working, a sentence each."""
+    yield from one_of(cfg, "MODEL.BACKBONE.OUTPUT", OUTPUTS)
+    misfits = list(_misfits(cfg))
+    yield from misfits
+    if misfits:
+        return
+    patch, stride, size = (
+        towers.clip_dims(cfg.MODEL.CLIP.NAME).patch_size,
+        tuple(cfg.MODEL.BACKBONE.STRIDE_SIZE),
+        list(cfg.INPUT.SIZE_TRAIN),
+    )
+    if len(set(stride)) > 1 or stride[0] > patch:
+        yield f"MODEL.BACKBONE.STRIDE_SIZE is {stride}; expected one number twice, of 1 to {patch}, the size of a patch"
+    if any(side < patch or side % patch for side in size):
+        near = [max(1, round(side / patch)) * patch for side in size]
+        yield (
+            f"INPUT.SIZE_TRAIN and SIZE_TEST are {size}; expected multiples of {patch}, the size of a patch of "
+            f"{cfg.MODEL.CLIP.NAME}, such as {near}"
+        )
+    crop = cfg.INPUT.CROP
+    if crop.ENABLED and [crop.SIZE[0], crop.SIZE[-1]] != size:
+        yield f"INPUT.CROP.SIZE is {list(crop.SIZE)}, and the tower is built for SIZE_TRAIN {size}: set both alike"
+
+
 @BACKBONE_REGISTRY.register()
 def build_clip_vit_backbone(cfg) -> CLIPBackbone:
     """CLIP's image tower by `MODEL.CLIP.NAME`, `MODEL.BACKBONE.*` and `INPUT.SIZE_TRAIN`.
@@ -165,15 +209,8 @@ def build_clip_vit_backbone(cfg) -> CLIPBackbone:
         FileNotFoundError: PRETRAIN without reachable weights.
     """
     name, size = cfg.MODEL.CLIP.NAME, tuple(cfg.INPUT.SIZE_TRAIN)
-    dims = towers.clip_dims(name)
-    if tuple(cfg.INPUT.SIZE_TEST) != size:
-        raise ValueError(
-            f"INPUT.SIZE_TEST {tuple(cfg.INPUT.SIZE_TEST)} differs from SIZE_TRAIN {size}: the position embedding of "
-            "a ViT has one size"
-        )
-    width = dims.width * (len(cfg.MODEL.CLIP.TOKEN_LAYERS) if cfg.MODEL.BACKBONE.OUTPUT == "map" else 1)
-    if width != cfg.MODEL.BACKBONE.FEAT_DIM:
-        raise ValueError(f"MODEL.BACKBONE.FEAT_DIM is {cfg.MODEL.BACKBONE.FEAT_DIM}; {name} gives {width}: set it")
+    for misfit in _misfits(cfg):
+        raise ValueError(misfit)
     visual = towers.build_vision_tower(name, size, cfg.MODEL.BACKBONE.STRIDE_SIZE[0])
     if cfg.MODEL.BACKBONE.PRETRAIN:
         towers.load_vision_tower(visual, towers.read_clip_weights(name, cfg.MODEL.BACKBONE.PRETRAIN_PATH), name)
@@ -185,3 +222,6 @@ def build_clip_vit_backbone(cfg) -> CLIPBackbone:
         sie_coe=cfg.MODEL.BACKBONE.SIE_COE,
         grad_checkpointing=cfg.MODEL.BACKBONE.GRAD_CHECKPOINT,
     )
+
+
+build_clip_vit_backbone.check = _check  # a function, so its check is an attribute of it

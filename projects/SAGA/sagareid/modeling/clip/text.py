@@ -100,18 +100,17 @@ class PromptLearner(nn.Module):
     Its second mode ("1b") fills them: per view where views are given, with the mean of both entries where not.
     """
 
+    MODES = ("identity", "modality")
+
     def __init__(self, *, template_embedding: Tensor, num_classes: int, num_context: int, num_blank: int, mode: str):
         """
         Raises:
             ValueError: context and blank slots do not fill the template, or an unknown mode.
         """
         super().__init__()
-        if num_context + num_blank != CONTEXT_SLOTS or num_blank % 2:
-            raise ValueError(
-                f"MODEL.PROMPT: NUM_CONTEXT {num_context} + NUM_BLANK {num_blank} must make {CONTEXT_SLOTS}, "
-                "and NUM_BLANK must be even (half modality, half platform)"
-            )
-        if mode not in ("identity", "modality"):
+        if problem := self.wrong_slots(num_context, num_blank):
+            raise ValueError(problem)
+        if mode not in self.MODES:
             raise ValueError(f"MODEL.PROMPT.MODE is {mode!r}; expected identity or modality")
         width = template_embedding.shape[1]
         self.mode = mode
@@ -119,6 +118,16 @@ class PromptLearner(nn.Module):
         self.context_identity = nn.Parameter(torch.empty(num_classes, num_context, width).normal_(std=0.02))
         self.context_modality = nn.Parameter(torch.empty(2, num_blank // 2, width).normal_(std=0.02))
         self.context_platform = nn.Parameter(torch.empty(2, num_blank // 2, width).normal_(std=0.02))
+
+    @staticmethod
+    def wrong_slots(num_context: int, num_blank: int) -> str:
+        """Why these slots do not fill the template; empty where they do."""
+        if num_context > 0 <= num_blank and num_context + num_blank == CONTEXT_SLOTS and not num_blank % 2:
+            return ""
+        return (
+            f"MODEL.PROMPT: NUM_CONTEXT {num_context} + NUM_BLANK {num_blank} must make {CONTEXT_SLOTS}, "
+            "and NUM_BLANK must be even (half modality, half platform)"
+        )
 
     @property
     def num_classes(self) -> int:
