@@ -183,9 +183,8 @@ def test_every_key_has_a_value_that_is_refused(key):
     """A key that is added without a check fails here, unless it is free."""
     cfg = read_config(QUICKSTART, next((opts for begin, opts in READER.items() if key.startswith(begin)), []))
     *sections, name = key.split(".")
-    value_of(cfg, ".".join(sections))[name] = WRONG[type(value_of(cfg, key))] if sections else None
-    if not sections:
-        cfg[name] = WRONG[type(get_cfg()[name])]
+    owner = value_of(cfg, ".".join(sections)) if sections else cfg
+    owner[name] = WRONG[type(owner[name])]
     assert (name in problems(cfg)) is (key not in FREE)
 
 

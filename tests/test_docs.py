@@ -328,7 +328,7 @@ def test_every_quoted_message_is_in_the_source_word_for_word(quoted, repo):
     [
         ([], "name a config"),
         (["--config-file", "configs/SAGA/quick.yml"], "no config file"),
-        (["--config-file", "configs/SAGA/quickstart.yml", "SOLVER.MAX_EPOHC", "3"], "…: …. Nearest keys"),
+        (["--config-file", "configs/SAGA/quickstart.yml", "SOLVER.MAX_EPOHC", "3"], "there is no key"),
         (
             ["--config-file", "configs/SAGA/quickstart.yml", "MODEL.HEADS.NAME", "SAGAHaed", "STAGES", "[]"],
             "… is …; valid",

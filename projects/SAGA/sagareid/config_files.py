@@ -149,9 +149,9 @@ def load_yaml(text: str) -> tuple[Any, dict[str, int]]:
     except yaml.MarkedYAMLError as error:
         what = " ".join(part for part in (error.context, error.problem) if part)
         hint = "; indent by spaces, not by tabs" if "'\\t'" in what else ""
-        raise WrongYAML(f"no YAML: {what}{hint}", error.problem_mark or error.context_mark) from error
+        raise WrongYAML(f"not valid YAML: {what}{hint}", error.problem_mark or error.context_mark) from error
     except yaml.YAMLError as error:
-        raise WrongYAML(f"no YAML: {' '.join(str(error).split())}") from error
+        raise WrongYAML(f"not valid YAML: {' '.join(str(error).split())}") from error
 
 
 def _note_lines(node: yaml.Node, name: str, lines: dict[str, int], above: tuple[yaml.Node, ...]) -> None:
