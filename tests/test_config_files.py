@@ -89,7 +89,7 @@ WRONG = [
     ("SOLVER.BASE_LR", "1", "SOLVER.BASE_LR is 1, a whole number; expected a decimal number, such as 1.0"),
     ("CACHE.ENABLED", "'yes'", "CACHE.ENABLED is 'yes', text; expected True or False, such as False"),
     ("MODEL.BACKBONE.DEPTH", "50", "MODEL.BACKBONE.DEPTH is 50, a whole number; expected text: write \"'50'\""),
-    ("OUTPUT_DIR", "None", "OUTPUT_DIR "),
+    ("OUTPUT_DIR", "None", "OUTPUT_DIR has no value; expected text, such as 'logs/'"),
 ]
 
 

@@ -91,7 +91,7 @@ def _merge(cfg: CfgNode, key: str, value: Any, known: Mapping[str, Any]) -> str:
     """
     if not (key in known or cfg.key_is_renamed(key) or cfg.key_is_deprecated(key)):
         return _unknown(key, value, known)
-    if value is None:
+    if _decoded(value) is None:  # which yacs lets pass for anything
         return f"{key} has no value; expected {_kind(known[key])}, such as {known[key]!r}"
     try:
         cfg.merge_from_list([key, value])
