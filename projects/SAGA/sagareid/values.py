@@ -1,9 +1,11 @@
 """What a value of a configuration may be, for the `check` of a part: a sentence for each value that is something else.
 
-@staticmethod
-def check(cfg):
-    yield from one_of(cfg, "MODEL.HEADS.PATCH_POOL", ("mean", "max", "gem"))
-    yield from within(cfg, "MODEL.HEADS.NUM_STRIPES", 1)
+As in::
+
+    @staticmethod
+    def check(cfg):
+        yield from one_of(cfg, "MODEL.HEADS.PATCH_POOL", ("mean", "max", "gem"))
+        yield from within(cfg, "MODEL.HEADS.NUM_STRIPES", 1)
 """
 
 from __future__ import annotations
