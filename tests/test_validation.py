@@ -4,6 +4,7 @@ end."""
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -85,10 +86,14 @@ def test_without_patience_every_epoch_is_trained(train_net, scripted, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("where", ["a step", "the test", "the result"])
-def test_interrupted_and_resumed_is_the_same_run(where, scripted, train_net, tmp_path, monkeypatch):
+def test_interrupted_and_resumed_is_the_same_run(where, scripted, shared, train_net, tmp_path):
     """In the middle of an epoch after the best state; while the chosen state is tested; before the result is
     written."""
-    assert train_net(*RUN, "OUTPUT_DIR", tmp_path / "whole") == 0
+
+    def make(folder: Path) -> None:  # once for all three
+        assert train_net(*RUN, "OUTPUT_DIR", folder) == 0
+
+    uninterrupted = shared("whole_by_best", make)
     calls = {"n": 0}
     owner, name, at = {
         "a step": (StepTrainer, "run_step", 3 * STEPS + 4),
@@ -107,11 +112,11 @@ def test_interrupted_and_resumed_is_the_same_run(where, scripted, train_net, tmp
         patch.setattr(owner, name, interrupted)
         assert train_net(*RUN, "OUTPUT_DIR", tmp_path / "part") == 130
     assert train_net(RUN[0], RUN[1], "--resume", *RUN[2:], "OUTPUT_DIR", tmp_path / "part") == 0
-    whole, part = (result(tmp_path / name) for name in ("whole", "part"))
+    whole, part = (result(folder) for folder in (uninterrupted, tmp_path / "part"))
     assert {k: whole[k] for k in ("metrics", "steps", "validation")} == {
         k: part[k] for k in ("metrics", "steps", "validation")
     }
-    assert same(weights(tmp_path / "whole", "model_final"), weights(tmp_path / "part", "model_final"))
+    assert same(weights(uninterrupted, "model_final"), weights(tmp_path / "part", "model_final"))
 
 
 def test_cached_validation_gives_the_metrics_of_images(tiny_root, monkeypatch, tmp_path):
@@ -170,11 +175,15 @@ def test_what_cannot_work_is_refused(options, message):
 @pytest.mark.slow
 @pytest.mark.parametrize("validation", ["[]", "['SyntheticPedestriansVal']"], ids=["test", "validation"])
 @pytest.mark.parametrize("epoch", [1, 3], ids=["on the way", "at the end"])
-def test_an_evaluation_that_fails_loses_nothing(validation, epoch, train_net, tmp_path, monkeypatch, capfd):
+def test_an_evaluation_that_fails_loses_nothing(validation, epoch, shared, train_net, tmp_path, monkeypatch, capfd):
     """The trained epoch is not trained again: resuming begins with its evaluation, and the run is the same to the
     bit."""
     run = [*RUN, "DATASETS.VALIDATION", validation, "SOLVER.PATIENCE", 0, "SOLVER.MAX_EPOCH", 3]
-    assert train_net(*run, "OUTPUT_DIR", tmp_path / "whole") == 0
+
+    def make(folder: Path) -> None:  # once for both epochs
+        assert train_net(*run, "OUTPUT_DIR", folder) == 0
+
+    uninterrupted = shared("whole_by_test" if validation == "[]" else "whole_by_validation", make)
     part = [*run, "OUTPUT_DIR", tmp_path / "part"]
     steps: list[int] = []
     step, evaluate = StepTrainer.run_step, SAGATrainer._evaluate_on
@@ -196,17 +205,18 @@ def test_an_evaluation_that_fails_loses_nothing(validation, epoch, train_net, tm
         assert alone["metrics"] == pytest.approx(result(tmp_path / "whole")["metrics"], abs=1e-3)
     assert train_net(part[0], part[1], "--resume", *part[2:]) == 0
     assert len(steps) == 3 * STEPS
-    whole, found = (result(tmp_path / name) for name in ("whole", "part"))
+    folders = (uninterrupted, tmp_path / "part")
+    whole, found = map(result, folders)
     assert {k: v for k, v in whole.items() if k not in ("seconds", "checkpoint")} == {
         k: v for k, v in found.items() if k not in ("seconds", "checkpoint")
     }
-    assert same(weights(tmp_path / "whole", "model_final"), weights(tmp_path / "part", "model_final"))
+    assert same(weights(uninterrupted, "model_final"), weights(tmp_path / "part", "model_final"))
     evaluated = [
         [
             line["iteration"]
-            for line in map(json.loads, (tmp_path / name / "metrics.json").read_text().splitlines())
+            for line in map(json.loads, (folder / "metrics.json").read_text().splitlines())
             if any("mAP" in key for key in line)
         ]
-        for name in ("whole", "part")
+        for folder in folders
     ]
     assert evaluated[0] == evaluated[1], "every evaluation is in metrics.json"
