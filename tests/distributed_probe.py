@@ -22,6 +22,7 @@ from sagareid.engine.trainer import SAGATrainer, StepTrainer
 from sagareid.evaluation.evaluator import SAGAEvaluator
 from sagareid.modeling import distributed as D
 from sagareid.modeling import losses as L
+from sagareid.modeling.refinement import SemanticRefinement
 
 from fastreid.utils import comm
 
@@ -130,3 +131,29 @@ def save_gradients(folder: str) -> None:
                 tensor /= processes
         found[name] = (value, gradient)
     torch.save(found, Path(folder, f"gradients.{processes}.rank{rank}.pt"))
+
+
+# ---- dropout masks of one batch on several processes ----------------------------------------------------------------
+
+
+def save_refined(folder: str) -> None:
+    """Write this rank's patches after two passes of refinement in training, and the state of its generator. The other
+    terms of the last layer are taken off, so that what its last dropout drops is 0."""
+    torch.manual_seed(0)
+    layers = SemanticRefinement(embed_dim=8, num_heads=2, num_layers=2, dropout=0.1).train()
+    patches, text, domain = torch.randn(20, 500, 8), torch.randn(3, 8), torch.randn(20, 2, 8)
+    last = layers.layers[-1]
+    rank, processes = comm.get_rank(), comm.get_world_size()
+    share = len(patches) // processes
+    own = slice(rank * share, (rank + 1) * share)
+    if rank:
+        torch.manual_seed(rank)  # as `OwnRandomness`
+    attended = {}
+    last.norm_ff.register_forward_pre_hook(lambda module, inputs: attended.setdefault("parts", []).append(inputs[0]))
+    found = []
+    with torch.no_grad():
+        for _ in range(2):
+            attended.clear()
+            refined, _ = layers(patches[own], text, domain[own])
+            found.append(refined - torch.cat(attended["parts"]))
+    torch.save((found, torch.get_rng_state()), Path(folder, f"refined.{processes}.rank{rank}.pt"))

@@ -30,12 +30,11 @@ STAGES = ("prompts", "backbone", "anchors_warmup", "anchors")
 COMPARED = {2: STAGES, 4: ("backbone", "anchors_warmup")}
 PAIRS = [(stage, processes) for processes, names in COMPARED.items() for stage in names]
 CONFIG = ["--config-file", "configs/SAGA/quickstart.yml", "--import", "distributed_probe"]
-# small, in float32, without dropout, and with a step that is linear in the gradient: Adam makes noise of a zero
-# gradient
+# small, in float32, and with a step that is linear in the gradient: Adam makes noise of a zero gradient
 SMALL = [
     "SOLVER.MAX_EPOCH", 1, "SOLVER.IMS_PER_BATCH", 16, "DATALOADER.NUM_WORKERS", 0, "CACHE.NUM_VIEWS", 2,
     "SOLVER.AMP.ENABLED", False, "SOLVER.OPT", "SGD", "SOLVER.BASE_LR", 0.001, "SOLVER.WARMUP_EPOCHS", 0,
-    "MODEL.SAGA.DROPOUT", 0.0, "TEST.IMS_PER_BATCH", 16,
+    "TEST.IMS_PER_BATCH", 16,
 ]  # fmt: skip
 
 
@@ -162,6 +161,22 @@ def test_losses_and_gradients_equal_those_of_the_whole_batch(processes, tmp_path
         for name, pair in expected.items():
             for ours, single in zip(found[name], pair):
                 torch.testing.assert_close(ours, single, rtol=1e-5, atol=1e-6, msg=lambda m, name=name: f"{name}: {m}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 4])
+def test_dropout_masks_are_those_of_the_whole_batch(processes, tmp_path):
+    """Of every image, also where a group of images that is computed at once is of two processes; twice in a row."""
+    distributed_probe.save_refined(str(tmp_path))
+    launch.launch(distributed_probe.save_refined, (str(tmp_path),), options(num_gpus=processes), device="cpu")
+    expected, state = torch.load(tmp_path / "refined.1.rank0.pt")
+    ranks = [torch.load(tmp_path / f"refined.{processes}.rank{r}.pt") for r in range(processes)]
+    for step in range(2):
+        assert (expected[step] == 0).float().mean() > 0.05, "something is dropped"
+        found = torch.cat([refined[step] for refined, _ in ranks])
+        assert torch.equal(found == 0, expected[step] == 0)
+        torch.testing.assert_close(found, expected[step])
+    assert torch.equal(ranks[0][1], state), "rank 0 goes on as one process does"
 
 
 @pytest.mark.slow

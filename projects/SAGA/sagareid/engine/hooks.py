@@ -50,9 +50,10 @@ class BuffersOfRankZero(HookBase):
 
 
 class OwnRandomness(HookBase):
-    """Dropout of a process other than rank 0: seeded at each epoch by epoch and rank, so a resumed run repeats it.
+    """What a process other than rank 0 draws by itself: seeded at each epoch by epoch and rank, for a resumed run.
 
-    Rank 0 goes on with the state that checkpoints hold, as a run of one process does.
+    Rank 0 goes on with the state that checkpoints hold, as a run of one process does. The masks of refinement on a CPU
+    are drawn together (`fast.dropout.SharedMasks`); what is left are other modules with dropout, and GPUs.
     """
 
     def __init__(self, seed: int):

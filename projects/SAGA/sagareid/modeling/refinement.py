@@ -127,7 +127,7 @@ class SemanticRefinement(nn.Module):
     def forward(self, patches: Tensor, text: Tensor, domain: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Patches (B, N, D) and anchors as of `RefinementLayer` to the refined patches (B, N, D) and the attention of
         the last layer (B, N, K+M)."""
-        return faster.stack(self._layers, patches, text, domain)
+        return faster.stack(self._layers, patches, text, domain, faster.masks_of(self.layers))
 
     def _layers(self, patches: Tensor, text: Tensor, domain: Tensor | None) -> tuple[Tensor, Tensor]:
         for layer in self.layers:

@@ -5,16 +5,18 @@ B sequences, L rows, D width. No FastReID and no config in here.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import open_clip
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor, nn
 
 from . import enabled
+from .dropout import SharedMasks
 
 __all__ = ["Attention", "QuickGELU", "block_at_row", "in_groups", "use_cheaper_forms"]
 
@@ -24,7 +26,11 @@ _GROUP_ROWS = 2400
 
 
 def in_groups(
-    function: Callable[..., tuple[Tensor, ...]], rows: int, *batches: Tensor | None, whole: bool = False
+    function: Callable[..., tuple[Tensor, ...]],
+    rows: int,
+    *batches: Tensor | None,
+    whole: bool = False,
+    masks: int = 0,
 ) -> tuple[Tensor, ...]:
     """`function(*batches)`, on a CPU for a few elements of the batch at a time so that activations stay in its caches.
 
@@ -34,15 +40,36 @@ def in_groups(
         batches: (B, ...) tensors; None is handed on.
         whole: all at once. So it is on a GPU, too, and in a graph that is being exported, which is of no one batch
             size.
+        masks: that `fast.dropout` draws in a call. Of several processes, which hold consecutive parts of one batch,
+            each draws its part of the masks of all; all call this in the same order.
     """
     first = batches[0]
     whole = whole or not enabled() or first.device.type != "cpu"
     whole = whole or torch.compiler.is_compiling() or torch.jit.is_tracing()
     group = max(1, _GROUP_ROWS // rows)
+    if masks and not whole and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        return _in_shared_groups(function, group, batches, SharedMasks(masks))
     if whole or len(first) <= group:
         return function(*batches)
     starts = range(0, len(first), group)
     parts = [function(*(None if b is None else b[i : i + group] for b in batches)) for i in starts]
+    return tuple(torch.cat(x) for x in zip(*parts))
+
+
+def _in_shared_groups(
+    function: Callable[..., tuple[Tensor, ...]], group: int, batches: Sequence[Tensor | None], masks: SharedMasks
+) -> tuple[Tensor, ...]:
+    """`in_groups` in the groups of the batch of all processes, as far as they are of this one."""
+    size = len(batches[0])
+    begin, end = masks.rank * size, (masks.rank + 1) * size  # this process's images among all
+    first, last, groups = begin // group, -(-end // group), -(-size * masks.processes // group)
+    parts = []
+    masks.skip(first)
+    for start in range(first * group, last * group, group):
+        own = slice(max(start - begin, 0), min(start + group, end) - begin)
+        with masks.group(max(begin - start, 0)):
+            parts.append(function(*(None if b is None else b[own] for b in batches)))
+    masks.skip(groups - last)
     return tuple(torch.cat(x) for x in zip(*parts))
 
 

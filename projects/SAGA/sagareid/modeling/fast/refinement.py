@@ -8,7 +8,7 @@ The text anchors (K, D) are the same for all images, so their keys and values ar
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
@@ -16,9 +16,18 @@ from torch import Tensor, nn
 
 from . import enabled, says
 from .blocks import in_groups
-from .dropout import dropout, gelu_dropout
+from .dropout import draws, dropout, gelu_dropout
 
-__all__ = ["attend", "attend_by_anchor", "attend_by_patch", "pools_early", "refine", "refine_and_pool", "stack"]
+__all__ = [
+    "attend",
+    "attend_by_anchor",
+    "attend_by_patch",
+    "masks_of",
+    "pools_early",
+    "refine",
+    "refine_and_pool",
+    "stack",
+]
 
 Stack = Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]
 
@@ -128,18 +137,32 @@ def _by_head(anchors: Tensor, heads: Tensor) -> Tensor:
 # ---- a stack of layers, and pooling behind it -----------------------------------------------------------------------
 
 
-def stack(function: Stack, patches: Tensor, text: Tensor, domain: Tensor | None) -> tuple[Tensor, Tensor]:
+def masks_of(layers: Iterable[nn.Module]) -> int:
+    """How many masks `fast.dropout` draws where `refine` computes all of these layers; 0 where it does not."""
+    count = 0
+    for layer in layers:
+        if not (enabled() and says(layer, "fast_form")):
+            return 0
+        own = (layer.attn.dropout, layer.attn.training), *((x.p, x.training) for x in (layer.ff[2], layer.ff[4]))
+        count += sum(draws(p, training) for p, training in own)
+    return count
+
+
+def stack(
+    function: Stack, patches: Tensor, text: Tensor, domain: Tensor | None, masks: int = 0
+) -> tuple[Tensor, Tensor]:
     """`function` on as many images at once as suits the device; it treats each image alone.
 
     Args:
         function: of (patches, text, domain), as of `refine`.
+        masks: as of `in_groups`.
     """
     each, shared = (None, text) if text.dim() == 2 else (text, None)
 
     def of_group(patches: Tensor, each: Tensor | None, domain: Tensor | None) -> tuple[Tensor, Tensor]:
         return function(patches, shared if each is None else each, domain)
 
-    return in_groups(of_group, patches.shape[1], patches, each, domain)
+    return in_groups(of_group, patches.shape[1], patches, each, domain, masks=masks)
 
 
 def pools_early(refinement: nn.Module, pool: nn.Module) -> bool:
