@@ -89,6 +89,90 @@ def test_it_goes_on_where_it_stopped(go, extractor, tmp_path, monkeypatch):
     assert gallery.FeatureSet(tmp_path / "f").count == 12
 
 
+@pytest.fixture
+def asked(monkeypatch):
+    """The names of the images that the model is asked for."""
+    names = []
+    iterate = Extractor.iterate
+
+    def watched(self, images, **options):
+        names.extend(image.name for image in images)
+        return iterate(self, images, **options)
+
+    monkeypatch.setattr(Extractor, "iterate", watched)
+    return names
+
+
+def change(crops):
+    """One image goes, one is another now, one is new."""
+    (crops / "a" / "02.png").unlink()
+    with Image.open(crops / "b" / "03.png") as picture:
+        picture.rotate(180).save(crops / "b" / "03.png")
+        picture.save(crops / "b" / "new.png")
+
+
+@pytest.mark.parametrize("output", ["f.npz", "f.parquet", "f"])
+def test_an_update_extracts_what_changed_and_drops_what_is_gone(output, go, crops, extractor, asked, tmp_path):
+    go(tmp_path / output)
+    change(crops)
+    with pytest.raises(ValueError, match="--update keeps those of unchanged images"):
+        go(tmp_path / output)
+    asked.clear()
+    report = go(tmp_path / output, update=True)
+    assert sorted(asked) == ["03.png", "new.png"]
+    assert (report.images, report.extracted, report.kept, report.dropped) == (12, 12, 10, 1)
+    names = sorted(p.relative_to(crops).as_posix() for p in crops.rglob("*.*"))
+    paths, features = gallery.FeatureSet(tmp_path / output).whole()
+    assert paths == names
+    np.testing.assert_allclose(features, extractor([crops / n for n in names]).numpy(), atol=1e-6)
+    asked.clear()
+    assert go(tmp_path / output, update=True) == report and not asked, "nothing is left to do"
+    assert not list(tmp_path.rglob(".earlier*"))
+
+
+def test_an_interrupted_update_goes_on(go, crops, asked, tmp_path, monkeypatch):
+    """In the midst of moving the shards, and of extracting; the earlier features are not lost."""
+    go(tmp_path / "f")
+    change(crops)
+    rename, once = extract.Path.rename, extract._Shards._extract
+    with monkeypatch.context() as patch:
+        calls = iter(range(9))
+        patch.setattr(extract.Path, "rename", lambda *args: rename(*args) if next(calls) < 2 else 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            go(tmp_path / "f", update=True)
+    asked.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(extract._Shards, "_extract", lambda self, index, *a, **o: once(self, index, *a, **o) or 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            go(tmp_path / "f", update=True)
+    assert go(tmp_path / "f", update=True).kept == 10 and sorted(asked) == ["03.png", "new.png"]
+
+
+def test_a_folder_that_was_moved_is_updated_without_extracting(extractor, crops, asked, tmp_path):
+    def run(folder):
+        return extract.extract_folder(
+            extractor, folder, tmp_path / "f.npz", checkpoint_sha256="abc", update=True, num_workers=0
+        )
+
+    run(crops)
+    asked.clear()
+    report = run(crops.rename(tmp_path / "elsewhere"))
+    assert not asked and report.kept == 12 and report.folder == str(tmp_path / "elsewhere")
+    assert gallery.FeatureSet(tmp_path / "f.npz").folder == str(tmp_path / "elsewhere")
+
+
+@pytest.mark.parametrize("output", ["f.npz", "f"])
+def test_an_update_keeps_features_of_the_same_model_alone(output, go, crops, tmp_path):
+    go(tmp_path / output)
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    with pytest.raises(ValueError, match="features of another checkpoint_sha256, so none can be kept"):
+        go(tmp_path / output, update=True, checkpoint_sha256="other")
+    assert before == {p: p.read_bytes() for p in before}
+    np.savez(tmp_path / "g.npz", features=np.eye(3), paths=["a", "b", "c"])
+    with pytest.raises(ValueError, match="does not say of which state of its images it is"):
+        go(tmp_path / "g.npz", update=True)
+
+
 def test_an_interrupted_file_keeps_its_shards(go, tmp_path, monkeypatch):
     def interrupt(self, index, *args, **options):
         if index == 1:
@@ -242,7 +326,7 @@ def stored(path, n=600, width=16, seed=0, names="g{}.jpg", **about):
     x = rng.normal(size=(40, width))[rng.integers(0, 40, n)] + 0.3 * rng.normal(size=(n, width))
     x = (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
     about = {"width": width, "checkpoint_sha256": "abc", "feature": "fusion", "folder": "/crops"} | about
-    pq.write_table(extract._table([names.format(i) for i in range(n)], x, about), path, row_group_size=100)
+    pq.write_table(extract._table([names.format(i) for i in range(n)], x, [""] * n, about), path, row_group_size=100)
     return gallery.FeatureSet(path), x
 
 
@@ -305,6 +389,18 @@ def test_shards_are_read_batch_by_batch(tmp_path):
     np.testing.assert_allclose(np.concatenate([rows for _, rows in features.batches(128)]), x, atol=1e-6)
 
 
+def test_adding_to_a_gallery_whose_images_were_moved(tmp_path):
+    """The same images are found again, and new ones stay relative to the folder."""
+    first, _ = stored(tmp_path / "f.parquet", folder="/before")
+    gallery.build(first, tmp_path / "index")
+    same, _ = stored(tmp_path / "g.parquet", n=5, folder="/now")
+    with pytest.raises(ValueError, match="5 images are in the index already, such as g0.jpg"):
+        gallery.add(tmp_path / "index", same, "/now")
+    more, y = stored(tmp_path / "h.parquet", n=5, seed=1, names="m{}.jpg", folder="/now")
+    index = gallery.add((tmp_path / "index").rename(tmp_path / "other"), more, "/now")
+    assert index.about.folder == "/now" and index.matches(["q"], y[3:4], 1)[0][0].path == "m3.jpg"
+
+
 def test_adding(tmp_path):
     first, x = stored(tmp_path / "f.parquet")
     more, y = stored(tmp_path / "g.parquet", n=50, seed=1, names="m{}.jpg", folder="/others")
@@ -364,7 +460,7 @@ def test_what_is_no_gallery_is_named(tmp_path):
         gallery.Index.load(tmp_path)
     gallery.build(stored(tmp_path / "f.parquet")[0], tmp_path / "index")
     (tmp_path / "index/vectors-1.faiss").write_bytes(b"torn")
-    with pytest.raises(ValueError, match="is damaged .*; build it again"):
+    with pytest.raises(ValueError, match="vectors-1.faiss is damaged: .* Build the index again"):
         gallery.Index.load(tmp_path / "index")
 
 
@@ -392,6 +488,13 @@ def test_tool_search(tiny_run, crops, tmp_path, call_tool, capsys, caplog):
     assert run("query", tmp_path / "index", crops, "--run", tiny_run, "-o", tmp_path / "m.csv", "-k", 1) == 0
     assert len((tmp_path / "m.csv").read_text().splitlines()) == 13
     assert run("query", tmp_path / "index", query) == 2  # no --checkpoint
+    moved = crops.rename(tmp_path / "moved")
+    pictured = ["--checkpoint", tiny_run, "--picture", tmp_path / "found.png"]
+    picture = ["query", tmp_path / "index", moved / "a/04.png", *pictured]
+    capsys.readouterr()
+    assert run(*picture) == 0 and "--folder names the place" in capsys.readouterr().err
+    assert run(*picture, "--folder", moved) == 0 and "--folder" not in capsys.readouterr().err
+    moved.rename(crops)
     assert run("query", tmp_path / "index", query, "--run", tiny_run, "-o", tmp_path / "m.txt") == 1
     (crops / "c.jpg").write_text("no image")
     capsys.readouterr()

@@ -291,3 +291,8 @@ def test_the_example_finds_a_person(tiny_run, tiny_root, photos, repo, tmp_path,
     lines = [line.split() for line in out.splitlines()]
     assert len(lines) == 5 and lines[0] == ["1.000", str(photos[2])]
     assert [float(s) for s, _ in lines] == sorted((float(s) for s, _ in lines), reverse=True)
+    sound = len(list(gallery.glob("*.jpg")))
+    assert err.splitlines()[-1] == f"{sound} of {sound + 1} images were searched"
+    monkeypatch.setattr(sys, "argv", [str(script), str(tiny_run), str(gallery), str(gallery / "torn.png")])
+    with pytest.raises(SystemExit, match="error: cannot read .*torn.png"):
+        runpy.run_path(str(script))

@@ -17,7 +17,6 @@ from pathlib import Path
 import pytest
 from small_runs import QUICKSTART, SMALL
 
-from sagareid.engine import stages
 from sagareid.engine.ownership import FolderLock, FolderTaken, owned_folders
 from sagareid.files import write_json
 
@@ -158,13 +157,6 @@ def test_a_stage_keeps_the_rows_of_the_others(train_net, repo, tmp_path, monkeyp
     assert train_net(*QUICKSTART, "--stage", "prompts", *SMALL, "OUTPUT_DIR", tmp_path) == 0
     rows = json.loads((tmp_path / "results.json").read_text())
     assert [r["stage"] for r in rows] == ["prompts", "backbone"] and rows[1] == row and rows[0]["metrics"]["mAP"] > 0
-
-
-@pytest.mark.parametrize("content", ["", "[1", "{}", '[{"stage": 3}]', "[[]]"])
-def test_damaged_earlier_rows_do_not_end_a_run(content, tmp_path):
-    (tmp_path / "results.json").write_text(content)
-    mine = {"stage": "b", "metrics": {}}
-    assert stages.beside_earlier([mine], tmp_path / "results.json", ["a", "b"]) == [mine]
 
 
 def test_every_place_is_checked_before_training(train_net, repo, tmp_path, monkeypatch, capfd):

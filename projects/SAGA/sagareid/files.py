@@ -8,13 +8,36 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Callable
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from .errors import disk_is_full
+from .errors import disk_is_full, first_line, out_of_memory
 
-__all__ = ["check_output", "file_hash", "printable", "save_torch", "write_atomically", "write_json", "write_text"]
+if TYPE_CHECKING:
+    import numpy as np
+
+__all__ = [
+    "DamagedFile",
+    "check_output",
+    "damaged",
+    "file_hash",
+    "parse_json",
+    "printable",
+    "read_json",
+    "read_npz",
+    "read_record",
+    "read_utf8",
+    "read_yaml",
+    "save_torch",
+    "write_atomically",
+    "write_json",
+    "write_text",
+]
+
+Record = TypeVar("Record")
 
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
@@ -102,3 +125,150 @@ def file_hash(path: str | Path) -> str:
     """SHA-256 of a file's bytes, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# ---- files beside weights, features and data: read whole, or refused with what is wrong and what to do ---------------
+
+
+class DamagedFile(ValueError):
+    """A file is not what was written; the message names it, what is wrong with it, and what to do."""
+
+
+# What a value of JSON is called.
+_KINDS = {
+    dict: "an object",
+    list: "a list",
+    str: "a text",
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    type(None): "null",
+}
+
+
+def damaged(path: str | os.PathLike, wrong: str, remedy: str) -> DamagedFile:
+    """The error to raise about a file. wrong: a sentence without its stop; remedy: one or more with theirs, or none."""
+    return DamagedFile(f"{printable(path)} is damaged: {wrong}. {remedy}")
+
+
+def read_utf8(path: str | Path, *, remedy: str) -> str:
+    """The text of a file, which must be UTF-8 and hold something.
+
+    Raises:
+        DamagedFile: it is not, or it is empty. OSError: it cannot be read.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise damaged(path, f"byte {error.start} is no UTF-8", remedy) from error
+    if not text.strip():
+        raise damaged(path, "it is empty", remedy)
+    return text
+
+
+def parse_json(
+    text: str, origin: str | os.PathLike, *, remedy: str, kind: type = dict, required: Mapping[str, Any] | None = None
+) -> Any:
+    """The value of a JSON text.
+
+    Args:
+        origin: the file that holds it, for the message.
+        kind: `dict`, `list` or `float`, what the value must be.
+        required: fields of the object, or of every object of the list, and their types.
+
+    Raises:
+        DamagedFile: it is no JSON, of another kind, or lacks a field.
+    """
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        cut = getattr(error, "pos", 0) >= len(text.rstrip()) or "Unterminated" in str(error)
+        wrong = "it ends in the middle" if cut else f"it is no JSON ({error})"
+        raise damaged(origin, wrong, remedy) from error
+    if not _fits(value, kind):
+        raise damaged(origin, f"it holds {_kind(value)}, expected {_KINDS[kind]}", remedy)
+    for number, entry in enumerate(value if kind is list and required else [value] if required else []):
+        place = f"entry {number}" if kind is list else "it"
+        if not isinstance(entry, dict):
+            raise damaged(origin, f"{place} is {_kind(entry)}, expected an object", remedy)
+        for name, wanted in (required or {}).items():
+            _check_field(entry, name, wanted, place, origin, remedy)
+    return value
+
+
+def _check_field(entry: dict, name: str, wanted: Any, place: str, origin: str | os.PathLike, remedy: str) -> None:
+    if name not in entry:
+        raise damaged(origin, f"{place} has no field {name!r}", remedy)
+    if not _fits(entry[name], wanted):
+        wrong = f"the field {name!r} of {place} is {_kind(entry[name])}, expected {_KINDS[_plain(wanted)]}"
+        raise damaged(origin, wrong, remedy)
+
+
+def _plain(wanted: Any) -> Any:
+    """dict of dict[str, int]; other types as they are."""
+    return typing.get_origin(wanted) or wanted
+
+
+def _fits(value: Any, wanted: Any) -> bool:
+    wanted = _plain(wanted)
+    if isinstance(value, bool):
+        return wanted is bool
+    return isinstance(value, (int, float) if wanted is float else wanted)
+
+
+def _kind(value: Any) -> str:
+    return next(name for kind, name in _KINDS.items() if isinstance(value, kind))
+
+
+def read_json(path: str | Path, *, remedy: str, kind: type = dict, required: Mapping[str, Any] | None = None) -> Any:
+    """The value of a JSON file. Arguments and errors as of `parse_json` and `read_utf8`."""
+    return parse_json(read_utf8(path, remedy=remedy), path, remedy=remedy, kind=kind, required=required)
+
+
+def read_record(cls: type[Record], path: str | Path, *, remedy: str) -> Record:
+    """A dataclass that `write_json` wrote as its fields.
+
+    Raises:
+        DamagedFile: as `read_json`, or a field that the class does not have. OSError: it cannot be read.
+    """
+    types = typing.get_type_hints(cls)
+    needed = [f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING]  # type: ignore
+    found = read_json(path, remedy=remedy, required={name: types[name] for name in needed})
+    if unknown := sorted(found.keys() - types.keys()):
+        raise damaged(path, f"its field {unknown[0]!r} is not known to this version", remedy)
+    for name, value in found.items():
+        _check_field({name: value}, name, types[name], "it", path, remedy)
+    return cls(**found)
+
+
+def read_yaml(path: str | Path, *, remedy: str) -> dict[str, Any]:
+    """The mapping of a YAML file. Errors as of `read_json`."""
+    import yaml
+
+    try:
+        value = yaml.safe_load(read_utf8(path, remedy=remedy))
+    except yaml.YAMLError as error:
+        raise damaged(path, f"it is no YAML ({' '.join(str(error).split())})", remedy) from error
+    if not isinstance(value, dict):
+        raise damaged(path, f"it holds {_KINDS.get(type(value), 'a text')}, expected KEY: VALUE pairs", remedy)
+    return value
+
+
+def read_npz(path: str | Path, *, remedy: str, only: tuple[str, ...] | None = None) -> dict[str, np.ndarray]:
+    """The arrays of a .npz file; those of `only` that it has, or all.
+
+    Raises:
+        DamagedFile: it is none, or an array cannot be read. OSError: it cannot be read.
+    """
+    import numpy as np
+
+    if not Path(path).stat().st_size:
+        raise damaged(path, "it is empty", remedy)
+    try:
+        with open(path, "rb") as file, np.load(file) as arrays:
+            return {name: arrays[name] for name in arrays.files if only is None or name in only}
+    except Exception as error:  # of any class: what other bytes happen to mean to zipfile, zlib and NumPy
+        if out_of_memory(error) or isinstance(error, PermissionError):
+            raise
+        wrong = f"it is no whole .npz file ({first_line(error) or type(error).__name__})"
+        raise damaged(path, wrong, remedy) from error

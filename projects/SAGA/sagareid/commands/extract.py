@@ -4,7 +4,8 @@
     python tools/extract.py crops --checkpoint logs/SAGA/quickstart/anchors -o features   # a folder of shards
     torchrun --nproc-per-node 8 tools/extract.py crops --checkpoint logs/SAGA/quickstart/anchors -o features
 
-The same command goes on where it was interrupted.
+The same command goes on where it was interrupted. --update brings an output up to date with its folder: new images are
+added, vanished ones dropped.
 Exit code: 0 all images, 3 some could not be read (they are listed in the report), 1 an error, 130 interrupted.
 """
 
@@ -56,8 +57,14 @@ def argument_parser() -> argparse.ArgumentParser:
         help="processes that decode images (default on this machine: %(default)s)",
     )
     parser.add_argument("--shard-size", type=int, default=4096, help="images per Parquet shard (default: %(default)s)")
-    parser.add_argument(
+    others = parser.add_mutually_exclusive_group()
+    others.add_argument(
         "--overwrite", action="store_true", help="replace an output that was made from other images or weights"
+    )
+    others.add_argument(
+        "--update",
+        action="store_true",
+        help="keep the features of images that are as they were, extract new and changed ones, drop vanished ones",
     )
     add_import_argument(parser)
     return parser
@@ -82,10 +89,14 @@ def main(argv: Sequence[str] | None = None) -> None:
             batch_size=args.batch_size,
             num_workers=args.workers,
             overwrite=args.overwrite,
+            update=args.update,
         )
     print(
         f"{report.output}: {report.extracted} of {report.images} images, {report.feature}, {report.width} numbers each"
     )
+    if args.update:
+        new = report.extracted - report.kept
+        print(f"{report.kept} kept, {new} new or changed, {report.dropped} dropped")
     if report.unreadable:
         print(f"{len(report.unreadable)} could not be read, such as {report.unreadable[0]['path']}; see the report")
         sys.exit(3)

@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -43,6 +44,9 @@ def argument_parser() -> argparse.ArgumentParser:
     add = commands.add_parser("add", help="append features to an index")
     add.add_argument("index", type=Path, help="folder of the index")
     add.add_argument("features", type=Path, help="extracted features: .npz, .parquet or a folder of shards")
+    add.add_argument(
+        "--folder", type=Path, help="where the gallery's images are now, if they were moved (default: as extracted)"
+    )
 
     query = commands.add_parser("query", help="ranked lists of images or of features")
     query.add_argument("index", type=Path, help="folder of the index")
@@ -69,6 +73,9 @@ def argument_parser() -> argparse.ArgumentParser:
         "-o", "--output", type=Path, help=".json or .csv file for the matches (default: a table on the screen)"
     )
     query.add_argument("--picture", type=Path, help="picture of the ranked lists to write (default: none)")
+    query.add_argument(
+        "--folder", type=Path, help="where the gallery's images are now, if they were moved (default: as extracted)"
+    )
     add_import_argument(query)
     for command in (build, add, query):
         add_traceback_argument(command)
@@ -89,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             index = gallery.build(features, args.output, kind=args.index, memory_gib=args.memory)
             print(gallery.describe(index, features))
         elif args.command == "add":
-            print(gallery.describe(gallery.add(args.index, gallery.FeatureSet(args.features))))
+            print(gallery.describe(gallery.add(args.index, gallery.FeatureSet(args.features), args.folder)))
         else:
             _query(args)
 
@@ -113,4 +120,11 @@ def _query(args: argparse.Namespace) -> None:
     if args.picture:
         from ..reports import ranked_lists
 
-        ranked_lists.draw(matches, args.picture, folder=index.about.folder)
+        folder = args.folder or Path(index.about.folder)
+        if lost := [m.path for one in matches for m in one if not (folder / m.path).is_file()]:
+            print(
+                f"{len(lost)} of the images found are not there, such as {folder / lost[0]}: --folder names the place "
+                "of the gallery's images if they were moved",
+                file=sys.stderr,
+            )
+        ranked_lists.draw(matches, args.picture, folder=str(folder))

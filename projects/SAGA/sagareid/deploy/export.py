@@ -233,7 +233,7 @@ def _matches_metadata(path: str | Path, metadata: dict[str, Any], shape: list[in
     Raises:
         ValueError: it says nothing, or something else than its graph declares.
     """
-    if "sagareid" not in metadata or "pixels" not in metadata:
+    if not {"sagareid", "pixels", "batch", "input_size"} <= metadata.keys():
         raise ValueError(
             f"{path} does not say what it is fed, so it was not written by this tools/export.py; export again"
         )

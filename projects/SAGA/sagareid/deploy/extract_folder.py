@@ -6,7 +6,9 @@ An output is a folder of Parquet shards (`part-00000-of-00012.parquet`, columns 
 float32), or one .npz or .parquet file that is joined from such shards at the end. A process takes a shard by a file
 lock, which the system releases when the process dies, and writes it whole, so that a process that dies loses the shard
 it was at. A shard counts only with the key of this work: the checkpoint's bytes, the feature, the precision, and the
-names, sizes and times of the images.
+names, sizes and times of the images. The states of images (size and time) are kept beside the features, so that an
+update takes over those of images that are as they were (`earlier`). Meanwhile the earlier shards of a folder are in its
+`.earlier/`.
 """
 
 from __future__ import annotations
@@ -29,15 +31,28 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from ..data.images import SUFFIXES, Listing, image_files, say_left_out
-from ..files import file_hash, printable, write_atomically, write_json
+from ..files import (
+    DamagedFile,
+    file_hash,
+    parse_json,
+    printable,
+    read_json,
+    read_npz,
+    read_record,
+    write_atomically,
+    write_json,
+)
 from ..hardware import pick_device
+from .earlier import MODEL, Earlier
 from .extractor import Extractor
+from .feature_set import about_parquet, whole_parquet
 from .load import checkpoint_file
-from .options import MANIFEST, is_single_file
+from .options import MANIFEST, REMEDY, REMEDY_OF_MANIFEST, is_single_file
 
 __all__ = ["Report", "extract_folder", "list_images", "open_extractor"]
 
 REPORT = "report.json"
+EARLIER, MOVING = ".earlier", ".earlier.partial"  # in a folder of shards that is being updated
 NAMED = 20  # entries of a kind that the report names
 # Seconds between looks at shards that other processes have.
 POLL = 1.0
@@ -54,6 +69,7 @@ class Report:
         extracted: number of images that have a feature.
         unreadable: {"path", "error"} of the other images, sorted by path.
         left_out: reason -> number and first names of the entries that are no images by their names.
+        kept, dropped: of an update, how many features were taken over, and how many images have gone.
     """
 
     folder: str
@@ -66,6 +82,8 @@ class Report:
     checkpoint_sha256: str
     unreadable: list[dict[str, str]] = field(default_factory=list)
     left_out: dict[str, dict[str, Any]] = field(default_factory=dict)
+    kept: int = 0
+    dropped: int = 0
 
 
 def list_images(folder: str | Path) -> tuple[list[str], Listing]:
@@ -107,6 +125,7 @@ def extract_folder(
     batch_size: int = 64,
     num_workers: int = 0,
     overwrite: bool = False,
+    update: bool = False,
 ) -> Report:
     """Write the features of all images under `folder`, going on where an earlier call or another process stopped.
 
@@ -118,9 +137,12 @@ def extract_folder(
         shard_size: images of a shard, the most that a process that dies can lose.
         num_workers: processes that read and resize images.
         overwrite: discard an output of other images or of another checkpoint.
+        update: of an output of other images, keep the features of those that are as they were by name, size and time,
+            extract the new and the changed ones, and drop those that are gone.
 
     Raises:
-        ValueError: the output has another key and is not to be overwritten; or several processes shall write one file.
+        ValueError: the output has another key and is to be neither overwritten nor updated; an update of an output of
+            another model; or several processes shall write one file.
         OSError: the output cannot be written.
     """
     folder, output = Path(folder), Path(output)
@@ -146,11 +168,13 @@ def extract_folder(
     )
     report_file = output.with_name(f"{output.name}.{REPORT}") if single else output / REPORT
     if single and output.exists():
-        if _key_of(output) == shards.key and report_file.exists():
-            return Report(**json.loads(report_file.read_text()))
-        if not overwrite:
+        if finished := _finished(output, report_file, shards.key, overwrite):
+            return finished
+        if not (overwrite or update):
             raise ValueError(_of_another(output))
-    shards.open(overwrite)
+        if update:
+            shards.earlier = Earlier(output, shards.about)
+    shards.open(overwrite, update)
     with tqdm(total=len(files), desc="features", unit="img", disable=None if rank == 0 else True) as bar:
         shards.work(extractor, rank / world, bar, batch_size=batch_size, num_workers=num_workers)
     report = shards.report(output)
@@ -159,6 +183,8 @@ def extract_folder(
     if single:
         write_atomically(output, _joiner(output, shards))
         shutil.rmtree(shards.where)
+    else:
+        shutil.rmtree(shards.where / EARLIER, ignore_errors=True)
     return report
 
 
@@ -168,9 +194,12 @@ class _Shards:
     def __init__(self, folder: Path, files: list[str], where: Path, size: int, about: dict[str, Any]):
         self.folder, self.files, self.where, self.size, self.about = folder, files, where, size, about
         self.count = -(-len(files) // size)
+        self.earlier: Earlier | None = None
+        self._states = {name: _state(folder / name) for name in files}
         digest = hashlib.sha256(json.dumps([about, size]).encode())
         for name in files:
-            digest.update(f"\n{name}\0{_state(folder / name)}".encode(errors="surrogateescape"))
+            state = self._states[name].replace(" ", "\0")
+            digest.update(f"\n{name}\0{state}".encode(errors="surrogateescape"))
         self.key = digest.hexdigest()
 
     def path(self, index: int) -> Path:
@@ -179,30 +208,72 @@ class _Shards:
     def part(self, index: int) -> list[str]:
         return self.files[index * self.size : (index + 1) * self.size]
 
-    def open(self, overwrite: bool) -> None:
+    def open(self, overwrite: bool, update: bool) -> None:
         """Claim the folder for this work, or check that it belongs to it."""
         self.where.mkdir(parents=True, exist_ok=True)
         with FileLock(str(self.where / ".lock")):
             manifest = self.where / MANIFEST
-            found = json.loads(manifest.read_text()) if manifest.exists() else None
+            if (self.where / MOVING).exists():
+                self._set_aside()
+            found = None
+            if manifest.exists():
+                found = read_json(manifest, remedy=REMEDY_OF_MANIFEST, required={"key": str})
             others = [p for p in self.where.iterdir() if not p.name.startswith(".")]
-            if (found or {}).get("key") == self.key:
+            if found and found["key"] == self.key:
+                self._open_earlier()
                 return
-            if others and (found is None or not overwrite):
+            if found and update and self.earlier is None:
+                if differing := [key for key in MODEL if found.get(key) != self.about[key]]:
+                    raise ValueError(
+                        f"{self.where} holds features of another {differing[0]}, so none can be kept; --overwrite "
+                        "discards them, or name another output"
+                    )
+                if not (self.where / EARLIER).exists():
+                    Earlier(self.where, self.about)  # before it is moved, see that it can be read
+                    self._set_aside()
+                    others = []
+            if found is None and self._are_own(others):  # whose manifest was lost
+                others = []
+            self._open_earlier()
+            if others and (found is None or not (overwrite or update)):
                 raise ValueError(
                     _of_another(self.where) if found else f"{self.where} holds other files; name a new folder"
                 )
-            for path in (*self.where.glob("part-*.parquet"), manifest, self.where / REPORT):
-                path.unlink(missing_ok=True)
-            write_json(manifest, self.about | {"key": self.key, "images": len(self.files), "shards": self.count})
+            if others:
+                for path in (*self.where.glob("part-*.parquet"), manifest, self.where / REPORT):
+                    path.unlink(missing_ok=True)
+            gone = 0 if self.earlier is None else len(self.earlier.states.keys() - self._states.keys())
+            counts = {"images": len(self.files), "shards": self.count, "dropped": gone}
+            write_json(manifest, self.about | {"key": self.key} | counts)
+
+    def _set_aside(self) -> None:
+        """Move the shards and what tells of them to EARLIER; goes on where it was interrupted."""
+        moving = self.where / MOVING
+        moving.mkdir(exist_ok=True)
+        for path in (*self.where.glob("part-*.parquet"), self.where / REPORT, self.where / MANIFEST):  # it last
+            if path.exists():
+                path.rename(moving / path.name)
+        moving.rename(self.where / EARLIER)
+
+    def _open_earlier(self) -> None:
+        if self.earlier is None and (self.where / EARLIER).exists():
+            self.earlier = Earlier(self.where / EARLIER, self.about)
+
+    def _are_own(self, paths: list[Path]) -> bool:
+        """Whether these are shards of this work, and its report perhaps."""
+        own = {self.path(index): index for index in range(self.count)} | {self.where / REPORT: None}
+        return set(paths) <= own.keys() and any(
+            index is not None and self.metadata(index) is not None for index in map(own.get, paths)
+        )
 
     def metadata(self, index: int) -> dict[str, Any] | None:
         """The metadata of a shard; None where there is none that is whole and belongs to this work."""
         try:
-            found = json.loads(pq.read_schema(self.path(index)).metadata[b"sagareid"])
-        except (OSError, KeyError, TypeError, ValueError):  # pyarrow's own error for a damaged file is a ValueError
+            found = about_parquet(pq.read_schema(self.path(index)), self.path(index))
+        except (OSError, ValueError):  # pyarrow's own error for a damaged file is a ValueError
             return None
-        return found if found["key"] == self.key and found["shard"] == index else None
+        own = found.get("key") == self.key and found.get("shard") == index and "unreadable" in found
+        return found if own else None
 
     def work(self, extractor: Extractor, start: float, bar: tqdm, **options: Any) -> None:
         """Extract the shards that no other process has, from `start` (a share of them) on, until all are there."""
@@ -239,15 +310,23 @@ class _Shards:
                     {"path": printable(name), "error": "its name is no UTF-8 or has control characters; rename it"}
                 )
         bar.update(len(unreadable))
-        features, kept = [np.zeros((0, extractor.width), np.float32)], []
-        for batch in extractor.iterate([self.folder / name for name in names], **options):
+        before = {} if self.earlier is None else self.earlier.states
+        taken = [name for name in names if before.get(name) == self._states[name]]
+        features, kept = [np.zeros((0, extractor.width), np.float32)], list(taken)
+        if taken and self.earlier is not None:
+            features.append(self.earlier.features(taken))
+            bar.update(len(taken))
+            names = sorted(set(names) - set(taken))
+        for batch in extractor.iterate([self.folder / name for name in names], **options) if names else ():
             features.append(batch.features.numpy())
             kept += [names[i] for i in batch.indices]
             unreadable += [{"path": names[i], "error": why} for i, why in batch.unreadable.items()]
             bar.update(len(batch.indices) + len(batch.unreadable))
         unreadable.sort(key=lambda entry: entry["path"])
-        about = self.about | {"key": self.key, "shard": index, "unreadable": unreadable}
-        table = _table(kept, np.concatenate(features), about)
+        about = self.about | {"key": self.key, "shard": index, "unreadable": unreadable, "kept": len(taken)}
+        order = sorted(range(len(kept)), key=kept.__getitem__)  # as they are listed
+        names = [kept[i] for i in order]
+        table = _table(names, np.concatenate(features)[order], [self._states[name] for name in names], about)
         write_atomically(self.path(index), lambda temporary: pq.write_table(table, temporary, use_dictionary=False))
 
     def report(self, output: Path) -> Report:
@@ -256,11 +335,17 @@ class _Shards:
         unreadable = [entry for about in written if about for entry in about["unreadable"]]
         about = {k: self.about[k] for k in ("checkpoint_sha256", "feature", "width", "dtype", "folder")}
         extracted = len(self.files) - len(unreadable)
-        return Report(output=str(output), images=len(self.files), extracted=extracted, unreadable=unreadable, **about)
+        kept = sum(about.get("kept", 0) for about in written if about)
+        dropped = read_json(self.where / MANIFEST, remedy=REMEDY_OF_MANIFEST).get("dropped", 0)
+        counts = {"images": len(self.files), "extracted": extracted, "kept": kept, "dropped": dropped}
+        return Report(output=str(output), unreadable=unreadable, **counts, **about)
 
     def tables(self) -> Iterator[pa.Table]:
         for index in range(self.count):
-            yield pq.read_table(self.path(index))
+            table = pq.read_table(self.path(index))
+            if "state" not in table.schema.names:  # a shard that an earlier version wrote
+                table = table.append_column("state", pa.array([""] * len(table), pa.string()))
+            yield table
 
 
 def _state(path: Path) -> str:
@@ -269,32 +354,50 @@ def _state(path: Path) -> str:
         state = path.stat()
     except OSError:
         return "gone"
-    return f"{state.st_size}\0{state.st_mtime_ns}"
+    return f"{state.st_size} {state.st_mtime_ns}"
 
 
 def _of_another(output: Path) -> str:
     return (
         f"{output} holds features of other images, of another checkpoint, or of another --feature, --dtype or "
-        "--shard-size; --overwrite discards them, or name another output"
+        "--shard-size; --update keeps those of unchanged images, --overwrite discards them, or name another output"
     )
 
 
-def _table(paths: list[str], features: np.ndarray, about: dict[str, Any]) -> pa.Table:
+def _table(paths: list[str], features: np.ndarray, states: list[str], about: dict[str, Any]) -> pa.Table:
     width = about["width"]
     column = pa.FixedSizeListArray.from_arrays(pa.array(features.reshape(-1), pa.float32()), width)
-    schema = pa.schema([("path", pa.string()), ("feature", column.type)], {"sagareid": json.dumps(about)})
-    return pa.Table.from_arrays([pa.array(paths, pa.string()), column], schema=schema)
+    columns = [("path", pa.string()), ("feature", column.type), ("state", pa.string())]
+    schema = pa.schema(columns, {"sagareid": json.dumps(about)})
+    return pa.Table.from_arrays([pa.array(paths, pa.string()), column, pa.array(states, pa.string())], schema=schema)
+
+
+def _finished(output: Path, report_file: Path, key: str, overwrite: bool) -> Report | None:
+    """The report of a joined file, where it is of this work and both are whole.
+
+    Raises:
+        DamagedFile: one is not, and is not to be overwritten.
+    """
+    try:
+        same = _key_of(output) == key and report_file.exists()
+        return read_record(Report, report_file, remedy=REMEDY) if same else None
+    except DamagedFile:
+        if overwrite:
+            return None
+        raise
 
 
 def _key_of(output: Path) -> str | None:
-    """The key of a joined file; None for a file without one."""
-    try:
-        if output.suffix == ".parquet":
-            return json.loads(pq.read_schema(output).metadata[b"sagareid"])["key"]
-        with np.load(output) as arrays:
-            return json.loads(str(arrays["about"]))["key"]
-    except (OSError, KeyError, TypeError, ValueError):
-        return None
+    """The key of a joined file; None for a file without one.
+
+    Raises:
+        DamagedFile: it cannot be read.
+    """
+    if output.suffix == ".parquet":
+        with whole_parquet(output):
+            return about_parquet(pq.read_schema(output), output).get("key")
+    about = read_npz(output, remedy=REMEDY, only=("about",)).get("about")
+    return None if about is None else parse_json(str(about), output, remedy=REMEDY).get("key")
 
 
 def _joiner(output: Path, shards: _Shards) -> Callable[[str], None]:
@@ -302,7 +405,7 @@ def _joiner(output: Path, shards: _Shards) -> Callable[[str], None]:
     about = shards.about | {"key": shards.key}
 
     def parquet(temporary: str) -> None:
-        schema = _table([], np.zeros((0, about["width"]), np.float32), about).schema
+        schema = _table([], np.zeros((0, about["width"]), np.float32), [], about).schema
         with pq.ParquetWriter(temporary, schema, use_dictionary=False) as writer:
             for table in shards.tables():
                 writer.write_table(table.replace_schema_metadata(schema.metadata))
@@ -310,8 +413,11 @@ def _joiner(output: Path, shards: _Shards) -> Callable[[str], None]:
     def npz(temporary: str) -> None:
         tables = list(shards.tables())
         features = [t["feature"].combine_chunks().flatten().to_numpy().reshape(-1, about["width"]) for t in tables]
-        paths = np.array([path for t in tables for path in t["path"].to_pylist()], dtype=str)
+        paths, states = (
+            np.array([x for t in tables for x in t[name].to_pylist()], dtype=str) for name in ("path", "state")
+        )
         with open(temporary, "wb") as file:
-            np.savez(file, features=np.concatenate(features), paths=paths, about=np.array(json.dumps(about)))
+            entry = np.array(json.dumps(about))
+            np.savez(file, features=np.concatenate(features), paths=paths, states=states, about=entry)
 
     return parquet if output.suffix == ".parquet" else npz

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,39 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .options import MANIFEST
+from ..errors import first_line
+from ..files import damaged, parse_json, read_json, read_npz
+from .options import MANIFEST, REMEDY, REMEDY_OF_MANIFEST
 
-__all__ = ["FeatureSet"]
+__all__ = ["FeatureSet", "about_parquet", "whole_parquet"]
 
 BATCH_BYTES = 64 * 2**20  # of vectors read at a time
+
+
+@contextmanager
+def whole_parquet(file: Path) -> Iterator[None]:
+    """Name the file where pyarrow cannot read it."""
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        if isinstance(error, (FileNotFoundError, PermissionError)):
+            raise
+        raise damaged(file, f"it is no whole Parquet file ({first_line(error)})", REMEDY) from error
+
+
+def _rows(file: Path) -> int:
+    with whole_parquet(file):
+        return pq.read_metadata(file).num_rows
+
+
+def about_parquet(schema: pa.Schema, file: Path) -> dict[str, Any]:
+    """What tools/extract.py says in a Parquet file of the features in it; {} in a file of other code.
+
+    Raises:
+        DamagedFile: it cannot be read.
+    """
+    text = (schema.metadata or {}).get(b"sagareid", b"{}")
+    return parse_json(text.decode("utf-8", errors="replace"), file, remedy=REMEDY)
 
 
 class FeatureSet:
@@ -40,23 +68,30 @@ class FeatureSet:
         self._files: list[Path] = []
         about: dict[str, Any] = {}
         if self.path.suffix == ".npz" and self.path.is_file():
-            with np.load(self.path) as arrays:
-                if not {"features", "paths"} <= set(arrays.files):
-                    raise ValueError(f"{path} holds {', '.join(arrays.files)}; expected `features` and `paths`")
-                self._arrays = arrays["features"].astype(np.float32, copy=False), arrays["paths"].tolist()
-                about = json.loads(str(arrays["about"])) if "about" in arrays.files else {}
-            self.count, self.width = self._arrays[0].shape
+            arrays = read_npz(self.path, remedy=REMEDY)
+            if not {"features", "paths"} <= arrays.keys():
+                raise ValueError(f"{path} holds {', '.join(arrays)}; expected `features` and `paths`")
+            features, paths = arrays["features"], arrays["paths"]
+            if features.ndim != 2 or features.dtype.kind != "f" or paths.shape != features.shape[:1]:
+                raise ValueError(
+                    f"{path}: `features` is {features.shape} {features.dtype} and `paths` {paths.shape}; expected "
+                    "(n, F) floating and (n,)"
+                )
+            self._arrays = features.astype(np.float32, copy=False), paths.tolist()
+            about = parse_json(str(arrays["about"]), self.path, remedy=REMEDY) if "about" in arrays else {}
+            self.count, self.width = features.shape
         else:
             self._files = self._parquet_files()
-            schema = pq.read_schema(self._files[0])
+            with whole_parquet(self._files[0]):
+                schema = pq.read_schema(self._files[0])
             if not {"path", "feature"} <= set(schema.names) or not pa.types.is_fixed_size_list(
                 schema.field("feature").type
             ):
                 raise ValueError(
                     f"{self._files[0]} has the columns {', '.join(schema.names)}; expected `path` and `feature`"
                 )
-            about = json.loads((schema.metadata or {}).get(b"sagareid", b"{}"))
-            self.count = sum(pq.read_metadata(f).num_rows for f in self._files)
+            about = about_parquet(schema, self._files[0])
+            self.count = sum(_rows(f) for f in self._files)
             self.width = schema.field("feature").type.list_size
         self.checkpoint_sha256 = about.get("checkpoint_sha256", "")
         self.feature, self.folder = about.get("feature", ""), about.get("folder", "")
@@ -69,7 +104,7 @@ class FeatureSet:
         manifest = self.path / MANIFEST
         files = sorted(self.path.glob("*.parquet"))
         if manifest.exists():
-            shards = json.loads(manifest.read_text())["shards"]
+            shards = read_json(manifest, remedy=REMEDY_OF_MANIFEST, required={"shards": int})["shards"]
             files = [self.path / f"part-{i:05d}-of-{shards:05d}.parquet" for i in range(shards)]
             lacking = [f for f in files if not f.exists()]
             if lacking:
@@ -95,7 +130,7 @@ class FeatureSet:
             return
         start = 0
         for file in self._files:
-            with pq.ParquetFile(file) as parquet:
+            with whole_parquet(file), pq.ParquetFile(file) as parquet:
                 for batch in parquet.iter_batches(size, columns=["path", "feature"]):
                     features = batch["feature"].flatten().to_numpy(zero_copy_only=False).reshape(-1, self.width)
                     yield batch["path"].to_pylist(), self._unit(features, start)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ..files import parse_json
 from .options import SUFFIXES
 
 if TYPE_CHECKING:
@@ -112,8 +113,8 @@ def _open_torch(path: str | Path, format: str) -> tuple[Run, dict[str, Any], lis
             out = module(*inputs, *missing)
         return [out] if isinstance(out, Tensor) else list(out)
 
-    metadata = json.loads(extra["metadata.json"] or "{}")
-    return run, metadata, [metadata.get("batch"), 3, *metadata.get("input_size", (None, None))]
+    metadata = parse_json(extra["metadata.json"] or "{}", path, remedy="Export it again")
+    return run, metadata, [metadata.get("batch"), 3, *(metadata.get("input_size") or (None, None))]
 
 
 def _plain(text: str) -> Any:

@@ -10,7 +10,6 @@ leaves the index as it was before. `faiss_kinds` describes the kinds.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -24,7 +23,7 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from ..errors import first_line
-from ..files import printable, write_atomically, write_json
+from ..files import damaged, printable, read_record, write_atomically, write_json
 from .faiss_kinds import choose_kind, empty_index, random_sample
 from .feature_set import FeatureSet
 from .matches import Match, table, write_matches
@@ -46,6 +45,7 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
+_REMEDY = "Build the index again from its features (tools/search.py build), into a new folder or this one"
 SAMPLE = 200  # queries that recall is measured on
 
 
@@ -87,17 +87,20 @@ class Index:
         folder = Path(folder)
         if not (folder / "index.json").is_file():
             raise FileNotFoundError(f"no index in {folder}; make one with tools/search.py build")
-        about = About(**json.loads((folder / "index.json").read_text()))
+        about = read_record(About, folder / "index.json", remedy=_REMEDY)
+        file = folder / about.vectors
         try:
-            vectors = faiss.read_index(str(folder / about.vectors))
-            paths = pq.read_table(folder / about.paths)["path"]
-        except (RuntimeError, OSError, pa.ArrowException) as error:
-            raise ValueError(f"{folder} is damaged ({first_line(error)}); build it again") from error
+            vectors = faiss.read_index(str(file))
+            file = folder / about.paths
+            paths = pq.read_table(file)["path"]
+        except (RuntimeError, OSError, KeyError, pa.ArrowException) as error:
+            wrong = f"it cannot be read ({first_line(error)})" if file.is_file() else "it is missing"
+            raise damaged(file, wrong, _REMEDY) from error
         if vectors.ntotal != about.count or len(paths) != about.count:
-            raise ValueError(
-                f"{folder} holds {vectors.ntotal} vectors and {len(paths)} paths; expected {about.count}. "
-                "Build it again"
-            )
+            wrong = f"it holds {vectors.ntotal} vectors and {len(paths)} paths, expected {about.count}"
+            raise damaged(folder, wrong, _REMEDY)
+        if vectors.d != about.width:
+            raise damaged(file, f"its vectors have {vectors.d} numbers, expected {about.width}", _REMEDY)
         return cls(vectors, paths, about)
 
     def save(self, folder: str | Path) -> None:
@@ -205,17 +208,21 @@ def build(features: FeatureSet, folder: str | Path, *, kind: str = "auto", memor
     return index
 
 
-def add(folder: str | Path, features: FeatureSet) -> Index:
+def add(folder: str | Path, features: FeatureSet, images: str | Path | None = None) -> Index:
     """Append features to a saved index, and save it.
 
     Paths are kept relative to the folder of the images where both are of one folder, and made absolute otherwise.
+
+    Args:
+        images: where the images of the gallery are now; None: where the index says. It is saved, too.
 
     Raises:
         ValueError: features of another model, or paths that are in the index already.
     """
     index = Index.load(folder)
     index.check(features.width, features.checkpoint_sha256, features.feature, str(features.path))
-    prefix = features.folder if features.folder != index.about.folder else ""
+    where = index.about.folder if images is None else str(Path(images).resolve())
+    prefix = features.folder if features.folder != where else ""
     new = [str(Path(prefix, p)) if prefix else p for paths, _ in features.batches() for p in paths]
     doubles = set(index.paths.to_pylist()).intersection(new)
     if doubles:
@@ -225,6 +232,7 @@ def add(folder: str | Path, features: FeatureSet) -> Index:
     _append(index.vectors, features)
     about = asdict(index.about) | {
         "count": index.about.count + features.count,
+        "folder": where,
         "vectors": _next_name(folder, "vectors-{}.faiss"),
         "paths": _next_name(folder, "paths-{}.parquet"),
     }

@@ -7,7 +7,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["FORMATS", "KINDS", "MANIFEST", "SUFFIXES", "TARGETS", "TOLERANCE", "is_single_file"]
+__all__ = [
+    "FORMATS",
+    "KINDS",
+    "MANIFEST",
+    "REMEDY",
+    "REMEDY_OF_MANIFEST",
+    "SUFFIXES",
+    "TARGETS",
+    "TOLERANCE",
+    "is_single_file",
+]
 
 # format: suffix of its files
 FORMATS = {"onnx": ".onnx", "torchscript": ".pt", "torch-export": ".pt2"}
@@ -21,6 +31,9 @@ TOLERANCE = {"float32": 1e-5, "float16": 1e-2, "int8": 5e-2}
 KINDS = ("flat", "hnsw", "ivfpq")
 # In a folder of shards: what it is made of, and how many shards there are.
 MANIFEST = "manifest.json"
+# What to do about damaged features.
+REMEDY = "Extract again: tools/extract.py with --overwrite, or into a new output"
+REMEDY_OF_MANIFEST = "Delete this one file: the same tools/extract.py command writes it anew and keeps the whole shards"
 
 
 def is_single_file(output: str | Path) -> bool:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from fastreid.utils.checkpoint import Checkpointer
 
 from ..data.record import TrainingRecord
-from ..files import save_torch, write_text
+from ..files import damaged, printable, read_utf8, save_torch, write_text
 from ..modeling.agreement import accepted, check_agreement, check_hand_over, trained_config
 from ..modeling.build import check_left_over, fresh_weights, hand_over
 from ..weights import load_state
@@ -107,6 +107,21 @@ class RunCheckpointer(Checkpointer):
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         write_text(Path(self.save_dir, "last_checkpoint"), last_filename_basename)
+
+    def get_checkpoint_file(self) -> str:
+        """The checkpoint that `last_checkpoint` names.
+
+        Raises:
+            DamagedFile: it names none that is there.
+        """
+        folder = Path(self.save_dir)
+        there = ", ".join(sorted(path.name for path in folder.glob("*.pth"))) or "none"
+        remedy = f"Write the name of the checkpoint to go on from into it ({there}), or begin anew without --resume"
+        tag = folder / "last_checkpoint"
+        name = read_utf8(tag, remedy=remedy).strip()
+        if name != Path(name).name or not (folder / name).is_file():
+            raise damaged(tag, f"it names {printable(name[:60])}, which is not in the folder", remedy)
+        return str(folder / name)
 
     def resume_from(self, path: str) -> dict[str, Any]:
         """Load model, optimizer and schedules of an interrupted run, all of them strictly. Returns the whole file.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -25,7 +24,7 @@ from ..config_files import ConfigFile, config_chain, find_config
 from ..config_merge import merge_files, merge_pairs, read_config
 from ..data.datasets.build import DataSets
 from ..deploy.load import load_model
-from ..files import check_output, write_json
+from ..files import DamagedFile, check_output, read_json, read_yaml, write_json
 from ..hardware import pick_device
 from .feature_cache import cache_folder
 from .hooks import CheckpointHook, by_set
@@ -37,6 +36,7 @@ logger = logging.getLogger(__name__)
 
 RESULT = "result.json"  # of a stage
 RESULTS = "results.json"  # of a configuration
+SECONDS = "seconds.json"  # of a stage, from its first interruption on
 # What may differ between a run and its resumption: where and how it runs, not what it computes.
 _MACHINE_KEYS = (
     "OUTPUT_DIR",
@@ -78,9 +78,31 @@ class Run:
         return self.folder / f"{CheckpointHook.FINAL}.pth"
 
     def result(self) -> dict | None:
-        """What `run_all` wrote when the stage ended; None before."""
+        """What `run_all` wrote when the stage ended; None before.
+
+        Raises:
+            DamagedFile: it is not what was written.
+        """
         file = self.folder / RESULT
-        return json.loads(file.read_text()) if file.is_file() and self.final.is_file() else None
+        if not (file.is_file() and self.final.is_file()):
+            return None
+        return read_result(file) | {"checkpoint": str(self.final)}  # the folder may have been moved
+
+
+def read_result(file: Path) -> dict:
+    """The result of a stage.
+
+    Raises:
+        DamagedFile: it is not what was written.
+    """
+    remedy = "Delete this one file: the same command with --resume evaluates the finished stage and writes it again"
+    fields = {"stage": str, "metrics": dict, "seconds": float, "steps": int}
+    return read_json(file, remedy=remedy, required=fields)
+
+
+def read_seconds(file: Path) -> float:
+    """How long the training of a stage took so far. Errors as of `read_result`."""
+    return read_json(file, remedy="Delete this one file: it only holds how long the training took so far", kind=float)
 
 
 # ---- planning
@@ -247,6 +269,11 @@ def check_machine(
         except ValueError as error:
             problems.append(str(error))
     problems += _unwritable(runs, eval_only)
+    if not eval_only and not problems:
+        try:
+            _earlier(runs[0].whole_folder / RESULTS)
+        except DamagedFile as error:
+            problems.append(str(error))
     if not eval_only:
         if any(not r.cfg.DATASETS.NAMES for r in runs):
             problems.append("DATASETS.NAMES is empty; expected one training set or more (--eval-only needs none)")
@@ -312,15 +339,25 @@ def _setup(run: Run, args) -> None:
 
 def differences(run: Run) -> list[str]:
     """Keys in which the config differs from the one that the folder was trained with."""
-    saved = read_config(run.folder / "config.yaml")
+    file = run.folder / "config.yaml"
+    remedy = "Delete this one file: --resume writes it again, and compares with the configuration in the checkpoint"
+    read_yaml(file, remedy=remedy)  # whole, before its keys are looked at
+    saved = read_config(file)
     counted = ("MODEL.HEADS.NUM_CLASSES", "MODEL.CLIP.CAMERAS", "SEED")  # filled in by the run
     before, out = flatten(saved), []
     for key, now in flatten(run.cfg).items():
         then = before.get(key)
         left_open = key in counted and now in (0, [], -1)
-        if key not in _MACHINE_KEYS and not left_open and now != then:
+        if key not in _MACHINE_KEYS and not left_open and _unplaced(key, now) != _unplaced(key, then):
             out.append(f"{key}: {then} -> {now}")
     return out
+
+
+def _unplaced(key: str, value: Any) -> Any:
+    """A value without where data sets are: a folder may move, and a checkpoint knows people and images by name."""
+    if key != "DATASETS.CUSTOM" or not isinstance(value, list):
+        return value
+    return [{k: v for k, v in entry.items() if k not in ("PATH", "IMAGES")} for entry in value]
 
 
 def run_all(runs: Sequence[Run], args, datasets: DataSets | None = None) -> list[dict]:
@@ -363,7 +400,7 @@ def _train(run: Run, args, datasets: DataSets) -> dict:
     finally:
         seconds = before + time.time() - begun
         if comm.is_main_process():
-            write_json(run.folder / "seconds.json", seconds)
+            write_json(run.folder / SECONDS, seconds)
     result = {"stage": run.name, "metrics": metrics or {}, "seconds": seconds, "checkpoint": str(run.final)}
     result |= trainer.record()
     if comm.is_main_process():
@@ -372,8 +409,8 @@ def _train(run: Run, args, datasets: DataSets) -> dict:
 
 
 def _seconds_so_far(run: Run) -> float:
-    file = run.folder / "seconds.json"
-    return json.loads(file.read_text()) if file.is_file() else 0.0
+    file = run.folder / SECONDS
+    return read_seconds(file) if file.is_file() else 0.0
 
 
 def evaluate(run: Run, args, datasets: DataSets | None = None) -> dict:
@@ -404,6 +441,9 @@ def beside_earlier(results: Sequence[dict], file: Path, names: Sequence[str]) ->
 
     Args:
         names: of the configuration's stages.
+
+    Raises:
+        DamagedFile: the file is not what was written.
     """
     rows = {row["stage"]: row for row in _earlier(file) if row["stage"] in names}
     rows |= {result["stage"]: result for result in results}
@@ -411,14 +451,11 @@ def beside_earlier(results: Sequence[dict], file: Path, names: Sequence[str]) ->
 
 
 def _earlier(file: Path) -> list[dict]:
-    if not file.is_file():
-        return []
-    try:
-        rows = json.loads(file.read_text())
-        return [row for row in rows if isinstance(row["stage"], str)]
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        logger.warning("%s cannot be read (%s); its rows of other stages are dropped", file, error)
-        return []
+    remedy = (
+        f"Delete this one file: every stage has its own {RESULT}, and the whole configuration with --resume collects "
+        "them again"
+    )
+    return read_json(file, remedy=remedy, kind=list, required={"stage": str}) if file.is_file() else []
 
 
 # ---- reporting

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..config import flatten, get_cfg
-from ..files import check_output
+from ..files import DamagedFile, check_output, read_json
 from ..studies.models import load_models
 from . import html, pictures, rankings, study_page, visualize
 from .attention import without_maps
@@ -23,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 HEADLINE = ("Rank-1", "Rank-5", "Rank-10", "mAP", "mINP")
 TIMING = ("time", "data_time", "eta_seconds")
+# What every record of an occlusion study has.
+_STUDY = {"dataset": dict, "results": list, "reference": str}
 # A data set or a checkpoint of any origin may fail in these ways, which must not cost the reader the rest of the page.
 FAILURES = (OSError, ValueError, RuntimeError, KeyError, TypeError)
 
@@ -140,6 +141,7 @@ def _stage(stage: Stage) -> list[Html]:
     if not stage.finished:
         kept = f"Its last checkpoint is {stage.checkpoint.name}." if stage.checkpoint else "It has no checkpoint yet."
         parts.append(html.note(f"This stage is {_state(stage)}. What there is so far is shown. {kept}"))
+    parts += [html.note(problem) for problem in stage.problems]
     if stage.damaged:
         parts.append(html.note(f"{stage.damaged} line(s) of metrics.json cannot be read and are left out."))
     if stage.metrics:
@@ -292,9 +294,12 @@ def _studies(folder: Path, named: Sequence[str | Path]) -> list[Html]:
     parts = []
     for path in dict.fromkeys(p.resolve() for p in (*records, *found)):
         try:
-            record = json.loads(path.read_text())
+            record = read_json(path, remedy="tools/occlusion_study.py --resume writes it again", required=_STUDY)
             drawn = study_page.drawn_curves(record)
             name = record["dataset"]["name"]
+        except DamagedFile as error:
+            parts.append(html.note(str(error)))
+            continue
         except (OSError, ValueError, KeyError, TypeError) as error:
             parts.append(html.note(f"{path} cannot be read as an occlusion study ({type(error).__name__}: {error})"))
             continue

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import yaml
+from typing import Any, NamedTuple, TypeVar
 
 from ..config import flatten
 from ..engine.hooks import CheckpointHook, by_set
-from ..engine.stages import RESULT
+from ..engine.stages import RESULT, read_result, read_seconds
+from ..files import DamagedFile, read_json, read_utf8, read_yaml
 
 __all__ = ["Curve", "Stage", "flat_metrics", "read_run", "read_scalars"]
 
 logger = logging.getLogger(__name__)
+
+Content = TypeVar("Content")
 
 CONFIG, SCALARS, SECONDS, EVALUATION = "config.yaml", "metrics.json", "seconds.json", "evaluation.json"
 
@@ -38,6 +39,7 @@ class Stage:
         config: every key by its whole name, as `flatten`; empty where there is no config.yaml.
         curves: one for each scalar, by its name.
         damaged: lines of metrics.json that cannot be read, such as the last one of a run that was cut off.
+        problems: files beside the checkpoint that cannot be read, each with what is wrong and what to do.
         result: the content of its result file; None before its end.
         checkpoint: the final one, else the last; None before the first.
     """
@@ -47,10 +49,20 @@ class Stage:
     config: dict[str, Any]
     curves: dict[str, Curve]
     damaged: int = 0
+    problems: list[str] = field(default_factory=list)
     result: dict | None = None
     seconds: float | None = None
     checkpoint: Path | None = None
     evaluation: list[dict] = field(default_factory=list)
+
+    def _read(self, file: Path, read: Callable[[Path], Content]) -> Content | None:
+        """None where there is no file, and where it is damaged, which is logged and kept in `problems`."""
+        try:
+            return read(file) if file.is_file() else None
+        except DamagedFile as error:
+            logger.warning("%s", error)
+            self.problems.append(str(error))
+            return None
 
     @property
     def finished(self) -> bool:
@@ -143,30 +155,29 @@ def read_run(folder: str | Path) -> list[Stage]:
 
 
 def _read_stage(folder: Path, name: str) -> Stage:
-    config: dict[str, Any] = {}
-    curves: dict[str, Curve] = {}
-    damaged = 0
-    try:
-        config = flatten(yaml.safe_load((folder / CONFIG).read_text()) or {})
-    except (yaml.YAMLError, AttributeError):  # cut off while it was written
-        logger.warning("%s cannot be read", folder / CONFIG)
+    stage = Stage(folder, name, {}, {})
+    stage.config = flatten(stage._read(folder / CONFIG, _config) or {})
     if (folder / SCALARS).is_file():
         with open(folder / SCALARS, errors="replace") as file:
-            curves, damaged = read_scalars(file)
+            stage.curves, stage.damaged = read_scalars(file)
     final = folder / f"{CheckpointHook.FINAL}.pth"
-    tag = folder / "last_checkpoint"
-    last = folder / tag.read_text().strip() if tag.is_file() else None
-    checkpoint = final if final.is_file() else last if last and last.is_file() else None
-    result = _read_json(folder / RESULT) if checkpoint == final else None
-    seconds = result.get("seconds") if result else _read_json(folder / SECONDS)
-    return Stage(
-        folder, name, config, curves, damaged, result, seconds, checkpoint, _read_json(folder / EVALUATION) or []
-    )
+    tag = stage._read(folder / "last_checkpoint", _tag)
+    last = folder / tag if tag else None
+    stage.checkpoint = final if final.is_file() else last if last and last.is_file() else None
+    if stage.checkpoint == final:
+        stage.result = stage._read(folder / RESULT, read_result)
+    stage.seconds = stage.result["seconds"] if stage.result else stage._read(folder / SECONDS, read_seconds)
+    stage.evaluation = stage._read(folder / EVALUATION, _evaluation) or []
+    return stage
 
 
-def _read_json(path: Path) -> Any:
-    """None where there is no file, or no whole one."""
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
-        return None
+def _config(file: Path) -> dict[str, Any]:
+    return read_yaml(file, remedy="Training with --resume writes it again")
+
+
+def _tag(file: Path) -> str:
+    return read_utf8(file, remedy="Write into it the name of the last checkpoint in the folder").strip()
+
+
+def _evaluation(file: Path) -> list[dict]:
+    return read_json(file, remedy="--eval-only writes it again", kind=list, required={"metrics": dict})

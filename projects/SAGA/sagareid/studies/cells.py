@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..files import write_atomically
+from ..files import damaged, read_npz, write_atomically
 
 __all__ = ["Cell"]
 
@@ -59,9 +59,15 @@ class Cell:
 
     @classmethod
     def load(cls, path: Path) -> Cell:
-        """The cell that `save` wrote."""
-        with np.load(path) as file:
-            arrays = dict(file)
+        """The cell that `save` wrote.
+
+        Raises:
+            DamagedFile: it is not whole.
+        """
+        remedy = "Delete this one file: the same command with --resume computes it again"
+        arrays = read_npz(path, remedy=remedy)
+        if missing := sorted({"queries", "share"} - arrays.keys()):
+            raise damaged(path, f"it has no array {missing[0]!r}", remedy)
         by: dict[str, dict[str, np.ndarray]] = {kind: {} for kind in ("row", "value", "nearest", "area", "on")}
         for name, value in arrays.items():
             kind, _, rest = name.partition("/")

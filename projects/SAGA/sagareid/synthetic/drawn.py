@@ -35,7 +35,7 @@ from fastreid.data.datasets import DATASET_REGISTRY
 from fastreid.data.datasets.bases import ImageDataset
 
 from ..data.images import image_files, say_left_out
-from ..files import check_output
+from ..files import check_output, read_json
 from ..processes import in_processes
 from .options import Spec
 from .person import FAMILY_SIZE, GENERATOR_VERSION, generator, get_person
@@ -243,8 +243,13 @@ def mask_path(image_path: str | os.PathLike) -> Path:
 
 
 def load_attributes(folder: str | os.PathLike) -> dict[str, dict]:
-    """`people`: name -> attributes, and `images`: "split/name.jpg" -> person, view, camera, occlusion and places."""
-    return json.loads((Path(folder) / "attributes.json").read_text())
+    """`people`: name -> attributes, and `images`: "split/name.jpg" -> person, view, camera, occlusion and places.
+
+    Raises:
+        DamagedFile: it is none. OSError: it is not there.
+    """
+    remedy = "Draw the data set again with tools/draw_pedestrians.py --force: the same options give the same pictures"
+    return read_json(Path(folder) / "attributes.json", remedy=remedy, required={"people": dict, "images": dict})
 
 
 @DATASET_REGISTRY.register()

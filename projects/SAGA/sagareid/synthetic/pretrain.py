@@ -30,7 +30,8 @@ from open_clip.loss import ClipLoss
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..files import save_torch, write_json
+from ..files import read_json, save_torch, write_json
+from ..weights import read_file
 from .captioned import PLACE_NAMES, Pictures, Vocabulary, all_texts, assemble, draw_people, pixels, place_bits
 from .captions import REGION_PHRASES
 from .figure import PLACES
@@ -153,7 +154,9 @@ def _resume(
     checkpoint: Path, settings: dict, model: nn.Module, optimizer: torch.optim.Optimizer, cfg: PretrainConfig
 ) -> int:
     """Load a checkpoint into model and optimizer; returns the number of steps that it had done."""
-    saved = torch.load(checkpoint, weights_only=True)
+    saved = read_file(checkpoint)
+    if not isinstance(saved, dict) or not {"step", "settings", "model", "optimizer"} <= saved.keys():
+        raise ValueError(f"{checkpoint} is no checkpoint of tools/pretrain_clip.py; start anew without --resume")
     differing = [k for k, v in settings.items() if saved["settings"].get(k) != v]
     if differing:
         raise ValueError(
@@ -258,7 +261,8 @@ def train(
 def pretrain(config_path: Path, output: Path, cfg: PretrainConfig, resume: bool = False, command: str = "") -> dict:
     """Draw, train, measure; write `<stem>.safetensors` and `<stem>.metrics.json` into `output`; return the metrics."""
     torch.manual_seed(cfg.seed)
-    vision = json.loads(Path(config_path).read_text())["vision_cfg"]
+    remedy = "Expected an open_clip configuration, such as ViT-XS-8-pedestrians.json in sagareid/assets/clip"
+    vision = read_json(config_path, remedy=remedy, required={"vision_cfg": dict})["vision_cfg"]
     size, patch = tuple(vision["image_size"]), vision["patch_size"]
     drawn = draw_people(cfg.seed, "pretrain", cfg.people, size, patch, cfg.workers)
     vocabulary = Vocabulary(all_texts(drawn))

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from fastreid.data.datasets import DATASET_REGISTRY
 from fastreid.data.datasets.bases import ImageDataset
 
+from ...files import read_utf8
 from .layout import Item, Statistics, TrainItem, as_training, find_splits, list_images, number_of, parse_names, read_pair
 
 __all__ = ["MODES", "OccludedDuke", "PDukeMTMC", "build_occluded_duke"]
@@ -184,7 +185,8 @@ def _read_list(path: Path) -> list[str]:
             f"no list {path}. Expected train.list, query.list and gallery.list of "
             "github.com/lightas/Occluded-DukeMTMC-Dataset, folder Occluded_Duke"
         )
-    return [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    text = read_utf8(path, remedy="Download it again")
+    return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 def _check(names: dict[str, list[str]], expected: Statistics | None) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from fastreid.data.datasets import DATASET_REGISTRY
 from fastreid.data.datasets.bases import ImageDataset
 
+from ...files import read_utf8
 from ..images import image_files
 from .layout import REMEDY, Item, as_training, images_by_person, no_images
 
@@ -104,7 +105,7 @@ class MMMP(ImageDataset):
             raise RuntimeError(
                 f"MMMP: no '{path.name}' under {self.list_dir}. Expected train, val and test lists. {REMEDY}"
             )
-        line = path.read_text(encoding="utf-8-sig").partition("\n")[0]
+        line = read_utf8(path, remedy="Unpack the data set again").removeprefix("\ufeff").partition("\n")[0]
         try:
             return {int(word) for word in line.split(",") if word.strip()}
         except ValueError as error:

@@ -6,12 +6,13 @@ be either's, so it counts as OpenAI's unless open_clip's configuration lies besi
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import open_clip
+
+from ...files import read_json
 
 __all__ = ["HF_CONFIG", "check_activation", "trained_with_quick_gelu"]
 
@@ -37,15 +38,9 @@ def trained_with_quick_gelu(
         return bool(tag.get("quick_gelu", False)), "by open_clip's record of the tag"
     beside = Path(path).with_name(HF_CONFIG)
     if beside.is_file():
-        try:
-            return bool(
-                json.loads(beside.read_text())["model_cfg"].get("quick_gelu", False)
-            ), f"by {HF_CONFIG} beside it"
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(
-                f"{beside} is damaged or no configuration of open_clip's ({type(error).__name__}: {error}); fetch it "
-                "again, or move the weights to another folder"
-            ) from error
+        remedy = "Fetch this configuration of open_clip's again, or move the weights to another folder"
+        found = read_json(beside, remedy=remedy, required={"model_cfg": dict})["model_cfg"]
+        return bool(found.get("quick_gelu", False)), f"by {HF_CONFIG} beside it"
     if "token_embedding.weight" in names:
         return True, "as everything in OpenAI's layout"
     return None  # with a text tower of its own ("text."), or a model of this package
