@@ -120,12 +120,21 @@ def test_a_killed_worker_ends_the_run_with_advice(during, train_net, repo, tmp_p
     assert multiprocessing.active_children() == []
 
 
+def _die_slowly(seconds: float) -> None:
+    """As a process that was killed: its files are closed before it can be reaped."""
+    os.closerange(3, 256)
+    time.sleep(seconds)
+    os._exit(1)
+
+
 @pytest.mark.parametrize("error", [ConnectionResetError("Connection reset by peer"), EOFError(), BrokenPipeError()])
-@pytest.mark.parametrize("killed", [True, False])
-def test_a_worker_killed_while_it_hands_over_a_tensor(error, killed):
+@pytest.mark.parametrize("fate", ["killed", "dying", "alive"])
+def test_a_worker_killed_while_it_hands_over_a_tensor(error, fate):
     """The error of a broken connection is that of a lost worker only where one is lost."""
-    worker = multiprocessing.Process(target=time.sleep, args=(60,))
+    body, seconds = (_die_slowly, 0.3) if fate == "dying" else (time.sleep, 60)
+    worker = multiprocessing.get_context("fork").Process(target=body, args=(seconds,))
     worker.start()
+    killed = fate != "alive"
 
     class Batches:
         def __init__(self):

@@ -64,9 +64,11 @@ def from_workers(batches: Iterator[Any]) -> Iterator[Any]:
     try:
         yield from batches
     except (OSError, EOFError) as error:
-        # a process that was just killed may need a moment to be reaped
-        if workers:
-            multiprocessing.connection.wait([worker.sentinel for worker in workers], timeout=1)
+        # one that was just killed closes its files, its sentinel among them, a moment before it can be reaped
+        ending = multiprocessing.connection.wait([worker.sentinel for worker in workers], timeout=1) if workers else []
+        for worker in workers:
+            if worker.sentinel in ending:
+                worker.join()
         gone = [worker.pid for worker in workers if not worker.is_alive()]
         if not gone:
             raise
