@@ -1,5 +1,7 @@
 """Draws a street that two cameras film, with true tracks and what a detector would find, in MOT-Challenge's layout.
 
+The folder holds::
+
     <folder>/
         c1/ c2/                one sequence a camera; people keep their number from one to the other
             seqinfo.ini
