@@ -28,7 +28,7 @@ from sagareid.synthetic.person import (
     get_person,
 )
 from sagareid.synthetic.scene import MIN_VISIBLE_PIXELS, cutout, draw
-from sagareid.synthetic.shot import OCCLUDERS, Occluder, Shot, get_camera, random_shot
+from sagareid.synthetic.shot import OCCLUDERS, Obstacle, Shot, get_camera, random_shot
 
 from fastreid.data.common import CommDataset
 from fastreid.data.datasets import DATASET_REGISTRY
@@ -111,7 +111,7 @@ def test_mask_separates_the_occluder_from_the_person():
     assert set(np.unique(bare.mask)) == {0, 2} and bare.occluded == 0
     assert np.array_equal(bare.mask == 2, bare.parts > 0)
     for kind in OCCLUDERS:
-        occluder = Occluder(kind, seed=7, reach=0.8)
+        occluder = Obstacle(kind, seed=7, reach=0.8)
         drawing = draw(person, dataclasses.replace(shot, occluder=occluder))
         assert np.array_equal(drawing.parts, bare.parts), "the silhouette does not depend on what stands before it"
         assert np.array_equal(np.isin(drawing.mask, (2, 3)), bare.mask == 2)

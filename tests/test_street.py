@@ -14,7 +14,7 @@ from PIL import Image
 
 from sagareid.synthetic import street
 from sagareid.synthetic.options import StreetSpec
-from sagareid.synthetic.shot import Occluder
+from sagareid.synthetic.shot import Obstacle
 from sagareid.synthetic.street_walks import KINDS, Thing, Visit, count_of_people, visits
 
 SMALL = StreetSpec(frames=40, people=6, shared=2, height=96, width=256)
@@ -71,7 +71,7 @@ def test_view_and_gait_follow_the_way():
 
 
 def test_visibility_is_the_share_of_pixels_that_shows(monkeypatch):
-    kiosk = Thing(Occluder("kiosk", 1, 1.0), 0.5, 0.5)
+    kiosk = Thing(Obstacle("kiosk", 1, 1.0), 0.5, 0.5)
     assert standing(monkeypatch, (0.5, 0.3), (0.5, 0.7), things=(kiosk,)) == {0: 0.0, 1: 1.0}
     one, other = standing(monkeypatch, (0.5, 0.3), (0.515, 0.5)).values()  # far to near
     assert 0 < one < 0.8 and other == 1

@@ -22,7 +22,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from .canvas import Canvas, darker
 from .figure import PLACES, Part, draw_person
 from .person import Colour, Person, generator, new_person, rgb
-from .shot import Camera, Occluder, Shot, get_camera, random_shot
+from .shot import Camera, Obstacle, Shot, get_camera, random_shot
 
 DEFAULT_SIZE = (96, 48)
 SUPERSAMPLE = 2
@@ -243,7 +243,7 @@ _WALLS = {  # by `shot.SCENES`
 class _Front:
     """An occluder while it is drawn: the person stands at `x`; pixels that it covers get number 1."""
 
-    def __init__(self, canvas: Canvas, occluder: Occluder, x: float):
+    def __init__(self, canvas: Canvas, occluder: Obstacle, x: float):
         self.canvas, self.x, self.reach = canvas, x, occluder.reach
         self.rng = generator(occluder.seed, "occluder")
         self.left = self.rng.random() < 0.5
@@ -253,7 +253,7 @@ class _Front:
         self.canvas.polygon([(x0, y0), (x1, y0), (x1, y1), (x0, y1)], colour, 1)
 
 
-def draw_occluder(canvas: Canvas, occluder: Occluder, x: float) -> None:
+def draw_occluder(canvas: Canvas, occluder: Obstacle, x: float) -> None:
     """Draw what stands in front of a person at `x`, and number its pixels 1."""
     _OCCLUDERS[occluder.kind](_Front(canvas, occluder, x))
 

@@ -29,7 +29,7 @@ class Camera:
 
 
 @dataclasses.dataclass(frozen=True)
-class Occluder:
+class Obstacle:
     """Something in front of the person; `reach` in 0..1 is how far it comes into the picture."""
 
     kind: str
@@ -49,7 +49,7 @@ class Shot:
     dx: float
     dy: float
     camera: Camera
-    occluder: Occluder | None
+    occluder: Obstacle | None
     seed: int
 
 
@@ -101,7 +101,7 @@ def random_shot(rng: np.random.Generator, seen_by: Camera, occluded: float = 0.2
     """
     occluder = None
     if rng.random() < occluded:
-        occluder = Occluder(pick(rng, OCCLUDERS), int(rng.integers(1 << 30)), float(rng.uniform(0, 1)))
+        occluder = Obstacle(pick(rng, OCCLUDERS), int(rng.integers(1 << 30)), float(rng.uniform(0, 1)))
     return Shot(
         view=view or pick(rng, VIEWS, (4, 3, 3)),
         swing=float(rng.uniform(-1, 1)),

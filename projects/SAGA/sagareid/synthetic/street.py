@@ -42,7 +42,7 @@ from .figure import draw_person
 from .options import StreetSpec
 from .person import GENERATOR_VERSION, Person, generator, get_person, rgb
 from .scene import SUPERSAMPLE, draw_occluder, photograph, surroundings
-from .shot import Camera, Occluder, Shot, get_camera, random_camera
+from .shot import Camera, Obstacle, Shot, get_camera, random_camera
 from .street_walks import CAMERAS, Pose, Thing, Visit, count_of_people, things, visits
 
 __all__ = ["COUNTS_FROM", "Box", "Frame", "detections", "draw_street", "film", "read_boxes"]
@@ -216,7 +216,7 @@ def _thing(thing: Thing, height: int) -> _Sprite:
     return _sprite(canvas, None)
 
 
-def _draw_kiosk(canvas: Canvas, occluder: Occluder) -> None:
+def _draw_kiosk(canvas: Canvas, occluder: Obstacle) -> None:
     """Higher and wider than a person, with a roof and a counter."""
     rng = generator(occluder.seed, "occluder")
     x, colour = 24 + _MARGIN, rgb(rng.integers(60, 200, 3))

@@ -22,7 +22,7 @@ import numpy as np
 
 from .options import StreetSpec
 from .person import generator
-from .shot import Occluder
+from .shot import Obstacle
 
 CAMERAS = 2
 KINDS = ("pass", "wait", "cross", "turn")
@@ -34,7 +34,7 @@ _OBJECTS = ("kiosk", "pole", "bush", "box")
 class Thing(NamedTuple):
     """An object on the street: x in widths of the frame, z its depth."""
 
-    occluder: Occluder
+    occluder: Obstacle
     x: float
     z: float
 
@@ -81,7 +81,7 @@ def things(spec: StreetSpec, camera: int) -> list[Thing]:
     kinds = rng.permutation(_OBJECTS)
     return [
         Thing(
-            Occluder(str(kind), int(rng.integers(1 << 30)), float(rng.uniform(0.5, 1))),
+            Obstacle(str(kind), int(rng.integers(1 << 30)), float(rng.uniform(0.5, 1))),
             (i + 0.5) / len(kinds) + float(rng.uniform(-0.06, 0.06)),
             float(rng.uniform(0.5, 0.8)),
         )
