@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from sagareid.config import get_cfg
 from sagareid.modeling import anchors as A
 from sagareid.modeling import fast
+from sagareid.modeling.heads import text_towers
 from sagareid.modeling.pooling import AnchorPool, anchor_features
 from sagareid.modeling.refinement import RefinementLayer
 from sagareid.structures import CLIPFeatures
@@ -203,14 +204,13 @@ def test_without_text_tower_the_stored_anchors_are_used():
     alone.load_state_dict(state)
     with torch.no_grad():
         torch.testing.assert_close(alone(features()), saga(features()))
-    with pytest.raises(ValueError, match="TEXT_TOWER True"):
+    with pytest.raises(ValueError, match="text_tower=True"):
         alone.train()(features(), torch.tensor([0, 1, 2]))
 
 
 def build_heads_without_tower() -> nn.Module:
-    cfg = config()
-    cfg.MODEL.CLIP.TEXT_TOWER = False
-    return build_heads(cfg).eval()
+    with text_towers(False):
+        return build_heads(config()).eval()
 
 
 def test_gradient_passes_the_frozen_tower_to_the_learned_context():

@@ -171,7 +171,6 @@ FREE = {
 READER = {
     "MODEL.PROMPT.": head("PromptHead", "MODEL.LOSSES.NAME", "[SupConLoss]"),
     "MODEL.HEADS.PATCH_POOL": head("PatchPoolHead"),
-    "MODEL.HEADS.POOL_HEADS": head("AttentionPoolHead"),
     "MODEL.HEADS.NUM_STRIPES": head("PartStripesHead"),
     "MODEL.BACKBONE.DEPTH": RESNET,
 }

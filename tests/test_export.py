@@ -24,6 +24,7 @@ from sagareid.deploy.options import FORMATS, TOLERANCE
 from sagareid.deploy.traced import Traced
 from sagareid.engine import stages
 from sagareid.engine.trainer import SAGATrainer
+from sagareid.modeling.build import build_model
 
 from fastreid.modeling.heads import REID_HEADS_REGISTRY
 
@@ -77,10 +78,7 @@ def built(cfg):
     torch.manual_seed(0)
     model = SAGATrainer.build_model(cfg).eval()
     state = {k: v for k, v in model.state_dict().items() if "text_encoder" not in k}  # reading it stores the anchors
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.MODEL.CLIP.TEXT_TOWER = False
-    slim = SAGATrainer.build_model(cfg).eval()
+    slim = build_model(cfg, text_tower=False).eval()
     slim.load_state_dict(state)
     return cfg, slim
 

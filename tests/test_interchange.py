@@ -11,6 +11,7 @@ from small_runs import ONE_STAGE, SMALL
 
 from sagareid import get_cfg
 from sagareid.config_checks import check_config
+from sagareid.modeling import build
 from sagareid.modeling.meta_arch import SAGABaseline
 from sagareid.registry import computed_losses
 from sagareid.structures import CLIPFeatures, as_features
@@ -118,7 +119,7 @@ class TestEveryRegisteredHead:
         model.eval()
         torch.save(model.state_dict(), tmp_path / "m.pth")
         torch.manual_seed(1)
-        other = build_model(of_head(head, "MODEL.CLIP.TEXT_TOWER", False)).eval()
+        other = build.build_model(of_head(head), text_tower=False).eval()
         state = torch.load(tmp_path / "m.pth", weights_only=True)
         other.load_state_dict({k: v for k, v in state.items() if "text_encoder" not in k})
         with torch.no_grad():

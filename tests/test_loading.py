@@ -302,7 +302,6 @@ class TestFeatureCache:
         cache, dataset, model = self.build(cfg)
         changes = {"PRETRAIN": True, "PRETRAIN_PATH": "", "GRAD_CHECKPOINT": True}
         cfg.MODEL.BACKBONE.merge_from_other_cfg(CfgNode(changes))
-        cfg.MODEL.CLIP.TEXT_TOWER = False
         other = SAGATrainer.build_model(cfg)
         other.backbone.load_state_dict(model.backbone.state_dict())
         cfg.CACHE.DIR = str(tmp_path / "other")

@@ -155,9 +155,7 @@ def test_image_stage_feature(image_stage):
 def prompts(before, model):
     """The prompt learner with converted weights, and the conversion; the text tower is the model's own."""
     conversion = convert.from_published(before, head="prompts")
-    cfg = config("PromptHead")
-    cfg.MODEL.PROMPT.MODE = "modality"
-    head = build_heads(cfg)
+    head = build_heads(config("PromptHead"))
     head.load_state_dict({k.removeprefix("heads."): v for k, v in conversion.model.items() if k.startswith("heads.")})
     return SimpleNamespace(head=head.requires_grad_(False).eval(), published=conversion.published["tensors"])
 
@@ -168,30 +166,17 @@ def test_template(prompts):
     R.assert_matches("text.tokenized", torch.tensor([R.template_ids()]))
     R.assert_matches("text.prefix", template.prefix[None])
     R.assert_matches("text.suffix", suffix)
-    prompts.head.prompts.mode = "identity"
     rest = prompts.published["prompt_learner.token_suffix"].expand(4, -1, -1)
     R.assert_matches("text.prompts", torch.cat([prompts.head.prompts(R.LABELS4), rest], dim=1))
 
 
-@pytest.mark.parametrize(
-    "name, mode, views",
-    [
-        ("text.features_1a", "identity", None),
-        ("text.features_1b_view_none", "modality", None),
-        ("text.features_1b_view", "modality", [0, 7, 12, 13]),
-    ],
-)
-def test_text_features(name, mode, views, prompts):
-    labels = torch.arange(16) if mode == "identity" else R.LABELS4
-    prompts.head.prompts.mode = mode
-    ours = prompts.head.prompts(labels, views if views is None else torch.tensor(views))
-    R.assert_matches(name, prompts.head.text_encoder(ours))
+def test_text_features(prompts):
+    R.assert_matches("text.features_1a", prompts.head.text_encoder(prompts.head.prompts(torch.arange(16))))
 
 
 def test_converted_text_features(image_stage, prompts):
     """What a converted checkpoint brings for the image-to-text loss, and what PromptHead stores by itself."""
     R.assert_matches("text.features_1a", image_stage.model["heads.text_features"])
-    prompts.head.prompts.mode = "identity"
     prompts.head.refresh()
     R.assert_matches("text.features_1a", prompts.head.text_features)
 
@@ -286,8 +271,8 @@ def test_every_entry_is_covered():
     families = ("vit.", "text.", "s2.", "s3.", "s3loss.", "synth.", "init.")
     assert not [n for n in R.expected() if not n.startswith(families + COVERED_ELSEWHERE)]
     named = {"text.tokenized", "text.prefix", "text.suffix", "text.prompts", "text.features_1a"}
-    named |= {"text.features_1b_view", "text.features_1b_view_none"}
-    assert set(entries("text.")) == named
+    second_mode = {"text.features_1b_view", "text.features_1b_view_none"}  # of prompts, which no training uses
+    assert set(entries("text.")) == named | second_mode
     assert entries("s2.") == ["s2.eval_feat"]
     assert set(entries("init.")) == {"init.ctx_main4_phrase_no_noise", "init.ctx_parts12_phrase"}
 

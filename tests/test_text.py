@@ -1,4 +1,4 @@
-"""Prompts and the text tower: twenty rows are exact, the prompt modes, and what PromptHead keeps for later stages."""
+"""Prompts and the text tower: twenty rows are exact, what is learned, and what PromptHead keeps for later stages."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from sagareid.config import get_cfg
 from sagareid.modeling import losses
 from sagareid.modeling.clip import towers
 from sagareid.modeling.clip.text import CONTEXT_SLOTS, PROMPT_LENGTH, PromptLearner, PromptTemplate, template_token_ids
+from sagareid.modeling.heads import text_towers
 from sagareid.modeling.terms import SupConLoss, compute_terms
 from sagareid.structures import CLIPFeatures
 
@@ -24,10 +25,10 @@ def encoder():
     return towers.build_text_encoder(NAME).eval()
 
 
-def learner(mode: str = "identity", **kwargs) -> PromptLearner:
+def learner(num_context: int = 8) -> PromptLearner:
     torch.manual_seed(1)
-    sizes = {"num_classes": C, "num_context": 8, "num_blank": 8} | kwargs
-    return PromptLearner(template_embedding=torch.randn(PROMPT_LENGTH, WIDTH), mode=mode, **sizes)
+    embedding = torch.randn(PROMPT_LENGTH, WIDTH)
+    return PromptLearner(template_embedding=embedding, num_classes=C, num_context=num_context)
 
 
 def test_template_is_what_the_tokenizer_makes():
@@ -92,13 +93,15 @@ def test_template_holds_the_ends():
     assert torch.equal(prompts[1], torch.cat([rows[:1], context[1], rows[17:]]))
 
 
-def test_identity_mode_leaves_eight_slots_at_zero():
-    prompts = learner()(torch.tensor([3, 0]))
-    assert torch.equal(prompts[0, 1:9], learner().context_identity[3])
-    assert not prompts[:, 9:17].any()
+@pytest.mark.parametrize("slots", [2, 8, 16])
+def test_slots_that_do_not_learn_are_zero(slots):
+    prompts = learner(slots)(torch.tensor([3, 0]))
+    assert prompts.shape == (2, PROMPT_LENGTH, WIDTH)
+    assert torch.equal(prompts[0, 1 : 1 + slots], learner(slots).context_identity[3])
+    assert not prompts[:, 1 + slots : 1 + CONTEXT_SLOTS].any()
 
 
-def test_identity_mode_trains_the_identities_of_the_batch_alone():
+def test_prompts_train_the_identities_of_the_batch_alone():
     prompts = learner()
     prompts(torch.tensor([1, 1, 4])).sum().backward()
     moved = prompts.context_identity.grad.abs().sum((1, 2)) > 0
@@ -106,34 +109,10 @@ def test_identity_mode_trains_the_identities_of_the_batch_alone():
     assert prompts.context_modality.grad is None and prompts.context_platform.grad is None
 
 
-def test_modality_mode_without_views_takes_the_mean():
-    prompts = learner("modality")
-    out = prompts(torch.tensor([2]))
-    torch.testing.assert_close(out[0, 9:13], prompts.context_modality.mean(0))
-    torch.testing.assert_close(out[0, 13:17], prompts.context_platform.mean(0))
-
-
-@pytest.mark.parametrize(
-    "view, infrared, aerial", [(0, 0, 0), (5, 0, 0), (6, 1, 0), (11, 1, 0), (12, 0, 1), (13, 1, 1)]
-)
-def test_modality_mode_by_view(view, infrared, aerial):
-    prompts = learner("modality")
-    out = prompts(torch.tensor([2]), torch.tensor([view]))
-    assert torch.equal(out[0, 9:13], prompts.context_modality[infrared])
-    assert torch.equal(out[0, 13:17], prompts.context_platform[aerial])
-
-
-@pytest.mark.parametrize(
-    "kwargs, message",
-    [
-        ({"num_context": 8, "num_blank": 6}, "NUM_CONTEXT 8 .* NUM_BLANK 6 must make 16"),
-        ({"num_context": 9, "num_blank": 7}, "NUM_BLANK must be even"),
-        ({"mode": "1a"}, "MODE is '1a'; expected identity or modality"),
-    ],
-)
-def test_prompt_learner_refuses(kwargs, message):
-    with pytest.raises(ValueError, match=message):
-        learner(**kwargs)
+@pytest.mark.parametrize("slots", [0, 9, 18])
+def test_prompt_learner_refuses(slots):
+    with pytest.raises(ValueError, match=f"NUM_CONTEXT is {slots}; expected an even number"):
+        learner(slots)
 
 
 # ---- PromptHead ----------------------------------------------------------------------------------------------------
@@ -145,11 +124,11 @@ def prompt_head(text_tower: bool = True):
     cfg.MODEL.BACKBONE.PRETRAIN = False
     cfg.MODEL.BACKBONE.FEAT_DIM = WIDTH
     cfg.MODEL.CLIP.NAME = NAME
-    cfg.MODEL.CLIP.TEXT_TOWER = text_tower
     cfg.MODEL.HEADS.NAME = "PromptHead"
     cfg.MODEL.HEADS.NUM_CLASSES = C
     torch.manual_seed(2)
-    return build_heads(cfg)
+    with text_towers(text_tower):
+        return build_heads(cfg)
 
 
 def features(count: int) -> CLIPFeatures:
@@ -181,7 +160,7 @@ def test_prompt_head_stores_what_later_stages_need():
 def test_prompt_head_evaluates_without_text_tower():
     head, batch = prompt_head(text_tower=False).eval(), features(3)
     assert torch.equal(head(batch), torch.cat([batch.cls, batch.proj], dim=1))
-    with pytest.raises(ValueError, match="TEXT_TOWER True"):
+    with pytest.raises(ValueError, match="text_tower=True"):
         head.train()(batch, torch.tensor([0, 1, 2]))
     with pytest.raises(TypeError, match="joint space"):
         head(torch.zeros(1, 8, 2, 2))

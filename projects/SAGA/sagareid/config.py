@@ -70,8 +70,6 @@ def add_saga_config(cfg: CN) -> None:
     # Names of the training cameras in the order of their embeddings, for SIE and camera-conditioned domain anchors.
     # Empty: collected from the training set and written to the run's config.yaml, so that testing agrees.
     cfg.MODEL.CLIP.CAMERAS = []
-    # Build the text tower where a head can use one. Evaluation and export need none: anchors are stored.
-    cfg.MODEL.CLIP.TEXT_TOWER = True
     # What the backbone hands to the head. tokens: CLIPFeatures; map: (B, D, h, w) patch tokens;
     # cls: (B, D, 1, 1) class token. The last two serve FastReID's own heads.
     cfg.MODEL.BACKBONE.OUTPUT = "tokens"

@@ -12,6 +12,7 @@ from fastreid.config import CfgNode
 from .config import flatten, get_cfg
 from .config_files import ConfigFile, WrongYAML, config_chain, load_yaml
 from .errors import did_you_mean
+from .retired import take_out, without_retired
 
 __all__ = ["COMMAND_LINE", "merge_files", "merge_pairs", "read_config"]
 
@@ -38,7 +39,7 @@ def merge_files(cfg: CfgNode, chain: Sequence[ConfigFile]) -> None:
     known = flatten(cfg)
     for file in reversed(chain):
         problems = []
-        for key, value in _leaves(file.content).items():
+        for key, value in _leaves(take_out(file.content, file.place())).items():
             if problem := _merge(cfg, key, value, known):
                 problems.append(f"{file.place(key)}: {problem}")
         _refuse(problems)
@@ -53,7 +54,7 @@ def merge_pairs(cfg: CfgNode, opts: Sequence[object], place: str = COMMAND_LINE)
     Raises:
         ValueError: as `read_config`, or a key without a value.
     """
-    words, known = [str(word) for word in opts], flatten(cfg)
+    words, known = without_retired(opts, place), flatten(cfg)
     problems = []
     for key, value in zip(words[::2], words[1::2]):
         try:

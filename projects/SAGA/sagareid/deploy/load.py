@@ -70,13 +70,12 @@ def load_model(path: str | os.PathLike, cfg: Any | None = None, device: str | No
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.BACKBONE.PRETRAIN = False
-    cfg.MODEL.CLIP.TEXT_TOWER = False
     if trained is not None:
         cfg.MODEL.CLIP.CAMERAS = trained.MODEL.CLIP.CAMERAS
         cfg.MODEL.HEADS.NUM_CLASSES = trained.MODEL.HEADS.NUM_CLASSES
     cfg.MODEL.DEVICE = device or pick_device(cfg.MODEL.DEVICE)
     cfg.freeze()
-    model = build_model(cfg)
+    model = build_model(cfg, text_tower=False)
     hand_over(model, checkpoint["model"], (), str(path), starts=False)
     if trained is None:
         check_left_over(model, checkpoint["model"], str(path))

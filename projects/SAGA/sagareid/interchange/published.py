@@ -78,8 +78,8 @@ def _structure(model: Mapping[str, Tensor], published: Mapping) -> Structure:
     if "heads.text_encoder.ln_final.weight" not in model:
         if head == "saga" and not structure.free_anchors:
             raise ConversionError(
-                "missing heads.text_encoder.*: the published code computes text anchors with the text tower. Write the "
-                "checkpoint with MODEL.CLIP.TEXT_TOWER True"
+                "missing heads.text_encoder.*: the published code computes text anchors with the text tower. Convert a "
+                "checkpoint that training wrote, which holds it"
             )
         layers = count_numbered(kept, r"(?:clipreid_model\.)?text_encoder\." + BLOCK)
         structure = replace(structure, text_layers=layers or 12)

@@ -21,6 +21,7 @@ from fastreid.config import CfgNode
 
 from ..config import flatten, get_cfg
 from ..errors import first_few
+from ..retired import take_out
 
 __all__ = [
     "COUNTED",
@@ -60,7 +61,6 @@ TRAINING_ONLY = (
     "MODEL.SAGA.NUM_CLASSIFIERS",
     "MODEL.SAGA.PHRASE_CONTEXT",
     "MODEL.PROMPT.*",
-    "MODEL.CLIP.TEXT_TOWER",
     # dropout
     "MODEL.BACKBONE.DROP_PATH_RATIO",
     "MODEL.BACKBONE.DROP_RATIO",
@@ -98,13 +98,14 @@ def trained_config(checkpoint: Mapping[str, Any], origin: str) -> CfgNode | None
     """The configuration that a checkpoint holds, over today's defaults; None where it holds none.
 
     Raises:
-        ValueError: it cannot be read, or has keys of a model or its images that are not known here.
+        ValueError: it cannot be read, or has keys of a model or its images that are not known here, or retired ones
+            with a value that asks for what is gone.
     """
     if "config" not in checkpoint:
         return None
     cfg = get_cfg()
     try:
-        stored = yaml.safe_load(checkpoint["config"]) or {}
+        stored = take_out(yaml.safe_load(checkpoint["config"]) or {}, origin, level=logging.INFO)
         known, given = flatten(cfg), flatten(stored)
     except (yaml.YAMLError, AttributeError, TypeError) as error:
         raise ValueError(

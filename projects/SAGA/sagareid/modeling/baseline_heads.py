@@ -206,32 +206,30 @@ class PatchPoolHead(PatchHead):
 
 @REID_HEADS_REGISTRY.register()
 class AttentionPoolHead(PatchHead):
-    """One learned query attends to the patch tokens: open_clip's attentional pooler (CoCa, Yu et al. 2022)."""
+    """One learned query attends to the patch tokens: open_clip's attentional pooler (CoCa, Yu et al. 2022), with the
+    number of attention heads that open_clip gives it."""
+
+    NUM_HEADS = 8
 
     @configurable
-    def __init__(self, *, num_heads: int, **kwargs):
+    def __init__(self, **kwargs):
         super().__init__(**kwargs)
         width = kwargs["feat_dim"]
-        if width % num_heads:
-            raise ValueError(f"MODEL.HEADS.POOL_HEADS {num_heads} does not divide the token width {width}")
-        self.pooler = open_clip.transformer.AttentionalPooler(width, width, n_head=num_heads, n_queries=1)
-
-    @staticmethod
-    def add_keys(cfg: CfgNode) -> None:
-        # AttentionPoolHead: attention heads of its one query.
-        cfg.MODEL.HEADS.POOL_HEADS = 8
+        if width % self.NUM_HEADS:
+            raise ValueError(
+                f"AttentionPoolHead has {self.NUM_HEADS} attention heads, which do not divide the token width {width}"
+            )
+        self.pooler = open_clip.transformer.AttentionalPooler(width, width, n_head=self.NUM_HEADS, n_queries=1)
 
     @classmethod
     def check(cls, cfg: CfgNode) -> Iterator[str]:
         yield from super().check(cfg)
-        yield from within(cfg, "MODEL.HEADS.POOL_HEADS", 1)
-        width, heads = cfg.MODEL.BACKBONE.FEAT_DIM, cfg.MODEL.HEADS.POOL_HEADS
-        if heads > 0 and width % heads:
-            yield f"MODEL.HEADS.POOL_HEADS {heads} does not divide the token width MODEL.BACKBONE.FEAT_DIM {width}"
-
-    @classmethod
-    def from_config(cls, cfg):
-        return super().from_config(cfg) | {"num_heads": cfg.MODEL.HEADS.POOL_HEADS}
+        width = cfg.MODEL.BACKBONE.FEAT_DIM
+        if width % cls.NUM_HEADS:
+            yield (
+                f"MODEL.BACKBONE.FEAT_DIM is {width}, which the {cls.NUM_HEADS} attention heads of AttentionPoolHead do "
+                "not divide"
+            )
 
     def pool(self, features) -> Tensor:
         return self.pooler(_patches(features))[:, 0]

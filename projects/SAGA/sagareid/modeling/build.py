@@ -15,21 +15,26 @@ from fastreid.modeling import meta_arch
 
 from ..compat.pretraining import checked_pretraining
 from ..errors import first_few
+from .heads import text_towers
 
 __all__ = ["build_model", "check_left_over", "fingerprint", "fresh_weights", "hand_over", "model_layout"]
 
 logger = logging.getLogger(__name__)
 
 
-def build_model(cfg: Any) -> nn.Module:
+def build_model(cfg: Any, *, text_tower: bool = True) -> nn.Module:
     """The model of a config, on MODEL.DEVICE, with every parameter as its modules make it.
 
     What training freezes or keeps in evaluation mode (MODEL.TRAINABLE, MODEL.EVAL_MODE) is the trainer's to apply.
 
+    Args:
+        text_tower: build CLIP's text tower for a head that trains with it. Evaluation and export need none: what it
+            gives (text anchors, texts of identities) is stored in the checkpoint.
+
     Raises:
         ValueError: a pretrained file that does not fill the backbone, or needs code.
     """
-    with checked_pretraining():
+    with checked_pretraining(), text_towers(text_tower):
         return meta_arch.build_model(cfg)
 
 

@@ -6,6 +6,8 @@ B images, D feature width, C identities.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -28,6 +30,7 @@ __all__ = [
     "head_outputs",
     "identity_classifier",
     "needs_clip_tokens",
+    "text_towers",
 ]
 
 
@@ -92,17 +95,32 @@ def head_outputs(logits: Tensor, features: Tensor, **given: Any) -> dict[str, An
     return {"cls_outputs": mean, "pred_class_logits": mean, "features": features, "logits": logits, **given}
 
 
+# FastReID's builders hand on the configuration and nothing else (modeling/meta_arch/build.py:24, heads/build.py:25), so
+# what is no key of it reaches a head through this scope.
+_BUILT: ContextVar[bool] = ContextVar("text_towers", default=True)
+
+
+@contextmanager
+def text_towers(built: bool) -> Iterator[None]:
+    """Whether heads that are made inside the scope build a text tower where they can use one (`build.build_model`)."""
+    token = _BUILT.set(built)
+    try:
+        yield
+    finally:
+        _BUILT.reset(token)
+
+
 def frozen_text_encoder(cfg: CfgNode):
     """CLIP's text tower for a head, frozen, and the weights it came from (None for a random start).
 
     Returns:
-        (TextEncoder or None, template embedding (L, W), state dict or None). Without MODEL.CLIP.TEXT_TOWER no tower is
+        (TextEncoder or None, template embedding (L, W), state dict or None). Inside `text_towers(False)` no tower is
         built; the embedding is then a placeholder that a checkpoint fills.
     """
     name = cfg.MODEL.CLIP.NAME
     dims = towers.clip_dims(name)
     placeholder = torch.zeros(PROMPT_LENGTH, dims.text_width)
-    if not cfg.MODEL.CLIP.TEXT_TOWER:
+    if not _BUILT.get():
         return None, placeholder, None
     encoder = towers.build_text_encoder(name)
     state = None

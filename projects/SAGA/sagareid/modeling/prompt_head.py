@@ -14,7 +14,7 @@ from fastreid.config import CfgNode, configurable
 from fastreid.modeling.heads import REID_HEADS_REGISTRY
 
 from ..structures import CLIPFeatures
-from ..values import needs_cached, one_of
+from ..values import needs_cached
 from .clip import towers
 from .clip.text import PromptLearner, TextEncoder
 from .heads import frozen_text_encoder, needs_clip_tokens
@@ -46,12 +46,8 @@ class PromptHead(nn.Module):
     @staticmethod
     def add_keys(cfg: CfgNode) -> None:
         cfg.MODEL.PROMPT = CfgNode()
-        # Learnable context slots of an identity and slots kept at zero, before "person."
+        # Context slots of an identity that learn, of the 16 before "person."; the others stay at zero.
         cfg.MODEL.PROMPT.NUM_CONTEXT = 8
-        cfg.MODEL.PROMPT.NUM_BLANK = 8
-        # Prompt mode. identity: blank slots are zero (published stage "1a"). modality: they hold the modality and
-        # platform contexts (published stage "1b").
-        cfg.MODEL.PROMPT.MODE = "identity"
 
     @classmethod
     def check(cls, cfg: CfgNode) -> Iterator[str]:
@@ -62,8 +58,7 @@ class PromptHead(nn.Module):
                 "head has one, as configs/SAGA/ablations/neck_bias.yml does"
             )
         yield from needs_cached(cls, cfg, "cls", "proj")
-        yield from one_of(cfg, "MODEL.PROMPT.MODE", PromptLearner.MODES)
-        if problem := PromptLearner.wrong_slots(cfg.MODEL.PROMPT.NUM_CONTEXT, cfg.MODEL.PROMPT.NUM_BLANK):
+        if problem := PromptLearner.wrong_slots(cfg.MODEL.PROMPT.NUM_CONTEXT):
             yield problem
 
     @classmethod
@@ -74,8 +69,6 @@ class PromptHead(nn.Module):
                 template_embedding=template,
                 num_classes=cfg.MODEL.HEADS.NUM_CLASSES,
                 num_context=cfg.MODEL.PROMPT.NUM_CONTEXT,
-                num_blank=cfg.MODEL.PROMPT.NUM_BLANK,
-                mode=cfg.MODEL.PROMPT.MODE,
             ),
             "text_encoder": encoder,
             "feat_dim": cfg.MODEL.BACKBONE.FEAT_DIM,
@@ -127,5 +120,5 @@ class PromptHead(nn.Module):
         if not self.training:
             return torch.cat([features.cls, features.proj], dim=1).float()
         if self.text_encoder is None:
-            raise ValueError("PromptHead trains with the text tower: set MODEL.CLIP.TEXT_TOWER True")
+            raise ValueError("PromptHead trains with the text tower: build the model with text_tower=True")
         return {"proj": features.proj, "prompt_text": self.text(targets)}

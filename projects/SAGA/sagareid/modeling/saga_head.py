@@ -159,7 +159,8 @@ class SAGAHead(nn.Module):
         cfg.MODEL.SAGA.DROPOUT = 0.1
         # Block (1-based) of the image tower that refinement layers are copied from. 0: the (deepest) token layer.
         cfg.MODEL.SAGA.INIT_BLOCK = 0
-        # Width of the pooled feature; 0: the width of the tokens, without a projection.
+        # Width of the pooled feature (the published embed_dim); 0: the width of the tokens, without a projection.
+        # HEADS.EMBEDDING_DIM is another layer, of heads that have nothing else to train, and SAGAHead has none of it.
         cfg.MODEL.SAGA.EMBEDDING_DIM = 0
         # Q, identity classifiers, and the dropout in front of each.
         cfg.MODEL.SAGA.NUM_CLASSIFIERS = 1
@@ -306,7 +307,9 @@ class SAGAHead(nn.Module):
             return self.text_anchors.anchors
         if self._trains_anchors:
             if self.text_encoder is None:
-                raise ValueError("SAGAHead trains its text anchors with the text tower: set MODEL.CLIP.TEXT_TOWER True")
+                raise ValueError(
+                    "SAGAHead trains its text anchors with the text tower: build the model with text_tower=True"
+                )
             return self.text_anchors.compute(self.text_encoder)
         if not torch.compiler.is_compiling():
             self.refresh_anchors()

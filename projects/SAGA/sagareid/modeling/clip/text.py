@@ -94,63 +94,46 @@ class PromptTemplate(nn.Module):
 
 
 class PromptLearner(nn.Module):
-    """One learnable prompt per identity: context_identity, then modality and platform context or zeros.
+    """One learnable prompt per identity: its context, then zeros.
 
-    The published code trains the identity context alone ("1a": modality and platform slots are literal zeros).
-    Its second mode ("1b") fills them: per view where views are given, with the mean of both entries where not.
+    The published code has contexts of modality and platform for the last slots, which its training leaves at zero; they
+    are parameters here because its checkpoints hold them, and nothing reads them.
     """
 
-    MODES = ("identity", "modality")
-
-    def __init__(self, *, template_embedding: Tensor, num_classes: int, num_context: int, num_blank: int, mode: str):
+    def __init__(self, *, template_embedding: Tensor, num_classes: int, num_context: int):
         """
+        Args:
+            template_embedding: (PROMPT_LENGTH, W).
+            num_context: S, slots that learn; the other 16-S are zeros.
+
         Raises:
-            ValueError: context and blank slots do not fill the template, or an unknown mode.
+            ValueError: there are no such slots.
         """
         super().__init__()
-        if problem := self.wrong_slots(num_context, num_blank):
+        if problem := self.wrong_slots(num_context):
             raise ValueError(problem)
-        if mode not in self.MODES:
-            raise ValueError(f"MODEL.PROMPT.MODE is {mode!r}; expected identity or modality")
-        width = template_embedding.shape[1]
-        self.mode = mode
+        width, unused = template_embedding.shape[1], (CONTEXT_SLOTS - num_context) // 2
         self.template = PromptTemplate(template_embedding)
         self.context_identity = nn.Parameter(torch.empty(num_classes, num_context, width).normal_(std=0.02))
-        self.context_modality = nn.Parameter(torch.empty(2, num_blank // 2, width).normal_(std=0.02))
-        self.context_platform = nn.Parameter(torch.empty(2, num_blank // 2, width).normal_(std=0.02))
+        self.context_modality = nn.Parameter(torch.empty(2, unused, width).normal_(std=0.02))
+        self.context_platform = nn.Parameter(torch.empty(2, unused, width).normal_(std=0.02))
 
     @staticmethod
-    def wrong_slots(num_context: int, num_blank: int) -> str:
-        """Why these slots do not fill the template; empty where they do."""
-        if num_context > 0 <= num_blank and num_context + num_blank == CONTEXT_SLOTS and not num_blank % 2:
+    def wrong_slots(num_context: int) -> str:
+        """Why the template has no such slots; empty where it has."""
+        if 0 < num_context <= CONTEXT_SLOTS and not num_context % 2:
             return ""
         return (
-            f"MODEL.PROMPT: NUM_CONTEXT {num_context} + NUM_BLANK {num_blank} must make {CONTEXT_SLOTS}, "
-            "and NUM_BLANK must be even (half modality, half platform)"
+            f"MODEL.PROMPT.NUM_CONTEXT is {num_context}; expected an even number of the {CONTEXT_SLOTS} context slots, 2 "
+            "or more"
         )
 
     @property
     def num_classes(self) -> int:
         return self.context_identity.shape[0]
 
-    def forward(self, labels: Tensor, views: Tensor | None = None) -> Tensor:
-        """
-        Args:
-            labels: (B,) identities.
-            views: (B,) camera views of MMMP, 0..13: 6..11 and 13 are infrared, 12 and 13 are aerial. Mode "modality"
-                only.
-
-        Returns:
-            (B, PROMPT_LENGTH, W) prompts.
-        """
+    def forward(self, labels: Tensor) -> Tensor:
+        """(B,) identities to (B, PROMPT_LENGTH, W) prompts."""
         identity = self.context_identity[labels]
-        n = len(labels)
-        if self.mode == "identity":
-            blank = self.context_modality.shape[1] + self.context_platform.shape[1]
-            rest = identity.new_zeros(n, blank, identity.shape[2])
-        elif views is None:
-            rest = torch.cat([self.context_modality.mean(0), self.context_platform.mean(0)]).expand(n, -1, -1)
-        else:
-            infrared = ((views >= 6) & (views <= 11)) | (views == 13)
-            rest = torch.cat([self.context_modality[infrared.long()], self.context_platform[(views >= 12).long()]], 1)
-        return self.template(torch.cat([identity, rest], dim=1))
+        blank = identity.new_zeros(len(labels), CONTEXT_SLOTS - identity.shape[1], identity.shape[2])
+        return self.template(torch.cat([identity, blank], dim=1))
