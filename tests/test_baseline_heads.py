@@ -1,4 +1,4 @@
-"""The heads to compare against: what each pools, where it starts, and that all report the same rows."""
+"""The heads to compare against: what each pools, where it starts, and that all report the same features."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import pytest
 import torch
 from test_interchange import CLASSES, OUR_HEADS, SIZE, TARGETS, B, batch, config
 
-from sagareid.evaluation.evaluator import available_rows
+from sagareid.evaluation.features import available_features
+from sagareid.modeling.baseline_heads import AttentionPoolHead
 from sagareid.structures import CLIPFeatures
 
 from fastreid.modeling.meta_arch import build_model
@@ -35,7 +36,7 @@ def features(seed: int = 0) -> CLIPFeatures:
 def test_every_head_reports_the_same_rows_on_clip(name):
     """A head's own feature is "refined", and "fusion" adds CLIP's class token and projection, as for SAGAHead."""
     model = head(name, "MODEL.HEADS.EMBEDDING_DIM", 96)
-    assert {"refined", "cls", "proj", "fusion"} <= set(available_rows(model.feature_layout))
+    assert {"refined", "cls", "proj", "fusion"} <= set(available_features(model.feature_layout))
     with torch.no_grad():
         out = model(features())
     own = model.feature_layout["refined"]
@@ -133,7 +134,6 @@ def test_a_map_of_any_backbone_is_taken(name):
 @pytest.mark.parametrize(
     "options, message",
     [
-        (["AttentionPoolHead", "MODEL.HEADS.POOL_HEADS", 5], "does not divide"),
         (["PartStripesHead", "MODEL.HEADS.EMBEDDING_DIM", 100], "a multiple of MODEL.HEADS.NUM_STRIPES 6"),
         (["LastBlockHead", "MODEL.CLIP.TOKEN_LAYERS", [5]], "name an earlier layer"),
         (["LastBlockHead", "MODEL.BACKBONE.OUTPUT", "map"], "LastBlockHead reads CLIP's class token"),
@@ -142,6 +142,11 @@ def test_a_map_of_any_backbone_is_taken(name):
 def test_what_cannot_work_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
         head(*options)
+
+
+def test_a_width_that_attention_heads_do_not_divide_is_refused():
+    with pytest.raises(ValueError, match="8 attention heads, which do not divide the token width 100"):
+        AttentionPoolHead(feat_dim=100, num_classes=2, neck_feat="before")
 
 
 def test_more_stripes_than_rows_are_refused():

@@ -13,7 +13,7 @@ from torch import nn
 from sagareid.benchmarks.gpu import models
 from sagareid.engine.checkpoint import random_state, restore_random_state
 from sagareid.engine.trainer import SAGATrainer, StepTrainer
-from sagareid.evaluation.evaluator import rank_in_blocks
+from sagareid.evaluation.ranking import rank_in_blocks
 
 from fastreid.modeling.meta_arch import build_model
 from fastreid.utils.events import EventStorage

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
+import functools
 import json
 import re
 import runpy
 import shlex
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -193,12 +195,10 @@ SMALL = """
 @pytest.fixture
 def guide(repo, tmp_path, monkeypatch):
     """Write a guide's files into a folder of their own and forget what they register; returns the guide's commands."""
-    from fastreid.data.datasets import DATASET_REGISTRY
-    from fastreid.modeling.backbones import BACKBONE_REGISTRY
-    from fastreid.modeling.heads import REID_HEADS_REGISTRY
+    from sagareid import registry as ours
 
-    registries = DATASET_REGISTRY, BACKBONE_REGISTRY, REID_HEADS_REGISTRY
-    for registry in registries:
+    own = [getattr(ours, name) for name in ours.__all__ if name.endswith("_REGISTRY")]
+    for registry in (*ours.fastreid_registries(), *own):
         monkeypatch.setattr(registry, "_obj_map", dict(registry._obj_map))
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.chdir(tmp_path)
@@ -229,6 +229,70 @@ def test_what_a_guide_builds_trains_and_evaluates_by_its_own_commands(page, runs
         assert 0 <= result["metrics"]["mAP"] <= 100
     if page == "new_head.md":
         assert "loss_spread" in (tmp_path / "out" / "metrics.json").read_text()
+
+
+# What the page of new parts builds: file, key that names it, its name, and one of its own keys with a value to refuse.
+NEW_PARTS = [
+    ("sharp_pool", "MODEL.SAGA.POOL", "sharp", ["MODEL.SAGA.SHARP_TEMPERATURE", 0.0]),
+    ("spread_anchors", "MODEL.SAGA.DOMAIN_ANCHORS", "spread", []),
+    ("norm_loss", "MODEL.LOSSES.NAME", "FeatureNormLoss", ["MODEL.LOSSES.FEATURE_NORM.TARGET", -1.0]),
+    ("power_feature", "TEST.FEATURE", "power", ["TEST.POWER_EXPONENT", 0.0]),
+]
+
+
+@pytest.mark.parametrize("file, key, name, refused", NEW_PARTS, ids=[part[0] for part in NEW_PARTS])
+def test_a_part_of_the_page_is_one_file_that_keeps_the_contract_of_its_kind(file, key, name, refused, guide):
+    import contracts
+    from test_interchange import config
+
+    from sagareid.cli import import_modules
+
+    checks = {
+        "sharp_pool": (contracts.check_pool_is_one_equation, contracts.check_pool_treats_an_image_alone),
+        "spread_anchors": (
+            contracts.check_domain_anchors_of_an_image_alone,
+            contracts.check_domain_anchors_learn,
+            contracts.check_domain_anchors_are_one_equation,
+        ),
+        "norm_loss": [functools.partial(contracts.check_loss, head) for head in ("SAGAHead", "CLSHead")],
+        "power_feature": (contracts.check_evaluation_feature,),
+    }
+    commands = guide("new_part.md")
+    [command] = [words for words in commands if file in words]
+    assert command[command.index("--import") + 1] == file and key in command and name in command[command.index(key) + 1]
+    import_modules([file])
+    for check in checks[file]:
+        check(name)
+    if refused:
+        with pytest.raises(ValueError, match=f"{refused[0]} is {refused[1]}; "):
+            config(key, [name] if key == "MODEL.LOSSES.NAME" else name, *refused)
+
+
+def test_the_page_of_new_parts_shows_a_part_of_every_registry(repo):
+    from sagareid import registry
+
+    page = (repo / "docs/new_part.md").read_text()
+    own = [name for name in registry.__all__ if name.endswith("_REGISTRY")]
+    assert len(own) == len(NEW_PARTS) and all(f"@{name}.register()" in page for name in own)
+    files = re.findall(r"`(\w+/[\w/]*(?:\.py)?)`", page.split("What all parts share")[0])
+    assert len(files) > 5 and not [
+        f for f in files if not (repo / "projects/SAGA/sagareid" / f).exists() and "tests" not in f
+    ]
+
+
+@pytest.mark.slow
+def test_the_page_of_new_parts_trains_and_evaluates_by_its_own_commands(guide, train_net, tiny_quickstart, tmp_path):
+    *training, evaluation = guide("new_part.md")
+    assert len(training) == 3
+    for command in training:
+        assert train_net(*command, *SMALL, "MODEL.WEIGHTS", "", "OUTPUT_DIR", tmp_path / "out") == 0
+        [result] = json.loads((tmp_path / "out" / "results.json").read_text())
+        assert 0 <= result["metrics"]["mAP"] <= 100
+    assert "loss_norm" in (tmp_path / "out" / "metrics.json").read_text()
+    shutil.copytree(tiny_quickstart, tmp_path / "quickstart")
+    assert train_net(*evaluation, "DATALOADER.NUM_WORKERS", 0, "OUTPUT_DIR", tmp_path / "quickstart") == 0
+    [result] = json.loads((tmp_path / "quickstart" / "evaluation.json").read_text())
+    assert result["metrics"]["mAP"] > 0 and "power/mAP" not in result["metrics"] and "fusion/mAP" in result["metrics"]
 
 
 @pytest.mark.slow

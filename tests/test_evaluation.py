@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from sagareid.config import get_cfg
-from sagareid.evaluation import evaluator as evaluator_module
-from sagareid.evaluation import postprocess
-from sagareid.evaluation.evaluator import SAGAEvaluator, available_rows, rank_in_blocks
+from sagareid.evaluation import postprocess, ranking
+from sagareid.evaluation.evaluator import SAGAEvaluator
+from sagareid.evaluation.features import WholeFeature, available_features
+from sagareid.evaluation.ranking import rank_in_blocks
 
 from fastreid.evaluation import ReidEvaluator
 from fastreid.evaluation.query_expansion import aqe
@@ -79,7 +80,7 @@ def test_ranking_equals_the_definition(seed, gallery, where, monkeypatch):
     What ranks on a GPU runs on the CPU's tensors here.
     """
     if where == "device":
-        monkeypatch.setattr(evaluator_module, "_rank_on_cpu", evaluator_module._rank_on_device)
+        monkeypatch.setattr(ranking, "_rank_on_cpu", ranking._rank_on_device)
     rng = np.random.default_rng(seed)
     distance = rng.permutation(40 * gallery).reshape(40, gallery).astype(np.float32)
     ids = [rng.integers(0, 4, n) for n in (40, gallery)] + [rng.integers(0, 2, n) for n in (40, gallery)]
@@ -136,7 +137,7 @@ def test_memory_budget_bounds_the_block(monkeypatch):
         sizes.append(stop - start)
         return torch.rand(stop - start, 100)
 
-    monkeypatch.setattr(evaluator_module, "BLOCK_BYTES", 10 * 100 * evaluator_module.PAIR_BYTES)
+    monkeypatch.setattr(ranking, "BLOCK_BYTES", 10 * 100 * ranking.PAIR_BYTES)
     rank_in_blocks(distances, np.zeros(25, int), np.zeros(100, int), np.zeros(25, int), np.ones(100, int))
     assert sizes == [10, 10, 5]
 
@@ -160,7 +161,7 @@ def test_one_part_equals_the_hosts_evaluator(metric, option):
     assert 1 < ours["mAP"] < 99
 
 
-def test_rows_of_one_pass():
+def test_features_of_one_pass():
     cfg = get_cfg()
     features, pids, cams = make_set()
     results = run(cfg, features, pids, cams, 30, LAYOUT)
@@ -171,7 +172,7 @@ def test_rows_of_one_pass():
         "orth": postprocess.orthogonal(parts["refined"], parts["cls"], 0.3),
         "fusion": postprocess.fuse(parts, {"refined": 2.0, "cls": 0.2, "proj": 0.05}),
     }
-    assert available_rows(LAYOUT) == list(expected)
+    assert available_features(LAYOUT) == list(expected)
     for name, x in expected.items():
         by_fastreid = run_host(cfg, x.clone(), pids, cams, 30)
         for key in ("Rank-1", "mAP", "mINP"):
@@ -181,7 +182,7 @@ def test_rows_of_one_pass():
     assert "fusion/mAP" not in results
 
 
-def test_feature_and_report_choose_rows():
+def test_feature_and_report_choose():
     cfg = get_cfg()
     cfg.TEST.FEATURE, cfg.TEST.REPORT = "cls", ["proj"]
     features, pids, cams = make_set()
@@ -193,7 +194,7 @@ def test_feature_and_report_choose_rows():
     assert not any("/" in key for key in run(cfg, features, pids, cams, 30, LAYOUT))
 
 
-def test_parts_row_is_in_no_other():
+def test_the_feature_parts_is_in_no_other():
     features, pids, cams = make_set(width=44)
     with_parts = run(get_cfg(), features, pids, cams, 30, {**LAYOUT, "parts": 12})
     without = run(get_cfg(), features[:, :32], pids, cams, 30, LAYOUT)
@@ -205,11 +206,11 @@ def test_parts_row_is_in_no_other():
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("FEATURE", "orth", "TEST.FEATURE names the row 'orth'; this model gives cls, proj, concat"),
-        ("REPORT", ["refined"], "TEST.REPORT names the row 'refined'; this model gives cls, proj, concat"),
+        ("FEATURE", "orth", "TEST.FEATURE names the feature 'orth'; this model gives cls, proj, concat"),
+        ("REPORT", ["refined"], "TEST.REPORT names the feature 'refined'; this model gives cls, proj, concat"),
     ],
 )
-def test_row_that_the_head_does_not_give(key, value, message):
+def test_a_feature_that_the_head_does_not_give(key, value, message):
     cfg = get_cfg()
     cfg.TEST[key] = value
     with pytest.raises(ValueError, match=message):
@@ -314,15 +315,17 @@ def test_rerank_equals_the_reference_algorithm(k1, k2, lam, monkeypatch):
         return np.sqrt(((a[:, None] - b[None]) ** 2).sum(2).numpy())  # re_ranking squares it
 
     expected = re_ranking(plain(q, g), plain(q, q), plain(g, g), k1, k2, lam)
-    np.testing.assert_allclose(postprocess.rerank(x[:20], x[20:], k1, k2, lam).numpy(), expected, atol=2e-5)
-    rows = postprocess.reranked_rows(x[:20], x[20:], k1, k2, lam)
+    np.testing.assert_allclose(
+        postprocess.reranked_distances(x[:20], x[20:], k1, k2, lam)(0, 20).numpy(), expected, atol=2e-5
+    )
+    rows = postprocess.reranked_distances(x[:20], x[20:], k1, k2, lam)
     np.testing.assert_array_equal(rows(5, 9).numpy(), rows(0, 20)[5:9].numpy())
 
 
 def test_rerank_of_a_handful():
     """Fewer images than k1."""
     x = torch.randn(5, 4)
-    assert torch.isfinite(postprocess.rerank(x[:2], x[2:])).all()
+    assert torch.isfinite(postprocess.reranked_distances(x[:2], x[2:], 50, 15, 0.3)(0, 2)).all()
 
 
 def test_rerank_improves_a_clustered_set():
@@ -336,5 +339,5 @@ def test_rerank_improves_a_clustered_set():
 def test_cosine_distance_is_the_hosts():
     features, _, _ = make_set()
     evaluator = SAGAEvaluator(get_cfg(), 30)
-    found = evaluator._distances(features)(0, 30).numpy()
+    found = evaluator._distances(WholeFeature(), features)(0, 30).numpy()
     np.testing.assert_array_equal(found, build_dist(features[:30], features[30:], "cosine"))

@@ -18,7 +18,7 @@ from sagareid import Extractor, compat
 from sagareid.data import loaders
 from sagareid.data.images import UnreadableImage
 from sagareid.deploy.load import load_model
-from sagareid.evaluation.evaluator import SAGAEvaluator, result_row
+from sagareid.evaluation.features import Parts, build_feature, result_feature
 from sagareid.evaluation.postprocess import l2
 from sagareid.modeling.clip import towers
 
@@ -49,7 +49,7 @@ def evaluator_features(run, root, monkeypatch, *opts):
     cfg, model = load_model(run, device="cpu")
     cfg.defrost()
     cfg.merge_from_list(["DATALOADER.NUM_WORKERS", 0, *opts])
-    loader, num_query = loaders.build_test_loader(cfg, "SyntheticPedestrians")
+    loader, _ = loaders.build_test_loader(cfg, "SyntheticPedestrians")
     raw, paths = [], []
     with torch.no_grad(), compat.quiet_host():
         for batch in loader:
@@ -58,8 +58,8 @@ def evaluator_features(run, root, monkeypatch, *opts):
                 out = (out + model({**batch, "images": batch["images"].flip(3)})) / 2
             raw.append(out), paths.extend(batch["img_paths"])
     raw = torch.cat(raw)
-    evaluator = SAGAEvaluator(cfg, num_query, layout=model.feature_layout)
-    return l2(evaluator.row_features(result_row(cfg, model.feature_layout), raw, model.feature_layout)), paths
+    layout = model.feature_layout
+    return l2(build_feature(cfg, result_feature(cfg, layout)).make(Parts(raw, layout))), paths
 
 
 @pytest.mark.parametrize(
@@ -77,10 +77,10 @@ def test_flip_changes_the_features(tiny_run, extractor, photos):
     assert (changed(tiny_run, "TEST.FLIP.ENABLED", True)(photos) - extractor(photos)).abs().max() > 1e-4
 
 
-def test_row_by_name(tiny_run, extractor, photos):
+def test_feature_by_name(tiny_run, extractor, photos):
     cls = Extractor.from_checkpoint(tiny_run, device="cpu", feature="cls")
     assert (extractor.feature, cls.feature) == ("fusion", "cls") and cls(photos).shape == (6, cls.width)
-    with pytest.raises(ValueError, match="TEST.FEATURE names the row 'nose'"):
+    with pytest.raises(ValueError, match="TEST.FEATURE names the feature 'nose'"):
         Extractor.from_checkpoint(tiny_run, device="cpu", feature="nose")
 
 

@@ -23,7 +23,7 @@ from sagareid.data import loaders, occluders
 from sagareid.data.datasets import build
 from sagareid.data.transforms import build_transforms
 from sagareid.engine import features
-from sagareid.evaluation.evaluator import rank_in_blocks
+from sagareid.evaluation.ranking import rank_in_blocks
 from sagareid.reports import study_page
 from sagareid.studies import occlusion
 from sagareid.studies import occlusion_study as S

@@ -1,26 +1,42 @@
-"""The contracts of registered parts: losses, pools, kinds of domain anchors; those registered later are tested, too.
+"""The contracts of registered parts: losses, pools, domain anchors, features; those registered later are tested, too.
 
 A part that a user adds by `--import` stands here as a class of a few lines.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 
 import pytest
 import torch
-from test_interchange import TARGETS, B, batch, config, loss_of
+from contracts import (
+    LAYOUTS,
+    check_domain_anchors_are_one_equation,
+    check_domain_anchors_learn,
+    check_domain_anchors_of_an_image_alone,
+    check_evaluation_feature,
+    check_loss,
+    check_pool_is_one_equation,
+    check_pool_treats_an_image_alone,
+    loss_options,
+    trained_and_evaluated,
+)
+from test_interchange import B, batch, config, loss_of
 from torch import nn
 
 from sagareid import get_cfg
 from sagareid.config_checks import check_config
+from sagareid.evaluation.evaluator import SAGAEvaluator
+from sagareid.evaluation.features import EvaluationFeature, Parts, available_features, build_feature
 from sagareid.modeling import fast
-from sagareid.modeling.anchors import ContentDomainAnchors, DomainAnchors
+from sagareid.modeling.anchors import ContentDomainAnchors
 from sagareid.modeling.heads import ClassifierHead
 from sagareid.modeling.pooling import AnchorPool
 from sagareid.modeling.terms import LossTerm
 from sagareid.registry import (
     DOMAIN_ANCHOR_REGISTRY,
+    EVALUATION_FEATURE_REGISTRY,
     FASTREID_LOSSES,
     LOSS_REGISTRY,
     POOL_REGISTRY,
@@ -36,31 +52,23 @@ from fastreid.modeling.meta_arch import META_ARCH_REGISTRY, build_model
 HEADS = sorted(REID_HEADS_REGISTRY._obj_map)
 LOSSES = sorted({*parts(LOSS_REGISTRY), *FASTREID_LOSSES})
 POOLS, DOMAINS = sorted(parts(POOL_REGISTRY)), sorted(parts(DOMAIN_ANCHOR_REGISTRY))
+FEATURES = list(parts(EVALUATION_FEATURE_REGISTRY))
 
 
 @pytest.fixture(autouse=True)
 def registries(monkeypatch):
     """What a test registers is forgotten."""
-    for registry in (REID_HEADS_REGISTRY, LOSS_REGISTRY, POOL_REGISTRY, DOMAIN_ANCHOR_REGISTRY):
+    for registry in (
+        REID_HEADS_REGISTRY,
+        LOSS_REGISTRY,
+        POOL_REGISTRY,
+        DOMAIN_ANCHOR_REGISTRY,
+        EVALUATION_FEATURE_REGISTRY,
+    ):
         monkeypatch.setattr(registry, "_obj_map", dict(registry._obj_map))
 
 
-def features(seed: int = 0):
-    """What the embedded CLIP gives of the batch, with random weights."""
-    torch.manual_seed(seed)
-    model = build_model(config("MODEL.BACKBONE.PRETRAIN", False)).eval()
-    with torch.no_grad():
-        return model.extract(batch() | {"cameras": torch.arange(B) % 3 - 1})
-
-
 # ---- losses ----------------------------------------------------------------------------------------------------------
-
-
-def options(head: str, losses: list[str], meta_arch: str = "SAGABaseline") -> list:
-    out = ["MODEL.HEADS.NAME", head, "MODEL.LOSSES.NAME", losses, "MODEL.META_ARCHITECTURE", meta_arch]
-    out += ["MODEL.BACKBONE.PRETRAIN", False, "MODEL.SAGA.NUM_CLASSIFIERS", 2]
-    ours = REID_HEADS_REGISTRY.get(head).__module__.startswith("sagareid")
-    return out + ([] if ours else ["MODEL.BACKBONE.OUTPUT", "map", "MODEL.HEADS.POOL_LAYER", "GlobalAvgPool"])
 
 
 @pytest.mark.parametrize("meta_arch", ["SAGABaseline", "Baseline"])
@@ -70,19 +78,10 @@ def test_a_loss_is_computed_or_refused(head, loss, meta_arch):
     computed = computed_losses(META_ARCH_REGISTRY.get(meta_arch), REID_HEADS_REGISTRY.get(head))
     if loss not in computed:
         with pytest.raises(ValueError) as refusal:
-            config(*options(head, [loss], meta_arch))
+            config(*loss_options(head, [loss], meta_arch))
         assert f"names {loss}" in str(refusal.value) and all(name in str(refusal.value) for name in computed)
         return
-    model = build_model(config(*options(head, [loss], meta_arch)))
-    if hasattr(model.heads, "text_features"):
-        model.heads.text_features.normal_()
-    losses = loss_of(model, batch())
-    fastreids = {"CircleLoss": "loss_circle", "Cosface": "loss_cosface"}
-    name = fastreids[loss] if loss in fastreids else parts(LOSS_REGISTRY)[loss].log_name
-    assert list(losses) == [name] and losses[name].dim() == 0 and bool(losses[name].isfinite())
-    assert losses[name] > 0 or loss == "AnchorConsistencyLoss"
-    losses[name].backward()
-    assert any(p.grad is not None and bool(p.grad.any()) for p in model.parameters()) or not losses[name]
+    check_loss(head, loss, meta_arch)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +101,7 @@ def test_the_losses_of_the_heads_that_ship(head, losses):
 
 def test_a_model_built_without_the_check_drops_nothing_either():
     for head in ("SAGAHead", "EmbeddingHead"):
-        cfg = config(*options(head, ["CrossEntropyLoss"]))
+        cfg = config(*loss_options(head, ["CrossEntropyLoss"]))
         cfg.MODEL.LOSSES.NAME = ["CrossEntropyLoss", "SupConLoss"]
         with pytest.raises(ValueError, match="SupConLoss"):
             loss_of(build_model(cfg), batch())
@@ -203,40 +202,16 @@ def test_a_misspelt_loss_is_told_the_nearest():
 # ---- pools -----------------------------------------------------------------------------------------------------------
 
 
-def trained_and_evaluated(opts: list) -> tuple[torch.Tensor, torch.Tensor]:
-    """The pooled feature of the batch by a head in training mode, without dropout, and in evaluation mode."""
-    cfg = config("MODEL.BACKBONE.PRETRAIN", False, "MODEL.SAGA.DROPOUT", 0.0, *opts)
-    torch.manual_seed(1)
-    model, tokens = build_model(cfg), features()
-    for layer in model.heads.refine[0].layers:  # what pooling before the last matrix could get wrong
-        nn.init.normal_(layer.ff[3].bias)
-    with torch.no_grad():
-        trained = model.heads.train()(tokens, TARGETS)["features"]
-        evaluated = model.heads.eval()(tokens)[:, : trained.shape[1]]
-    return trained, evaluated
-
-
 @pytest.mark.parametrize("plainly", [False, True])
 @pytest.mark.parametrize("name", POOLS)
 def test_every_pool_is_one_equation(name, plainly):
-    if plainly:
-        with fast.disabled():
-            trained, evaluated = trained_and_evaluated(["MODEL.SAGA.POOL", name])
-    else:
-        trained, evaluated = trained_and_evaluated(["MODEL.SAGA.POOL", name])
-    torch.testing.assert_close(trained, evaluated, rtol=1e-4, atol=1e-4)
+    with fast.disabled() if plainly else contextlib.nullcontext():
+        check_pool_is_one_equation(name)
 
 
 @pytest.mark.parametrize("name", POOLS)
 def test_every_pool_treats_an_image_alone(name):
-    pool = parts(POOL_REGISTRY)[name].from_config(config("MODEL.SAGA.POOL", name)).eval()
-    tokens, scores = torch.randn(3, 10, 8), torch.rand(3, 10, 5).softmax(2)
-    with torch.no_grad():
-        feature, weights = pool(tokens, scores)
-        alone = [pool(tokens[i : i + 1], scores[i : i + 1]) for i in range(3)]
-    assert feature.shape == (3, 8) and weights.shape == (3, 10) and bool((weights >= 0).all())
-    torch.testing.assert_close(feature, torch.cat([f for f, _ in alone]))
-    torch.testing.assert_close(weights.sum(1), torch.ones(3))
+    check_pool_treats_an_image_alone(name)
 
 
 def test_a_pool_that_overrides_forward_is_evaluated_by_what_it_overrides():
@@ -274,32 +249,14 @@ def test_a_refinement_layer_that_overrides_forward_is_evaluated_by_what_it_overr
 
 @pytest.mark.parametrize("name", DOMAINS)
 class TestEveryKindOfDomainAnchors:
-    @pytest.fixture
-    def module(self, name) -> DomainAnchors:
-        cfg = config("MODEL.SAGA.DOMAIN_ANCHORS", name, "MODEL.CLIP.CAMERAS", ["a", "b"])
-        torch.manual_seed(0)
-        return parts(DOMAIN_ANCHOR_REGISTRY)[name].from_config(cfg)
+    def test_some_for_each_image_which_counts_alone(self, name):
+        check_domain_anchors_of_an_image_alone(name)
 
-    def call(self, module, f, some=slice(None)):
-        inputs = {"camids": f.camids[some], "proj": f.proj[some], "text_anchors": torch.ones(4, f.patches.shape[2])}
-        return module(f.patches[some], **inputs)
-
-    def test_some_for_each_image_which_counts_alone(self, module):
-        f = features()
-        with torch.no_grad():
-            together = self.call(module.eval(), f)
-            alone = torch.cat([self.call(module, f, slice(i, i + 1)) for i in range(B)])
-            unknown = module(f.patches, camids=None, proj=f.proj, text_anchors=torch.ones(4, f.patches.shape[2]))
-        assert together.shape == unknown.shape == (B, get_cfg().MODEL.SAGA.NUM_DOMAIN_ANCHORS, f.patches.shape[2])
-        torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
-
-    def test_every_parameter_learns(self, module):
-        self.call(module.train(), features()).pow(2).sum().backward()
-        assert not [n for n, p in module.named_parameters() if p.grad is None]
+    def test_every_parameter_learns(self, name):
+        check_domain_anchors_learn(name)
 
     def test_training_and_evaluation_agree(self, name):
-        opts = ["MODEL.SAGA.DOMAIN_ANCHORS", name, "MODEL.CLIP.CAMERAS", ["a", "b"]]
-        torch.testing.assert_close(*trained_and_evaluated(opts), rtol=1e-4, atol=1e-4)
+        check_domain_anchors_are_one_equation(name)
 
 
 def test_a_kind_of_domain_anchors_of_ones_own():
@@ -327,6 +284,60 @@ def test_a_kind_of_domain_anchors_of_ones_own():
     config("MODEL.SAGA.UPPER_SHARE", 0.0)  # of a part that is not in use
     with pytest.raises(ValueError, match="reach the model through MODEL.META_ARCHITECTURE SAGABaseline"):
         config(*opts, "MODEL.META_ARCHITECTURE", "Baseline")
+
+
+# ---- features to rank by ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", FEATURES)
+def test_every_feature_is_one_that_images_are_ranked_by(name):
+    check_evaluation_feature(name)
+
+
+def test_a_feature_of_ones_own_is_reported_beside_the_others_and_has_its_own_distance():
+    @EVALUATION_FEATURE_REGISTRY.register()
+    class BlocksFeature(EvaluationFeature):
+        """The refined feature by the city-block distance."""
+
+        name = "blocks"
+
+        @classmethod
+        def available(cls, layout):
+            return "refined" in layout
+
+        def make(self, given):
+            return given.unit("refined")
+
+        def distance(self, queries, gallery, metric):
+            return torch.cdist(queries, gallery, p=1)
+
+    check_evaluation_feature("blocks")
+    layout = LAYOUTS[0]
+    assert available_features(layout)[-1] == "blocks" and "blocks" not in available_features({"cls": 12, "proj": 8})
+    cfg, raw = get_cfg(), torch.randn(8, sum(layout.values()))
+    evaluator = SAGAEvaluator(cfg, 3, layout=layout)
+    unit = nn.functional.normalize(raw[:, :12])
+    torch.testing.assert_close(evaluator.distances("blocks", raw, layout)(0, 3), torch.cdist(unit[:3], unit[3:], p=1))
+    evaluator.process({"targets": torch.arange(8) % 3, "camids": torch.arange(8) // 3}, raw)
+    metrics = evaluator.evaluate()
+    assert {"blocks/mAP", "parts/mAP", "orth/mAP"} <= set(metrics) and "fusion/mAP" not in metrics
+    cfg.TEST.RERANK.ENABLED = True
+    with pytest.raises(ValueError, match="TEST.RERANK compares by the Euclidean distance, and the feature blocks has"):
+        evaluator.distances("blocks", raw, layout)
+
+
+def test_a_part_of_a_head_of_ones_own_is_ranked_by_without_being_registered():
+    layout = {"upper": 6, "lower": 6}
+    assert available_features(layout) == ["upper", "lower", "concat"]
+    raw = torch.randn(5, 12)
+    torch.testing.assert_close(
+        build_feature(get_cfg(), "lower").make(Parts(raw, layout)), nn.functional.normalize(raw[:, 6:])
+    )
+
+
+def test_the_keys_of_a_feature_are_checked():
+    with pytest.raises(ValueError, match="TEST.FUSION weighs .*; expected none below 0 and one above"):
+        config("TEST.FUSION.REFINED", 0.0, "TEST.FUSION.CLS", 0.0, "TEST.FUSION.PROJ", 0.0)
 
 
 # ---- keys and names --------------------------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ __all__ = ["Extractor", "__version__", "add_saga_config", "check_config", "get_c
 
 compat.install(
     {
-        "fastreid.modeling": ("sagareid.modeling",),
+        "fastreid.modeling": ("sagareid.modeling", "sagareid.evaluation.features"),
         "fastreid.data": ("sagareid.data.datasets", "sagareid.synthetic.drawn"),
     }
 )

@@ -128,15 +128,12 @@ def add_saga_config(cfg: CN) -> None:
     cfg.SOLVER.LR_FACTORS = []
 
     # ---- evaluation -----------------------------------------------------------------------------------------------
-    # The feature whose figures are the result. auto: fusion where the head has refined, cls and proj; else the concat.
-    # Others: refined, cls, proj, concat, orth, fusion, parts, and feature for a head with one unnamed part.
+    # The feature whose metrics are the result. auto: fusion where the head gives refined, cls and proj; else concat.
+    # Others: refined, cls, proj, concat, orth, fusion, parts, feature for a head with one unnamed part, what a head of
+    # your own names its parts, and registered features of your own.
     cfg.TEST.FEATURE = "auto"
-    # Further rows of the same pass, reported beside it. "all": every one that the head can give.
+    # Further features of the same pass, reported beside it. "all": every one that the head can give.
     cfg.TEST.REPORT = ["all"]
-    # fusion = cat[sqrt(w) L2(part)] and orth's share of the class token.
-    cfg.TEST.FUSION = CN({"REFINED": 2.0, "CLS": 0.2, "PROJ": 0.05, "BETA": 0.3})
-    # Per-anchor features kept per image in the row "parts" (anchors of largest mass); 0: no such row.
-    cfg.TEST.PARTS = 0
     # Neighbour feature centralisation; transductive, like AQE and RERANK.
     cfg.TEST.NFC = CN({"ENABLED": False, "K1": 2, "K2": 2})
     # Keep also the checkpoint with the best test metric. That selects a model on test data, and the output says so.

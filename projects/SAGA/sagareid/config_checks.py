@@ -17,10 +17,11 @@ from fastreid.config import CfgNode as CN
 from .compat import registered
 from .config import custom_datasets, flatten, own_parameters, reads_cameras
 from .errors import did_you_mean
-from .evaluation.evaluator import available_rows
+from .evaluation.features import available_features
 from .hardware import compiler_problem
 from .registry import (
     DOMAIN_ANCHOR_REGISTRY,
+    EVALUATION_FEATURE_REGISTRY,
     FASTREID_LOSSES,
     LOSS_REGISTRY,
     POOL_REGISTRY,
@@ -276,7 +277,7 @@ def _check_losses(cfg: CN) -> Iterator[str]:
 
 
 def _check_parts(cfg: CN) -> Iterator[str]:
-    """What the named model, backbone and head say of themselves."""
+    """What the named model, backbone and head say of themselves, and the features that it may be ranked by."""
     model = cfg.MODEL
     for registry, name in (
         (fastreid_registries().meta_arch, model.META_ARCHITECTURE),
@@ -286,11 +287,14 @@ def _check_parts(cfg: CN) -> Iterator[str]:
         check = getattr(registered(registry).get(name), "check", None)
         if check is not None:
             yield from check(cfg)
+    for feature in parts(EVALUATION_FEATURE_REGISTRY).values():
+        if hasattr(feature, "check"):
+            yield from feature.check(cfg)
     if reads_cameras(cfg) and model.META_ARCHITECTURE != "SAGABaseline":
         yield "camera embeddings reach the model through MODEL.META_ARCHITECTURE SAGABaseline"
 
 
-def _check_rows(cfg: CN) -> Iterator[str]:
+def _check_features(cfg: CN) -> Iterator[str]:
     """The evaluated features are among those that the head gives."""
     meta_arch = registered(fastreid_registries().meta_arch).get(cfg.MODEL.META_ARCHITECTURE)
     head = registered(fastreid_registries().heads).get(cfg.MODEL.HEADS.NAME)
@@ -301,9 +305,9 @@ def _check_rows(cfg: CN) -> Iterator[str]:
         if _home(head, "feature_parts") != _home(head, "feature_layout"):
             return  # a head that does not say it before it is built; the trainer looks then
         names = head.feature_parts(cfg)
-    rows = available_rows(dict.fromkeys(names, 1))
-    yield from one_of(cfg, "TEST.FEATURE", ("auto", *rows))
-    yield from one_of(cfg, "TEST.REPORT", ("all", *rows))
+    features = available_features(dict.fromkeys(names, 1))
+    yield from one_of(cfg, "TEST.FEATURE", ("auto", *features))
+    yield from one_of(cfg, "TEST.REPORT", ("all", *features))
 
 
 def _home(cls: type, name: str) -> type | None:
@@ -408,8 +412,6 @@ def _check_input(cfg: CN) -> Iterator[str]:
 
 def _check_test(cfg: CN) -> Iterator[str]:
     test = cfg.TEST
-    if not any(test.FUSION[name] > 0 for name in ("REFINED", "CLS", "PROJ")):
-        yield "TEST.FUSION has no weight above 0; set REFINED, CLS or PROJ"
     if test.NFC.K2 > test.NFC.K1:
         yield f"TEST.NFC.K2 {test.NFC.K2} is more than TEST.NFC.K1 {test.NFC.K1}; expected at most as many"
 
@@ -419,7 +421,7 @@ _CHECKS = (
     _check_names,
     _check_losses,
     _check_parts,
-    _check_rows,
+    _check_features,
     _check_compile,
     _check_datasets,
     _check_solver,

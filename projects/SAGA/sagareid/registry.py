@@ -3,6 +3,7 @@
     LOSS_REGISTRY           terms of the loss, for MODEL.LOSSES.NAME         modeling/terms.py: LossTerm
     POOL_REGISTRY           pooling of refined patches, MODEL.SAGA.POOL      modeling/pooling.py: LinearPool
     DOMAIN_ANCHOR_REGISTRY  what makes domain anchors, MODEL.SAGA.DOMAIN_ANCHORS   modeling/anchors.py: DomainAnchors
+    EVALUATION_FEATURE_REGISTRY  what is ranked by, TEST.FEATURE and REPORT  evaluation/features.py: EvaluationFeature
 
 A part is one file: a class, its registration, the keys that it adds, their check. A configuration names it by its
 class, or by the `name` that the class gives itself. These two static methods are optional, for FastReID's registries as
@@ -26,6 +27,7 @@ from .errors import did_you_mean
 
 __all__ = [
     "DOMAIN_ANCHOR_REGISTRY",
+    "EVALUATION_FEATURE_REGISTRY",
     "FASTREID_LOSSES",
     "LOSS_REGISTRY",
     "POOL_REGISTRY",
@@ -41,6 +43,7 @@ __all__ = [
 LOSS_REGISTRY = Registry("LOSS")
 POOL_REGISTRY = Registry("POOL")
 DOMAIN_ANCHOR_REGISTRY = Registry("DOMAIN_ANCHOR")
+EVALUATION_FEATURE_REGISTRY = Registry("EVALUATION_FEATURE")
 
 # What FastReID's meta-architectures compute of any head that returns its training dictionary.
 FASTREID_LOSSES = ("CrossEntropyLoss", "TripletLoss", "CircleLoss", "Cosface")
@@ -104,7 +107,7 @@ def parts_with_keys() -> Iterator[Any]:
     """Every registered part that has `add_keys`; of those that inherit the same one, the first."""
     seen = set()
     fastreid = fastreid_registries()
-    ours = (DOMAIN_ANCHOR_REGISTRY, POOL_REGISTRY, LOSS_REGISTRY)
+    ours = (DOMAIN_ANCHOR_REGISTRY, POOL_REGISTRY, LOSS_REGISTRY, EVALUATION_FEATURE_REGISTRY)
     of_models = (fastreid.meta_arch, fastreid.backbones, fastreid.heads, *ours)
     for registry in (*of_models, fastreid.datasets):
         for part in registered(registry).values():

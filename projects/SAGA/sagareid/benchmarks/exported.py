@@ -17,7 +17,7 @@ from ..deploy.export import Exported, load_exported
 from ..deploy.feature_model import FeatureModel
 from ..deploy.options import TOLERANCE
 from ..deploy.traced import Traced
-from ..evaluation import SAGAEvaluator
+from ..evaluation.evaluator import SAGAEvaluator
 from .measure import in_turn
 
 

@@ -194,7 +194,7 @@ def _metadata(traced: Traced, target: Target, variant: str, camera: str | None) 
         "resized_by_consumer": target.resize,
         "mean": list(module.cfg.MODEL.PIXEL_MEAN),
         "std": list(module.cfg.MODEL.PIXEL_STD),
-        "feature": module.row,
+        "feature": module.feature,
         "width": module.width,
         "flip": bool(module.cfg.TEST.FLIP.ENABLED),
         "anchors": module.anchor_names,

@@ -69,8 +69,9 @@ class Extractor:
         similarity = extractor.compare(["a.jpg"], ["b.jpg", "c.jpg"])       # (1, 2)
         features = extractor.embed(frame, boxes)            # (N, F) of the people in a frame of a video
 
-    They equal the evaluator's: the same reader, the same transform, the same row (fusion, unless the run's TEST.FEATURE
-    or `feature` says otherwise), TEST.FLIP honoured; what needs other images (NFC, expansion, re-ranking) is left out.
+    They equal the evaluator's: the same reader, the same transform, the same feature (fusion, unless `feature` or the
+    run's TEST.FEATURE says otherwise), TEST.FLIP honoured; what needs other images (NFC, expansion, re-ranking) is left
+    out.
     Several threads may share an extractor.
     """
 
@@ -132,7 +133,7 @@ class Extractor:
     @property
     def feature(self) -> str:
         """The name of the feature that is given, as the evaluation lists it."""
-        return self._module.row
+        return self._module.feature
 
     @property
     def size(self) -> tuple[int, int]:
@@ -194,7 +195,7 @@ class Extractor:
             progress: show a bar with rate and time left.
 
         Returns:
-            (n, F) float32 on the CPU, each row of unit length. With `attention` also (n, K, h, w) float32: the share of
+            (n, F) float32 on the CPU, each of unit length. With `attention` also (n, K, h, w) float32: the share of
             a patch's attention that goes to each text anchor (domain anchors take the rest), flips not averaged.
 
         Raises:

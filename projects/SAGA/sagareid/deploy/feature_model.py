@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import reads_cameras
-from ..evaluation.evaluator import result_row, row_features
+from ..evaluation.features import Parts, build_feature, result_feature
 from ..evaluation.flip import mean_over_views, views
 from ..evaluation.postprocess import l2
 from ..modeling.build import model_layout
@@ -52,8 +52,9 @@ class FeatureModel(nn.Module):
         with torch.no_grad():
             raw = self._raw(torch.zeros(1, 3, *self.size, device=self.device), None)
         self.layout = model_layout(model, raw.shape[1])
-        self.row = result_row(cfg, self.layout)
-        self.width = row_features(self.row, raw, self.layout, cfg.TEST.FUSION).shape[1]
+        self.feature = result_feature(cfg, self.layout)
+        self._made = build_feature(cfg, self.feature)
+        self.width = self._made.make(Parts(raw, self.layout)).shape[1]
 
     @property
     def device(self) -> torch.device:
@@ -88,7 +89,7 @@ class FeatureModel(nn.Module):
         else:
             raw = self._raw(plain, cameras)
         raw = mean_over_views([raw, *(self._raw(pixels, cameras) for pixels in mirrored)])
-        unit = l2(row_features(self.row, raw.float(), self.layout, self.cfg.TEST.FUSION))
+        unit = l2(self._made.make(Parts(raw.float(), self.layout)))
         return (unit, maps.float()) if attention else unit
 
     def _batch(self, images: Tensor, cameras: Tensor | None) -> dict[str, Tensor]:

@@ -1,5 +1,1 @@
-"""Evaluation: figures of several features in one pass, re-ranking and fusion, FastReID's ranking compiled."""
-
-from .evaluator import SAGAEvaluator
-
-__all__ = ["SAGAEvaluator"]
+"""Evaluation: what can be ranked by, metrics of several features in one pass, re-ranking and fusion."""

@@ -180,7 +180,7 @@ def warn_once(error: Exception) -> None:
     if not _failed:
         _failed = True
         logger.warning(
-            "FastReID's Cython ranking could not be compiled (%s); its Python ranking is used: same figures, about 30 "
+            "FastReID's Cython ranking could not be compiled (%s); its Python ranking is used: same metrics, about 30 "
             "times slower. To have it, install a C compiler and `pip install Cython setuptools`, then run again.",
             error,
         )

@@ -1,7 +1,7 @@
 """From features to distances: fusion of parts, neighbour feature centralisation, query expansion, re-ranking.
 
-Tensors and numbers in, tensors out. Shapes: n images, D feature width, Q queries, G gallery images. Whatever looks at
-pairs of images works in blocks of rows, so that no n x n matrix is ever held.
+Tensors and numbers in, tensors out. n images, D feature width, Q queries, G gallery images. Whatever looks at pairs of
+images works on a block of images at a time, so that no n x n matrix is ever held.
 
 The forms are those of SAGA-ReID's published evaluation (arXiv 2604.22190), in float32 throughout.
 """
@@ -22,21 +22,21 @@ __all__ = [
     "l2",
     "nfc",
     "orthogonal",
-    "rerank",
-    "reranked_rows",
+    "reranked_distances",
     "squared_distance",
+    "weight_problems",
 ]
 
 BLOCK_BYTES = 128 * 2**20
 
 
 def l2(x: Tensor) -> Tensor:
-    """(n, D) -> rows of unit length; a zero row stays zero."""
+    """(n, D) features to unit length; one of zeros stays so."""
     return F.normalize(x, dim=1, eps=1e-12)
 
 
 def squared_distance(x: Tensor, y: Tensor) -> Tensor:
-    """(m, D), (n, D) -> (m, n) squared Euclidean distances |x|^2 + |y|^2 - 2xy; rounding may leave them below zero."""
+    """(m, D), (n, D) to (m, n) squared Euclidean distances |x|^2 + |y|^2 - 2xy; rounding may leave them below zero."""
     product = x @ y.t()
     return product.mul_(-2).add_(x.square().sum(1, keepdim=True)).add_(y.square().sum(1))
 
@@ -49,17 +49,21 @@ def fuse(parts: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
         weights: name -> w >= 0 for each part. A part of weight 0 adds nothing and is left out.
 
     Returns:
-        (n, sum of the widths) rows of norm sqrt(sum of the weights), not normalised again.
+        (n, sum of the widths), of norm sqrt(sum of the weights), not normalised again.
 
     Raises:
         ValueError: a weight is negative, or none is positive.
     """
-    if any(weights[name] < 0 for name in parts) or not any(weights[name] > 0 for name in parts):
-        raise ValueError(
-            f"fusion weights {dict(weights)} for {list(parts)}: expected none below 0 and one above; set TEST.FUSION"
-        )
+    for problem in weight_problems({name: weights[name] for name in parts}):
+        raise ValueError(problem)
     # one cat, not writes into slices of a tensor: exported, those become a chain of ScatterND that OpenCV cannot run
     return torch.cat([l2(part) * weights[name] ** 0.5 for name, part in parts.items() if weights[name] > 0], dim=1)
+
+
+def weight_problems(weights: Mapping[str, float]) -> Iterator[str]:
+    """What is wrong with the weights of `fuse`, for a check before anything is computed."""
+    if min(weights.values()) < 0 or max(weights.values()) <= 0:
+        yield f"TEST.FUSION weighs {dict(weights)}; expected none below 0 and one above"
 
 
 def orthogonal(refined: Tensor, cls: Tensor, beta: float) -> Tensor:
@@ -69,16 +73,17 @@ def orthogonal(refined: Tensor, cls: Tensor, beta: float) -> Tensor:
         refined, cls: (n, D), of the same width.
 
     Returns:
-        (n, D) rows of unit length.
+        (n, D), of unit length.
     """
     u, v = l2(refined), l2(cls)
     return l2(u + beta * (v - (u * v).sum(1, keepdim=True) * u))
 
 
-def _row_blocks(rows: int, columns: int) -> Iterator[tuple[int, int]]:
-    step = max(1, BLOCK_BYTES // (8 * max(1, columns)))
-    for start in range(0, rows, step):
-        yield start, min(start + step, rows)
+def _blocks(images: int, values: int) -> Iterator[tuple[int, int]]:
+    """Begin and end of blocks of images, for each of which about `values` numbers are held at a time."""
+    step = max(1, BLOCK_BYTES // (8 * max(1, values)))
+    for start in range(0, images, step):
+        yield start, min(start + step, images)
 
 
 def nfc(x: Tensor, k1: int = 2, k2: int = 2) -> Tensor:
@@ -91,7 +96,7 @@ def nfc(x: Tensor, k1: int = 2, k2: int = 2) -> Tensor:
         x: (n, D), normalised here.
 
     Returns:
-        (n, D) rows of unit length.
+        (n, D), of unit length.
     """
     x = l2(x)
     n = len(x)
@@ -99,7 +104,7 @@ def nfc(x: Tensor, k1: int = 2, k2: int = 2) -> Tensor:
     if k < 1:
         return x
     nearest = torch.empty(n, k, dtype=torch.long, device=x.device)
-    for start, stop in _row_blocks(n, n):
+    for start, stop in _blocks(n, n):
         distance = squared_distance(x[start:stop], x)
         own = torch.arange(start, stop, device=x.device)
         distance[own - start, own] = torch.inf
@@ -115,7 +120,7 @@ def nfc(x: Tensor, k1: int = 2, k2: int = 2) -> Tensor:
 
 
 def expand_queries(x: Tensor, times: int, k: int, alpha: float) -> Tensor:
-    """The host's query expansion (fastreid/evaluation/query_expansion.py) without its n x n matrix.
+    """FastReID's query expansion (fastreid/evaluation/query_expansion.py) without its n x n matrix.
 
     Each feature becomes the mean of its k nearest in cosine, itself among them, weighted by similarity^alpha.
 
@@ -128,24 +133,19 @@ def expand_queries(x: Tensor, times: int, k: int, alpha: float) -> Tensor:
     for _ in range(times):
         unit = l2(x)
         expanded = torch.empty_like(x)
-        for start, stop in _row_blocks(len(x), len(x) + k * x.shape[1]):
+        for start, stop in _blocks(len(x), len(x) + k * x.shape[1]):
             similarity, index = (unit[start:stop] @ unit.t()).topk(min(k, len(x)))
             expanded[start:stop] = (x[index] * similarity.pow(alpha).unsqueeze(2)).mean(1)
         x = expanded
     return x
 
 
-def rerank(query: Tensor, gallery: Tensor, k1: int = 50, k2: int = 15, lambda_value: float = 0.3) -> Tensor:
-    """(Q, D), (G, D) -> (Q, G) re-ranked distances. See `reranked_rows`, which gives them block by block."""
-    return reranked_rows(query, gallery, k1, k2, lambda_value)(0, len(query))
-
-
-def reranked_rows(
+def reranked_distances(
     query: Tensor, gallery: Tensor, k1: int = 50, k2: int = 15, lambda_value: float = 0.3
 ) -> Callable[[int, int], Tensor]:
     """k-reciprocal re-ranking (Zhong et al., CVPR 2017) without an (Q+G) x (Q+G) matrix and without faiss.
 
-    With d(i, j) the squared distance divided by the largest in row i, over queries and gallery together: an image's
+    With d(i, j) the squared distance divided by the largest of image i, over queries and gallery together: an image's
     k-reciprocal neighbours, widened by those of neighbours that share more than 2/3 of theirs, weighted by exp(-d),
     averaged over the k2 nearest; distance (1 - lambda) Jaccard + lambda d. SAGA-ReID uses 50/15/0.3, the original
     20/6/0.3. (The published code holds the weights in float16; float32 here.)
@@ -156,22 +156,59 @@ def reranked_rows(
     Returns:
         A function (start, stop) -> (stop - start, G) float32 distances of those queries, on the CPU.
     """
-    x = torch.cat([query, gallery]).float()
-    n, num_query = len(x), len(query)
-    k = min(k1 + 1, n)
+    x, num_query = torch.cat([query, gallery]).float(), len(query)
+    nearest, largest = _neighbours(x, k1 + 1)
+    members = _widened_neighbours(nearest, k1)
+    encoding = sparse.csr_matrix((_weights(x, members, largest), (members.row, members.col)), members.shape)
+    encoding = sparse.diags(1 / np.asarray(encoding.sum(1)).ravel().astype(np.float32)) @ encoding
+    if k2 > 1:
+        count = min(k2, nearest.shape[1])
+        mean = np.full(len(x) * count, 1 / count, np.float32)
+        encoding = _sparse(mean, nearest[:, :count]) @ encoding
+    query_code, gallery_code = encoding[:num_query].tocsr(), encoding[num_query:].tocsc()
+
+    def distances(start: int, stop: int) -> Tensor:
+        overlap = np.zeros((stop - start, len(gallery)), np.float32)
+        for out, i in zip(overlap, range(start, stop)):
+            entries = slice(*query_code.indptr[i : i + 2])
+            for j, weight in zip(query_code.indices[entries], query_code.data[entries]):
+                column = slice(*gallery_code.indptr[j : j + 2])
+                out[gallery_code.indices[column]] += np.minimum(weight, gallery_code.data[column])
+        jaccard = torch.from_numpy(1 - overlap / (2 - overlap))
+        plain = squared_distance(x[start:stop], x[num_query:]).div_(largest[start:stop, None]).cpu()
+        return jaccard.mul_(1 - lambda_value).add_(plain, alpha=lambda_value)
+
+    return distances
+
+
+def _neighbours(x: Tensor, count: int) -> tuple[np.ndarray, Tensor]:
+    """(n, k) nearest of each image, itself among them, k at most `count`; (n,) its largest squared distance, > 0."""
+    n = len(x)
+    k = min(count, n)
     nearest = np.empty((n, k), dtype=np.int64)
     largest = torch.empty(n, device=x.device)
-    for start, stop in _row_blocks(n, n):
+    for start, stop in _blocks(n, n):
         distance = squared_distance(x[start:stop], x)
         largest[start:stop] = distance.amax(1)
         nearest[start:stop] = distance.topk(k, largest=False).indices.cpu().numpy()
-    largest = largest.clamp_min(torch.finfo(torch.float32).tiny)
+    return nearest, largest.clamp_min(torch.finfo(torch.float32).tiny)
+
+
+def _sparse(values: np.ndarray, columns: np.ndarray) -> sparse.csr_matrix:
+    """(n, n) with the values (n*count,) at the columns (n, count) of each image."""
+    n, count = columns.shape
+    return sparse.csr_matrix((values, (np.repeat(np.arange(n), count), columns.ravel())), (n, n))
+
+
+def _widened_neighbours(nearest: np.ndarray, k1: int) -> sparse.coo_matrix:
+    """(n, n), not zero where j is a k-reciprocal neighbour of i, or one of such a neighbour that shares most of its
+    own."""
+    n, k = nearest.shape
 
     def reciprocal(count: int) -> sparse.csr_matrix:
         """(n, n) 1 where i and j are among each other's first ``count``."""
         count = min(count, k)
-        rows = np.repeat(np.arange(n), count)
-        forward = sparse.csr_matrix((np.ones(n * count, np.float32), (rows, nearest[:, :count].ravel())), (n, n))
+        forward = _sparse(np.ones(n * count, np.float32), nearest[:, :count])
         return forward.multiply(forward.T).tocsr()
 
     near = reciprocal(k1 + 1)
@@ -181,8 +218,11 @@ def reranked_rows(
     shared = (near @ close.T).multiply(near).tocoo()
     keep = shared.data > 2 / 3 * size[shared.col]
     widening = sparse.csr_matrix((shared.data[keep], (shared.row[keep], shared.col[keep])), (n, n))
-    members = (near + widening @ close).tocoo()
+    return (near + widening @ close).tocoo()
 
+
+def _weights(x: Tensor, members: sparse.coo_matrix, largest: Tensor) -> np.ndarray:
+    """exp(-d(i, j)) of the pairs in `members`."""
     weight = np.empty(len(members.data), np.float32)
     step = max(1, BLOCK_BYTES // (8 * x.shape[1]))
     squares = x.square().sum(1)
@@ -191,24 +231,4 @@ def reranked_rows(
         j = torch.from_numpy(members.col[start : start + step].astype(np.int64)).to(x.device)
         d = squares[i] + squares[j] - 2 * (x[i] * x[j]).sum(1)
         weight[start : start + step] = (-d / largest[i]).exp().cpu().numpy()
-    encoding = sparse.csr_matrix((weight, (members.row, members.col)), (n, n))
-    encoding = sparse.diags(1 / np.asarray(encoding.sum(1)).ravel().astype(np.float32)) @ encoding
-    if k2 > 1:
-        count = min(k2, k)
-        rows = np.repeat(np.arange(n), count)
-        mean = np.full(n * count, 1 / count, np.float32)
-        encoding = sparse.csr_matrix((mean, (rows, nearest[:, :count].ravel())), (n, n)) @ encoding
-    query_code, gallery_code = encoding[:num_query].tocsr(), encoding[num_query:].tocsc()
-
-    def distances(start: int, stop: int) -> Tensor:
-        overlap = np.zeros((stop - start, len(gallery)), np.float32)
-        for out, i in zip(overlap, range(start, stop)):
-            neighbours = slice(*query_code.indptr[i : i + 2])
-            for j, own_weight in zip(query_code.indices[neighbours], query_code.data[neighbours]):
-                images = slice(*gallery_code.indptr[j : j + 2])
-                out[gallery_code.indices[images]] += np.minimum(own_weight, gallery_code.data[images])
-        jaccard = torch.from_numpy(1 - overlap / (2 - overlap))
-        plain = squared_distance(x[start:stop], x[num_query:]).div_(largest[start:stop, None]).cpu()
-        return jaccard.mul_(1 - lambda_value).add_(plain, alpha=lambda_value)
-
-    return distances
+    return weight

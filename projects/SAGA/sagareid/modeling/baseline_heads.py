@@ -227,8 +227,8 @@ class AttentionPoolHead(PatchHead):
         width = cfg.MODEL.BACKBONE.FEAT_DIM
         if width % cls.NUM_HEADS:
             yield (
-                f"MODEL.BACKBONE.FEAT_DIM is {width}, which the {cls.NUM_HEADS} attention heads of AttentionPoolHead do "
-                "not divide"
+                f"MODEL.BACKBONE.FEAT_DIM is {width}, which the {cls.NUM_HEADS} attention heads of AttentionPoolHead "
+                "do not divide"
             )
 
     def pool(self, features) -> Tensor:

@@ -15,7 +15,7 @@ from torch.utils.data import default_collate
 
 from .. import compat
 from ..data.datasets.names import SetNames
-from ..engine.features import tower_output
+from ..engine.extraction import tower_output
 from ..modeling.saga_head import SAGAHead
 from ..structures import as_features
 from ..studies.models import Model

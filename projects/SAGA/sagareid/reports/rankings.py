@@ -15,8 +15,10 @@ from PIL import Image
 from ..data.images import read_image
 from ..data.loaders import make_test_loader
 from ..data.transforms import build_transforms
-from ..engine.features import Extraction, extract
-from ..evaluation.evaluator import SAGAEvaluator, rank_in_blocks, result_row
+from ..engine.extraction import Extraction, extract
+from ..evaluation.evaluator import SAGAEvaluator
+from ..evaluation.features import result_feature
+from ..evaluation.ranking import rank_in_blocks
 from ..modeling.build import model_layout
 from ..studies.models import Model
 from ..studies.occlusion import ImageSet, OccludedSet, Occluder, View, distractor_people
@@ -96,7 +98,7 @@ def rank_test_set(models: Sequence[Model], dataset: str = "", occlusion: Occlusi
     for m, query, rest in zip(models, queries, gallery):
         features = torch.cat([query.features, rest.features])
         layout = model_layout(m.model, features.shape[1])
-        distances = SAGAEvaluator(m.cfg, q, layout=layout).distances(result_row(m.cfg, layout), features, layout)
+        distances = SAGAEvaluator(m.cfg, q, layout=layout).distances(result_feature(m.cfg, layout), features, layout)
         ranking = rank_in_blocks(distances, pids[:q], pids[q:], camids[:q], camids[q:], description=m.name)
         ranked.append(Ranked(m, images, ranking.queries, ranking.ap, ranking.nearest, occluder))
     return ranked

@@ -11,8 +11,8 @@ from typing import Any
 from torch import nn
 
 from ..deploy.load import load_model
-from ..engine.features import share_towers
-from ..evaluation.evaluator import available_rows, result_row
+from ..engine.extraction import share_towers
+from ..evaluation.features import available_features, result_feature
 from ..modeling.build import fingerprint, model_layout
 from ..weights import load_state
 from .options import AUTO
@@ -41,12 +41,12 @@ class Model:
         """The class of its head; of the whole model where that has no head of its own, such as FastReID's MGN."""
         return type(self.model.heads).__name__ if hasattr(self.model, "heads") else type(self.model).__name__
 
-    def row(self, wanted: str, width: int) -> str | None:
-        """The evaluator's row for a wanted feature; None where the model does not give it."""
+    def feature(self, wanted: str, width: int) -> str | None:
+        """What the evaluation calls a wanted feature, which may be "auto"; None where the model does not give it."""
         layout = model_layout(self.model, width)
         if wanted == AUTO:
-            return result_row(self.cfg, layout)
-        return wanted if wanted in available_rows(layout) else None
+            return result_feature(self.cfg, layout)
+        return wanted if wanted in available_features(layout) else None
 
 
 def named_path(text: str) -> tuple[str, Path]:

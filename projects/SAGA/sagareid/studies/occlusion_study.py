@@ -22,8 +22,9 @@ import torch
 from ..data import occluders
 from ..data.loaders import make_test_loader
 from ..data.transforms import build_transforms
-from ..engine.features import Extraction, Labels, extract
-from ..evaluation.evaluator import SAGAEvaluator, rank_in_blocks
+from ..engine.extraction import Extraction, Labels, extract
+from ..evaluation.evaluator import SAGAEvaluator
+from ..evaluation.ranking import rank_in_blocks
 from ..modeling.build import model_layout
 from .cells import Cell
 from .models import Model
@@ -160,7 +161,7 @@ class Study:
         pids, camids = (np.array([item[i] for item in self.images.items]) for i in (1, 2))
         features = torch.cat([query.features, gallery.features])
         evaluator = SAGAEvaluator(m.cfg, q, layout=model_layout(m.model, features.shape[1]))
-        wanted = {f: m.row(f, features.shape[1]) for f in self.options.features}
+        wanted = {f: m.feature(f, features.shape[1]) for f in self.options.features}
         rows = {f: row for f, row in wanted.items() if row}
         values, nearest, valid = {}, {}, np.zeros(0, int)
         for f, row in rows.items():

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ... import compat
-from ...evaluation.evaluator import rank_in_blocks
+from ...evaluation.ranking import rank_in_blocks
 from .. import measure
 from .job import Job
 

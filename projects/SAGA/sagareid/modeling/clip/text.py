@@ -124,8 +124,8 @@ class PromptLearner(nn.Module):
         if 0 < num_context <= CONTEXT_SLOTS and not num_context % 2:
             return ""
         return (
-            f"MODEL.PROMPT.NUM_CONTEXT is {num_context}; expected an even number of the {CONTEXT_SLOTS} context slots, 2 "
-            "or more"
+            f"MODEL.PROMPT.NUM_CONTEXT is {num_context}; expected an even number of the {CONTEXT_SLOTS} context slots, "
+            "2 or more"
         )
 
     @property

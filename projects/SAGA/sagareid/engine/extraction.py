@@ -1,4 +1,4 @@
-"""Features of many models in one pass over the images.
+"""Features of many models in one pass over the images; `evaluation.features` makes of them what is ranked by.
 
 n images, F feature width, N patches in a (h, w) grid.
 """
@@ -154,9 +154,9 @@ class _Collected:
         return Extraction(torch.cat(self.features), weights, _joined(self.on))
 
 
-def _joined(parts: Mapping[str, list[Tensor]]) -> dict[str, np.ndarray]:
+def _joined(batches: Mapping[str, list[Tensor]]) -> dict[str, np.ndarray]:
     """One array for each name that has some."""
-    return {name: torch.cat(some).numpy() for name, some in parts.items() if some}
+    return {name: torch.cat(some).numpy() for name, some in batches.items() if some}
 
 
 def _backbone_then_head(model: nn.Module) -> bool:
