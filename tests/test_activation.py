@@ -43,13 +43,6 @@ def originals(models):
     return found
 
 
-@pytest.fixture(autouse=True)
-def read_anew():
-    towers.release_clip_weights()
-    yield
-    towers.release_clip_weights()
-
-
 def write(folder, state, container: str):
     path = folder / {"archive": "w.pt", "safetensors": "w.safetensors"}.get(container, "w.pth")
     if container == "safetensors":

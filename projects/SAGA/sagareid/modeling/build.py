@@ -15,6 +15,7 @@ from fastreid.modeling import meta_arch
 
 from ..compat.pretraining import checked_pretraining
 from ..errors import first_few
+from .clip.towers import weights_read_once
 from .heads import text_towers
 
 __all__ = ["build_model", "check_left_over", "fingerprint", "fresh_weights", "hand_over", "model_layout"]
@@ -34,7 +35,7 @@ def build_model(cfg: Any, *, text_tower: bool = True) -> nn.Module:
     Raises:
         ValueError: a pretrained file that does not fill the backbone, or needs code.
     """
-    with checked_pretraining(), text_towers(text_tower):
+    with checked_pretraining(), weights_read_once(), text_towers(text_tower):
         return meta_arch.build_model(cfg)
 
 

@@ -17,7 +17,7 @@ def _size() -> int:
 
 
 class _Gather(torch.autograd.Function):
-    """(B, ...) to (W*B, ...) in the order of the ranks; gradients of all processes add up at the rows' own process."""
+    """(B, ...) to (W*B, ...) in the order of the ranks; gradients of all processes add up where an element is from."""
 
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:
@@ -29,20 +29,20 @@ class _Gather(torch.autograd.Function):
     def backward(ctx, gradient: Tensor) -> Tensor:
         total = gradient.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total)
-        return _own_rows(total)
+        return _own_part(total)
 
 
-def _own_rows(x: Tensor) -> Tensor:
+def _own_part(x: Tensor) -> Tensor:
     return x.chunk(_size())[dist.get_rank()]
 
 
 def gather_batch(x: Tensor) -> Tensor:
-    """(B, ...) of this process to (W*B, ...) of all, in the order of the ranks. Every process holds as many rows.
+    """(B, ...) of this process to (W*B, ...) of all, in the order of the ranks. Every process holds as many.
 
     Half precision comes out as float32, which losses and statistics compute in and gradients are summed in. Called by
-    all processes in the same order. A loss that every process computes of gathered rows has, after
+    all processes in the same order. A loss that every process computes of a gathered batch has, after
     DistributedDataParallel's mean over the processes, the gradient of one process with the whole batch; so has a mean
-    over a process's own rows against gathered ones.
+    over a process's own images against all.
     """
     return x if _size() == 1 else _gathered(x)
 
@@ -53,10 +53,10 @@ def _gathered(x: Tensor) -> Tensor:
 
 
 class GlobalBatchNorm1d(nn.BatchNorm1d):
-    """`BatchNorm1d` whose statistics in training are those of all processes' rows, on any device (torch's SyncBatchNorm
-    has no CPU). (B, D)."""
+    """`BatchNorm1d` whose statistics in training are those of all processes' images, on any device (torch's
+    SyncBatchNorm has no CPU). (B, D)."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or _size() == 1:
             return super().forward(x)
-        return _own_rows(super().forward(gather_batch(x)))
+        return _own_part(super().forward(gather_batch(x)))

@@ -25,6 +25,7 @@ __all__ = [
     "ClassifierHead",
     "batch_norm_neck",
     "clip_widths",
+    "complete_state",
     "embedding_layer",
     "frozen_text_encoder",
     "head_outputs",
@@ -130,6 +131,17 @@ def frozen_text_encoder(cfg: CfgNode):
     encoder.requires_grad_(False)
     template = towers.template_embedding(state) if state else torch.randn_like(placeholder) * 0.02
     return encoder, template, state
+
+
+def complete_state(head: nn.Module, refresh: str) -> None:
+    """Call the head's method `refresh` whenever its state is read, so that what it stores for later is up to date.
+
+    A hook of `state_dict`, not a call: a state is read by the checkpointer, by converters, and by whoever writes
+    ``torch.save(model.state_dict(), ...)``, and a stale anchor in a file would be evaluated without a word. The method
+    does nothing in a model without a text tower.
+    """
+    # the module that the hook is given, not `head`: a copy of a head refreshes itself
+    head.register_state_dict_pre_hook(lambda module, prefix, keep_vars: getattr(module, refresh)())
 
 
 class ClassifierHead(nn.Module):

@@ -75,7 +75,7 @@ def supervised_contrastive_loss(first: Tensor, second: Tensor, targets: Tensor) 
     Every element of `second` of the same identity is a positive; the denominator holds all of them.
 
     Args:
-        first, second: (B, E), rows of the same index belong to the same identity.
+        first, second: (B, E), of which those at one place belong to one identity.
         targets: (B,) identities.
     """
     log_prob = F.log_softmax(first @ second.t(), dim=1)

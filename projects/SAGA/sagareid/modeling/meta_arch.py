@@ -19,7 +19,6 @@ from ..registry import FASTREID_LOSSES, computed_losses
 from ..structures import TENSORS, CLIPFeatures
 from . import losses as L
 from .backbones.clip import CLIPBackbone
-from .clip.towers import release_clip_weights
 from .terms import build_terms, compute_terms
 
 __all__ = ["SAGABaseline"]
@@ -49,7 +48,6 @@ class SAGABaseline(Baseline):
             for parameter in self.backbone.unread(read):
                 parameter.requires_grad_(False)
         self.initialize_heads({})
-        release_clip_weights()
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:

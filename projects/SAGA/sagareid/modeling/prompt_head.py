@@ -17,7 +17,7 @@ from ..structures import CLIPFeatures
 from ..values import needs_cached
 from .clip import towers
 from .clip.text import PromptLearner, TextEncoder
-from .heads import frozen_text_encoder, needs_clip_tokens
+from .heads import complete_state, frozen_text_encoder, needs_clip_tokens
 
 __all__ = ["PromptHead"]
 
@@ -41,7 +41,7 @@ class PromptHead(nn.Module):
         self.feat_dim, self.embed_dim = feat_dim, embed_dim
         self.register_buffer("text_features", torch.zeros(prompts.num_classes, embed_dim))
         self.register_buffer("prompt_context", torch.zeros(prompts.context_identity.shape[1:]))
-        self.register_state_dict_pre_hook(lambda module, prefix, keep_vars: module.refresh())
+        complete_state(self, "refresh")
 
     @staticmethod
     def add_keys(cfg: CfgNode) -> None:

@@ -27,6 +27,7 @@ from .fast import refinement as faster
 from .heads import (
     batch_norm_neck,
     clip_widths,
+    complete_state,
     frozen_text_encoder,
     head_outputs,
     identity_classifier,
@@ -134,7 +135,7 @@ class SAGAHead(nn.Module):
             size = classifiers[0].out_features, self.clip_widths["proj"]
             self.register_buffer("text_features", torch.zeros(size))
         self._anchors_of: tuple | None = None
-        self.register_state_dict_pre_hook(lambda module, prefix, keep_vars: module.refresh_anchors())
+        complete_state(self, "refresh_anchors")
 
     @staticmethod
     def add_keys(cfg: CfgNode) -> None:

@@ -56,11 +56,14 @@ class LossTerm(nn.Module):
 
     Attributes:
         log_name: name in the log, in metrics.json and in the loss dictionary.
+        section: of its keys below MODEL.LOSSES, which are the arguments of its constructor in capitals; empty for
+            a term without keys, whose weight is 1.
         learns_from: outputs of the backbone that it has a gradient to beside those that the head learns from.
         reads: the names of these arguments, filled in here.
     """
 
     log_name: str
+    section: ClassVar[str] = ""
     learns_from: ClassVar[frozenset[str]] = frozenset()
     reads: ClassVar[tuple[str, ...]] = ()
 
@@ -76,8 +79,9 @@ class LossTerm(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> LossTerm:
-        """The term with its settings from a configuration."""
-        raise NotImplementedError
+        """The term with its settings from a configuration: those of `section`, unless a subclass says otherwise."""
+        keys = cfg.MODEL.LOSSES[cls.section] if cls.section else {"SCALE": 1.0}
+        return cls(**{name.lower(): value for name, value in keys.items()})
 
     @classmethod
     def check(cls, cfg: CfgNode) -> Iterator[str]:
@@ -169,15 +173,12 @@ class AnchorDiversityLoss(LossTerm):
     """Mean squared cosine between the text anchors."""
 
     log_name = "loss_anchor_div"
+    section = "ANCHOR_DIVERSITY"
 
     @staticmethod
     def add_keys(cfg: CfgNode) -> None:
         # AnchorDiversityLoss: weight of the mean squared cosine between text anchors.
         cfg.MODEL.LOSSES.ANCHOR_DIVERSITY = CfgNode({"SCALE": 0.05})
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode) -> AnchorDiversityLoss:
-        return cls(scale=cfg.MODEL.LOSSES.ANCHOR_DIVERSITY.SCALE)
 
     def forward(self, targets: Tensor, *, text_anchors: Tensor) -> Tensor:
         return losses.anchor_diversity_loss(text_anchors)
@@ -188,16 +189,13 @@ class ClassifierDiversityLoss(LossTerm):
     """Mean squared cosine between the weights of the classifiers; of one classifier it is 0."""
 
     log_name = "loss_classifier_div"
+    section = "CLASSIFIER_DIVERSITY"
 
     @staticmethod
     def add_keys(cfg: CfgNode) -> None:
         # ClassifierDiversityLoss: weight of the mean squared cosine between classifiers; of one classifier the term is
         # 0.
         cfg.MODEL.LOSSES.CLASSIFIER_DIVERSITY = CfgNode({"SCALE": 0.5})
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode) -> ClassifierDiversityLoss:
-        return cls(scale=cfg.MODEL.LOSSES.CLASSIFIER_DIVERSITY.SCALE)
 
     def forward(self, targets: Tensor, *, classifier_weights: Sequence[Tensor]) -> Tensor:
         return losses.classifier_diversity_loss(classifier_weights)
@@ -208,6 +206,7 @@ class AnchorConsistencyLoss(LossTerm):
     """Per text anchor, images of one identity are closer than those of two, counted by how visible the anchor is."""
 
     log_name = "loss_anchor_cons"
+    section = "ANCHOR_CONSISTENCY"
 
     def __init__(self, *, scale: float, margin: float):
         super().__init__(scale=scale)
@@ -217,11 +216,6 @@ class AnchorConsistencyLoss(LossTerm):
     def add_keys(cfg: CfgNode) -> None:
         # AnchorConsistencyLoss: its weight, and its margin in cosine.
         cfg.MODEL.LOSSES.ANCHOR_CONSISTENCY = CfgNode({"SCALE": 1.0, "MARGIN": 0.3})
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode) -> AnchorConsistencyLoss:
-        keys = cfg.MODEL.LOSSES.ANCHOR_CONSISTENCY
-        return cls(scale=keys.SCALE, margin=keys.MARGIN)
 
     def forward(self, targets: Tensor, *, anchor_features: tuple[Tensor, Tensor]) -> Tensor:
         features, mass = (gather_batch(x) for x in anchor_features)
@@ -233,15 +227,12 @@ class DecorrelationLoss(LossTerm):
     """Mean squared correlation between the dimensions of the feature and of the class token, a constant here."""
 
     log_name = "loss_decorr"
+    section = "DECORRELATION"
 
     @staticmethod
     def add_keys(cfg: CfgNode) -> None:
         # DecorrelationLoss: weight of the mean squared correlation of the feature with the class token.
         cfg.MODEL.LOSSES.DECORRELATION = CfgNode({"SCALE": 1.0})
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode) -> DecorrelationLoss:
-        return cls(scale=cfg.MODEL.LOSSES.DECORRELATION.SCALE)
 
     @classmethod
     def check(cls, cfg: CfgNode) -> Iterator[str]:
@@ -258,6 +249,7 @@ class I2TLoss(LossTerm):
     """Cross-entropy of an image's projection against the text features of all identities (CLIP-ReID's i2t)."""
 
     log_name = "loss_i2t"
+    section = "I2T"
     learns_from = frozenset({"proj"})
 
     def __init__(self, *, scale: float, epsilon: float):
@@ -269,10 +261,6 @@ class I2TLoss(LossTerm):
     def add_keys(cfg: CfgNode) -> None:
         # I2TLoss, image to text: its weight, and its label smoothing.
         cfg.MODEL.LOSSES.I2T = CfgNode({"SCALE": 1.0, "EPSILON": 0.1})
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode) -> I2TLoss:
-        return cls(scale=cfg.MODEL.LOSSES.I2T.SCALE, epsilon=cfg.MODEL.LOSSES.I2T.EPSILON)
 
     @classmethod
     def check(cls, cfg: CfgNode) -> Iterator[str]:
@@ -304,10 +292,6 @@ class SupConLoss(LossTerm):
     """Supervised contrast of images with the texts of their identities, both ways (CLIP-ReID's first stage)."""
 
     log_name = "loss_supcon"
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode) -> SupConLoss:
-        return cls(scale=1.0)
 
     def forward(self, targets: Tensor, *, proj: Tensor, prompt_text: Tensor) -> Tensor:
         image, text, targets = gather_batch(proj.detach()), gather_batch(prompt_text), gather_batch(targets)

@@ -8,7 +8,9 @@ from __future__ import annotations
 import functools
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,10 +38,10 @@ __all__ = [
     "load_vision_tower",
     "patch_grid",
     "read_clip_weights",
-    "release_clip_weights",
     "resize_position_embedding",
     "template_embedding",
     "token_embedding",
+    "weights_read_once",
 ]
 
 logger = logging.getLogger(__name__)
@@ -204,7 +206,6 @@ def _weights_file(name: str, pretrained: str) -> Path:
         ) from error
 
 
-@functools.lru_cache(maxsize=1)  # the image and the text tower of one model read the same file
 def _read_clip_weights(name: str, pretrained: str) -> dict[str, Tensor]:
     path = _weights_file(name, pretrained)
     raw = read_state_dict(path)
@@ -236,12 +237,27 @@ def read_clip_weights(name: str, pretrained: str) -> dict[str, Tensor]:
         FileNotFoundError: nothing reachable; the message says how to get weights.
         ValueError: not a CLIP ViT file, or weights whose activation the named model does not have.
     """
-    return _read_clip_weights(name, pretrained)
+    kept = _KEPT.get()
+    if kept is None:
+        return _read_clip_weights(name, pretrained)
+    if (name, pretrained) not in kept:
+        kept[name, pretrained] = _read_clip_weights(name, pretrained)
+    return kept[name, pretrained]
 
 
-def release_clip_weights() -> None:
-    """Drop the file kept by `read_clip_weights` once the towers are built."""
-    _read_clip_weights.cache_clear()
+# Files that `read_clip_weights` has read inside a `weights_read_once`.
+_KEPT: ContextVar[dict[tuple[str, str], dict[str, Tensor]] | None] = ContextVar("clip_weights", default=None)
+
+
+@contextmanager
+def weights_read_once() -> Iterator[None]:
+    """Keep what `read_clip_weights` reads until the scope ends: both towers of a model are in one file. Scopes know
+    nothing of each other."""
+    token = _KEPT.set({})
+    try:
+        yield
+    finally:
+        _KEPT.reset(token)
 
 
 def resize_position_embedding(
