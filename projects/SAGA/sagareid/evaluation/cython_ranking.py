@@ -1,6 +1,6 @@
-"""FastReID's Cython ranking, compiled from the host's own unchanged sources into a place that is ours.
+"""FastReID's Cython ranking, compiled from FastReID's unchanged sources into a place that is ours.
 
-The host compiles ``rank_cy.pyx`` and ``roc_cy.pyx`` into its own folder, with whichever ``python3`` PATH has, and ends
+FastReID compiles ``rank_cy.pyx`` and ``roc_cy.pyx`` into its own folder, with whichever ``python3`` PATH has, and ends
 the process when that fails (fastreid/evaluation/rank_cylib/__init__.py:15). Here they are compiled
 
 * by setup.py, when FastReID is importable while the package is built (``--no-build-isolation``), into
@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 def host_sources() -> dict[str, Path]:
     """Module name -> the .pyx file of the installed FastReID. Empty where FastReID is not importable.
 
-    The host is located, not imported: this also runs while packages are built.
+    FastReID is located, not imported: this also runs while packages are built.
     """
     spec = importlib.util.find_spec("fastreid")
     if spec is None or not spec.submodule_search_locations:
@@ -81,7 +81,7 @@ def make_extensions(sources: dict[str, Path], *, package: str, build_dir: Path) 
 
 
 def compile_into(folder: Path) -> None:
-    """Compile the host's sources into ``folder``. Raises with the compiler's message on failure."""
+    """Compile FastReID's sources into ``folder``. Raises with the compiler's message on failure."""
     from setuptools.dist import Distribution
 
     sources = host_sources()

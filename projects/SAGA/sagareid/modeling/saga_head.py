@@ -134,7 +134,7 @@ class SAGAHead(nn.Module):
         if self.clip_widths:  # of the identity prompts, for a later stage that trains the image tower with I2TLoss
             size = classifiers[0].out_features, self.clip_widths["proj"]
             self.register_buffer("text_features", torch.zeros(size))
-        self._anchors_of: tuple | None = None
+        self._stored_state: tuple | None = None  # of the tensors that the stored anchors are made of
         complete_state(self, "refresh_anchors")
 
     @staticmethod
@@ -287,7 +287,7 @@ class SAGAHead(nn.Module):
     def train(self, mode: bool = True) -> SAGAHead:
         """Switch mode. Anchors stored so far count as stale: version counters miss what an optimizer does to
         `p.data`."""
-        self._anchors_of = None
+        self._stored_state = None
         return super().train(mode)
 
     def refresh_anchors(self) -> None:
@@ -297,10 +297,10 @@ class SAGAHead(nn.Module):
             return
         modules = (self.text_anchors, self.text_encoder)
         tensors = [t for m in modules for t in (*m.parameters(), *m.buffers()) if t is not self.text_anchors.anchors]
-        of = tuple((id(t), t._version) for t in tensors)
-        if self.training or of != self._anchors_of:
+        state = tuple((id(t), t._version) for t in tensors)
+        if self.training or state != self._stored_state:
             self.text_anchors.refresh(self.text_encoder)
-            self._anchors_of = of
+            self._stored_state = state
 
     def _text_anchors(self) -> Tensor:
         """(K, D): computed with gradient where they train, stored otherwise."""
