@@ -7,6 +7,7 @@ import json
 
 import pytest
 import torch
+from small_runs import QUICKSTART, SMALL, SMALL_IMAGES
 from test_agreement import config, feature
 
 from sagareid.deploy import export
@@ -80,22 +81,11 @@ def test_a_model_that_was_trained_by_patterns_is_loaded_evaluated_and_exported(t
 
 
 @pytest.mark.slow
-def test_such_a_run_is_trained_evaluated_and_exported_by_its_commands(train_net, call_tool, repo, tmp_path):
-    small = ["SOLVER.IMS_PER_BATCH", 48, "DATALOADER.NUM_WORKERS", 0]
-    small += ["INPUT.SIZE_TRAIN", "[48,24]", "INPUT.SIZE_TEST", "[48,24]", "OUTPUT_DIR", tmp_path / "run"]
-    run = [
-        "--config-file",
-        repo / "configs/SAGA/quickstart.yml",
-        "STAGES",
-        "[]",
-        *PATTERNS,
-        "SOLVER.MAX_EPOCH",
-        1,
-        *small,
-    ]
-    assert train_net(*run) == 0
+def test_such_a_run_is_trained_evaluated_and_exported_by_its_commands(train_net, call_tool, tmp_path):
+    keys = ["STAGES", "[]", *PATTERNS, *SMALL, *SMALL_IMAGES, "OUTPUT_DIR", tmp_path / "run"]
+    assert train_net(*QUICKSTART, *keys) == 0
     [trained] = json.loads((tmp_path / "run" / "results.json").read_text())
-    assert train_net(*run[:2], "--eval-only", *run[2:]) == 0
+    assert train_net(*QUICKSTART, "--eval-only", *keys) == 0
     [evaluated] = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert evaluated["metrics"] == pytest.approx(trained["metrics"], abs=1e-3)
     assert call_tool("export.py", tmp_path / "run", "--output", tmp_path / "model.pt") == 0
