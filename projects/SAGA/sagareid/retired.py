@@ -65,7 +65,9 @@ def without_retired(opts: Sequence[object], origin: str | Path) -> list[str]:
     Raises:
         ValueError: as `take_out`.
     """
-    words, rest, found = [str(opt) for opt in opts], [], {}
+    words = [str(opt) for opt in opts]
+    rest: list[str] = []
+    found: dict[str, Any] = {}
     for i in range(0, len(words), 2):
         if words[i] in RETIRED and i + 1 < len(words):
             found[words[i]] = _value(words[i + 1])
