@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from test_report import scrolled_width
 from torch import nn
 
 from sagareid.config import get_cfg
@@ -156,7 +157,7 @@ def test_who_is_in_both_splits_is_left_out(cfg, monkeypatch):
         [("/r/g.jpg", 1, 1), ("/r/h.jpg", 2, 1)],
         [("/r/a.jpg", "own_2", "own_0"), ("/r/b.jpg", "own_3", "own_0")],
     )
-    data = SimpleNamespace(query=items[0], gallery=items[1], train=items[2], dataset_name="own", show_test=lambda: None)
+    data = SimpleNamespace(query=items[0], gallery=items[1], train=items[2], dataset_name="own")
     monkeypatch.setattr(build, "build_dataset", lambda *a, **k: data)
     monkeypatch.setattr(occlusion, "build_dataset", lambda *a, **k: data)
     people, source = occlusion.distractor_people(cfg, occlusion.ImageSet.read(cfg, "own"))
@@ -360,7 +361,7 @@ def studied(call_tool, repo, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_tool_reports_every_cell(studied):
+def test_tool_reports_every_cell(studied, tmp_path):
     folder, _ = studied
     record = json.loads((folder / "study.json").read_text())
     cells = {(r["model"], r["condition"], r["level"]) for r in record["results"]}
@@ -375,7 +376,9 @@ def test_tool_reports_every_cell(studied):
     for s in record["shares"]:
         assert s["share"]["mean"] == pytest.approx(100 * s["level"], abs=1)
     assert record["dataset"]["distractors"] == "SyntheticPedestriansVal" and record["options"]["seed"] == 0
-    table = (folder / "table.md").read_text()
+    table, page = (folder / "table.md").read_text(), (folder / "study.html").read_text()
+    assert all("auto: each model's result" in text for text in (table, page.replace("&#x27;", "'")))
+    assert scrolled_width(page.replace("<details", "<details open"), tmp_path)[0] <= 400
     assert "| SAGA" in table and "behind another person" in table and record["command"] in table
     for name in ("curves.png", "curves.svg"):
         assert (folder / name).stat().st_size > 10_000

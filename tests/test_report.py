@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
+from html import escape
 from pathlib import Path
 
 import pytest
@@ -86,7 +88,10 @@ def test_several_test_sets_and_validation_have_rows_of_their_own(tmp_path):
     config["DATASETS"]["TESTS"] = ["A", "B"]
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     (folder / "model_final.pth").touch()
-    metrics = {"A": {"Rank-1": 11.0, "mAP": 12.0, "cls/mAP": 13.0}, "B": {"Rank-1": 21.0, "mAP": 22.0}}
+    metrics = {
+        "A": {"Rank-1": 11.0, "Rank-5": 14.5, "mAP": 12.0, "cls/Rank-1": 9.0, "cls/mAP": 13.0},
+        "B": {"Rank-1": 21.0, "mAP": 22.0},
+    }
     validation = {"metric": 55.5, "epoch": 3, "steps": 9, "metrics": {"Rank-1": 66.0, "metric": 55.5}}
     result = {"stage": "", "metrics": metrics, "seconds": 120.0, "steps": 9, "validation": validation}
     (folder / "result.json").write_text(json.dumps(result))
@@ -94,7 +99,18 @@ def test_several_test_sets_and_validation_have_rows_of_their_own(tmp_path):
         json.dumps([{"stage": "", "metrics": {"mAP": 77.7}, "checkpoint": "x.pth"}])
     )
     text = check(run_page.report(folder, tmp_path / "page.html", lists="none"))
-    for shown in ("A/cls", ">21.0<", ">13.0<", "after epoch 3", ">66.0<", ">77.7<", "x.pth", ">2.0<"):
+    for shown in (
+        "A/cls",
+        ">21.0<",
+        ">13.0<",
+        "A: Rank-5 14.5",
+        "cls: CLIP&#x27;s class token",
+        "after epoch 3",
+        ">66.0<",
+        ">77.7<",
+        "x.pth",
+        ">2.0<",
+    ):
         assert shown in text, shown
 
 
@@ -120,6 +136,7 @@ def test_tool_makes_the_page_of_a_run(run_tool, tiny_run, tmp_path):
         "claimed by the anchors",
         "loss_cls: from",
         "the hair of a person",
+        "A phrase is where an anchor started before training, not what it means",
     ):
         assert shown in text, shown
     code, _, error = run_tool("report.py", tmp_path)
@@ -192,6 +209,35 @@ def browser() -> str | None:
     )
 
 
+HEADLESS = ["--headless", "--no-sandbox", "--disable-gpu"]
+
+
+def scrolled_width(text: str, folder: Path) -> tuple[int, int]:
+    """Pixels that a page needs, and has, in a frame 400 pixels wide; skips where there is no Chromium."""
+    chromium = browser()
+    if not chromium:
+        pytest.skip("no Chromium here")
+    (folder / "frame.html").write_text(
+        f'<iframe width=400 height=900 srcdoc="{escape(text)}"></iframe><script>onload = () => {{ const page = '
+        "frames[0].document.documentElement; document.title = `${page.scrollWidth} ${page.clientWidth}` }</script>"
+    )
+    command = [chromium, *HEADLESS, f"--user-data-dir={folder / 'profile'}", "--dump-dom"]
+    done = subprocess.run(
+        [*command, (folder / "frame.html").as_uri()], capture_output=True, text=True, timeout=120, check=True
+    )
+    needed, there = re.search(r"<title>(\d+) (\d+)</title>", done.stdout).groups()
+    return int(needed), int(there)
+
+
+@pytest.mark.slow
+def test_the_page_of_a_run_fits_400_pixels(tiny_run, tmp_path, tiny_root, monkeypatch):
+    monkeypatch.setenv("FASTREID_DATASETS", str(tiny_root))
+    text = run_page.report(tiny_run, tmp_path / "page.html", queries=1).read_text().replace("<details", "<details open")
+    needed, there = scrolled_width(text, tmp_path)
+    assert needed <= there <= 400
+
+
+@pytest.mark.slow
 def test_a_browser_shows_the_page_in_light_and_dark(tiny_run, tmp_path, tiny_root, monkeypatch):
     chromium = browser()
     if not chromium:
@@ -203,9 +249,7 @@ def test_a_browser_shows_the_page_in_light_and_dark(tiny_run, tmp_path, tiny_roo
         shot = tmp_path / f"{scheme}.png"
         command = [
             chromium,
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
+            *HEADLESS,
             "--hide-scrollbars",
             "--enable-logging=stderr",
             f"--user-data-dir={tmp_path / 'profile'}",

@@ -20,6 +20,7 @@ from fastreid.utils import comm
 from . import postprocess
 from .features import EvaluationFeature, Parts, build_feature, reported_features
 from .ranking import Distances, Ranking, rank_in_blocks, roc_metrics
+from .tables import legend
 
 __all__ = ["SAGAEvaluator"]
 
@@ -120,24 +121,26 @@ class SAGAEvaluator(DatasetEvaluator):
                 )
             if self.cfg.TEST.ROC.ENABLED:
                 results.update(roc_metrics(distances, *ids))
-        self._log(table, len(pids) - q)
+        self._log(table, len(pids) - q, results)
         return results
 
-    def _log(self, table: Mapping[str, Mapping[str, float]], num_gallery: int) -> None:
+    def _log(
+        self, table: Mapping[str, Mapping[str, float]], num_gallery: int, results: Mapping[str, float]
+    ) -> None:
+        """The metrics of every feature as a table that explains its rows."""
         transductive = [name for name in ("NFC", "AQE", "RERANK") if self.cfg.TEST[name].ENABLED]
-        remark = "transductive: " + ", ".join(transductive) if transductive else ""
-        head = ["feature", *(f"Rank-{k}" for k in RANKS), "mAP", "mINP", ""]
+        further = [f"{key} {value:.2f}" for key, value in results.items() if key.startswith("TPR@")]
+        further += [f"transductive: {', '.join(transductive)}"] if transductive else []
+        head = ["feature", *(f"Rank-{k}" for k in RANKS), "mAP", "mINP"]
+        rows = [[name, *metrics.values()] for name, metrics in table.items()]
         logger.info(
-            "Result: %s (first row). %d queries, %d gallery images\n%s",
+            "Result: %s (first row), in percent. %d queries, %d gallery images%s\n%s\n%s",
             next(iter(table)),
             self.num_query,
             num_gallery,
-            tabulate(
-                [[name, *metrics.values(), remark] for name, metrics in table.items()],
-                headers=head,
-                tablefmt="pipe",
-                floatfmt=".2f",
-            ),
+            "".join(f"; {text}" for text in further),
+            tabulate(rows, headers=head, tablefmt="pipe", floatfmt=".2f"),
+            legend(table),
         )
 
     def distances(self, name: str, features: Tensor, layout: Mapping[str, int]) -> Distances:

@@ -24,9 +24,24 @@ from . import pictures
 from .pictures import Tile
 from .rankings import view_of
 
-__all__ = ["ALL", "TOP", "Attention", "anchor_tiles", "attention_of", "choose_anchors", "pooled_tiles", "without_maps"]
+__all__ = [
+    "ALL",
+    "HOW_TO_READ",
+    "TOP",
+    "Attention",
+    "anchor_tiles",
+    "attention_of",
+    "choose_anchors",
+    "pooled_tiles",
+    "without_maps",
+]
 
 TOP, ALL = "top:", "all"
+# What stands beside maps of anchors.
+HOW_TO_READ = (
+    "In brackets: the anchor's share of what counts in the image. A phrase is where an anchor started before training, "
+    "not what it means: look at the map."
+)
 
 
 @dataclass

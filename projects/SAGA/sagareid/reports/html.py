@@ -12,6 +12,7 @@ from urllib.parse import quote
 from matplotlib.figure import Figure
 from PIL import Image
 
+from ..evaluation.tables import without_gaps
 from ..files import write_text
 from .pictures import INK, MARKS, Block, Tile, clean, names_as_they_are
 
@@ -45,6 +46,7 @@ body { margin: 0 auto; padding: 1.5rem 1.2rem 4rem; max-width: 76rem; background
 h1 { font-size: 1.6rem; margin: 0 0 .3rem; }
 h2 { font-size: 1.25rem; margin: 2.4rem 0 .6rem; padding-top: .6rem; border-top: 1px solid var(--line); }
 h3 { font-size: 1.02rem; margin: 1.5rem 0 .4rem; } h4 { font-size: .9rem; margin: 1rem 0 .2rem; }
+h1, h2, h3, h4, p, summary, figcaption, li { overflow-wrap: anywhere; }
 p { margin: .4rem 0; max-width: 60rem; } a { color: var(--link); } code { font-size: .88em; overflow-wrap: anywhere; }
 .soft, figcaption, caption { color: var(--soft); }
 .note { border-left: 3px solid var(--soft); background: var(--box); padding: .5rem .8rem; }
@@ -55,7 +57,11 @@ th { font-weight: 600; white-space: nowrap; } tr.marked { background: var(--box)
 td.number, th.number { text-align: right; } caption { text-align: left; font-size: .85rem; }
 details { margin: .6rem 0; } summary { cursor: pointer; font-weight: 600; }
 h1, h2, h3, h4, p, th, td, caption, summary, figcaption, .label, li { unicode-bidi: plaintext; }
-svg { display: block; }
+svg { display: block; max-width: 100%; height: auto; }
+.curves { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 330px), 1fr)); gap: .6rem; }
+.curves.small { grid-template-columns: repeat(auto-fill, minmax(min(100%, 205px), 1fr)); }
+.curve { background: var(--box); border: 1px solid var(--line); border-radius: 8px; padding: .3rem; min-width: 0; }
+.curve svg { width: 100%; }
 .row { display: flex; align-items: flex-end; margin: .3rem 0; gap: .5rem; }
 .label { flex: 0 0 6.5rem; align-self: center; font-size: .82rem; overflow-wrap: anywhere; }
 .tiles { display: flex; flex-wrap: wrap; align-items: flex-end; gap: .4rem; }
@@ -111,14 +117,17 @@ def details(summary: str, body: Html, opened: bool = False) -> Html:
 def table(
     headers: Sequence[str], rows: Sequence[Sequence[object]], caption: str = "", marked: Collection[int] = ()
 ) -> Html:
-    """A table; numbers are aligned right, floats have one decimal, None is empty.
+    """A table, which scrolls where the window is narrow; numbers are aligned right, floats have one decimal.
+
+    A column without a value is left out, and another cell without one (None or "") is marked (`without_gaps`).
 
     Args:
         marked: numbers of the rows that stand out.
     """
+    headers, rows = without_gaps(headers, rows)
 
     def cell(value: object, number: bool) -> str:
-        text = "" if value is None else f"{value:.1f}" if isinstance(value, float) else value
+        text = f"{value:.1f}" if isinstance(value, float) else value
         return f"<td{' class=number' if number else ''}>{_escaped(text)}</td>"
 
     numeric = [any(isinstance(row[i], (int, float)) for row in rows) for i in range(len(headers))]

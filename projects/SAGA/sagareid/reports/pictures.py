@@ -217,18 +217,25 @@ def _wrap(text: str, width: int = 18) -> str:
     return "\n".join(textwrap.wrap(clean(text), width))
 
 
-def curves(panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]], *, x: str) -> Figure:
+def curves(
+    panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]],
+    *,
+    x: str,
+    names: Sequence[str] | None = None,
+) -> Figure:
     """Small panels side by side, for `html.svg`.
 
     Args:
         panels: title -> name of a line -> (x values, y values). The legend stands below; a name keeps its colour.
         x: what the horizontal axis counts.
+        names: of all lines of figures that stand side by side, so that a name has one colour in them; None: these.
     """
-    names = list(dict.fromkeys(name for lines in panels.values() for name in lines))
-    style = {name: LINES[i % len(LINES)] for i, name in enumerate(names)}
+    own = list(dict.fromkeys(name for lines in panels.values() for name in lines))
+    style = {name: LINES[i % len(LINES)] for i, name in enumerate(names or own)}
     across = min(5, len(panels))
+    per_line = min(6, 3 * across)
     down = -(-len(panels) // across)
-    legend = 0.3 if len(names) > 1 else 0.0
+    legend = 0.15 + 0.15 * -(-len(own) // per_line) if len(own) > 1 else 0.0
     height = 1.9 * down + legend
     inked = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
     with names_as_they_are(dict.fromkeys(inked, INK) | {"font.size": 8}):
@@ -249,8 +256,10 @@ def curves(panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[flo
                 marker = "o" if len(at) < 12 else ""
                 axis.plot(at, values, color=colour, linestyle=dashes, marker=marker, markersize=2.5, linewidth=1.3)
         if legend:
-            handles = [matplotlib.lines.Line2D([], [], color=style[n][0], linestyle=style[n][1]) for n in names]
-            labels = [clean(name) for name in names]
-            figure.legend(handles, labels, loc="lower center", ncols=min(len(names), 6), fontsize=7.5, frameon=False)
+            handles = [matplotlib.lines.Line2D([], [], color=style[n][0], linestyle=style[n][1]) for n in own]
+            labels = [clean(name) for name in own]
+            figure.legend(
+                handles, labels, loc="lower center", ncols=min(len(own), per_line), fontsize=7.5, frameon=False
+            )
         figure.tight_layout(rect=(0, legend / height, 1, 1))
     return figure

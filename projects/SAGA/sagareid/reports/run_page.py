@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from ..config import flatten, get_cfg
+from ..evaluation.tables import legend
 from ..files import DamagedFile, check_output, read_json
 from ..studies.models import load_models
 from . import html, pictures, rankings, study_page, visualize
-from .attention import without_maps
+from .attention import HOW_TO_READ, without_maps
 from .html import Html
 from .options import LISTS, REPORT
 from .runs import Curve, Stage, flat_metrics, is_metric, read_run
@@ -94,10 +95,18 @@ def _rows(metrics: Mapping[str, float]) -> dict[str, dict[str, float]]:
 
 
 def _metrics_table(metrics: Mapping[str, float], caption: str) -> Html:
-    rows = _rows(metrics)
-    columns = sorted({m for row in rows.values() for m in row} - {"metric"}, key=_place)
-    table = [[name or "result", *(row.get(m) for m in columns)] for name, row in rows.items()]
-    return html.table(["feature", *columns], table, caption)
+    """What every row has as a table; what some have beside it, such as Rank-5 of the result, in words."""
+    rows = {name or "result": row for name, row in _rows(metrics).items()}
+    columns = sorted(set.intersection(*(set(row) for row in rows.values())) - {"metric"}, key=_place) if rows else []
+    table = [[name, *(row[m] for m in columns)] for name, row in rows.items()]
+    further = [
+        f"{name}: " + ", ".join(f"{m} {row[m]:.1f}" for m in sorted(set(row) - {*columns, "metric"}, key=_place))
+        for name, row in rows.items()
+        if set(row) - {*columns, "metric"}
+    ]
+    meaning = legend([*(name.rpartition("/")[2] for name in rows), *columns])
+    parts = [html.table(["feature", *columns], table, caption), *(html.paragraph(text) for text in further)]
+    return html.join([*parts, html.paragraph(meaning, soft=True)] if meaning else parts)
 
 
 def _state(stage: Stage) -> str:
@@ -210,14 +219,17 @@ def _place(metric: str) -> tuple[int, str]:
 def _panels(title: str, panels: Mapping[str, Mapping[str, Curve]]) -> Html:
     if not panels:
         return Html()
-    ends = "; ".join(
-        f"{name}{f' of {line}' if len(lines) > 1 else ''}: from {c.values[0]:.4g} to {c.values[-1]:.4g}"
-        for name, lines in panels.items()
-        for line, c in lines.items()
-    )
-    figure = html.svg(pictures.curves(panels, x="iteration"), f"{title or 'Timing'} over iterations. {ends}.")
-    scrolled = Html(f'<div class="scroll" tabindex="0">{figure}</div>')
-    return html.join([html.heading(3, title) if title else Html(), scrolled])
+    names = list(dict.fromkeys(line for lines in panels.values() for line in lines))
+    figures = []
+    for name, lines in panels.items():
+        ends = "; ".join(
+            f"{name}{f' of {line}' if len(lines) > 1 else ''}: from {c.values[0]:.4g} to {c.values[-1]:.4g}"
+            for line, c in lines.items()
+        )
+        figure = pictures.curves({name: lines}, x="iteration", names=names)
+        figures.append((figure, f"{title or 'Timing'} over iterations. {ends}."))
+    drawn = "".join(f'<div class="curve">{html.svg(figure, alt)}</div>' for figure, alt in figures)
+    return html.join([html.heading(3, title) if title else Html(), Html(f'<div class="curves small">{drawn}</div>')])
 
 
 def _config(config: Mapping[str, Any]) -> Html:
@@ -264,11 +276,7 @@ def _lists(stage: Stage, dataset: str, number: int, device: str | None) -> list[
     )
     parts.append(html.legend())
     remark = without_maps([model])
-    parts.append(
-        html.note(remark)
-        if remark
-        else html.paragraph("In brackets: the anchor's share of what counts in the image.", soft=True)
-    )
+    parts.append(html.note(remark) if remark else html.paragraph(HOW_TO_READ, soft=True))
     for name, blocks in of_queries.items():
         parts += [html.heading(3, name), html.blocks(blocks)]
     if not remark:

@@ -28,6 +28,7 @@ from .study_tables import (
     conditions_of,
     features_of,
     full_table,
+    legend_of,
     models_giving,
     share_cells,
     summary,
@@ -49,9 +50,6 @@ STYLE = """
 .keys { font-size: .9rem; }
 .keys i { display: inline-block; width: 1.3rem; height: .28rem; border-radius: 2px; vertical-align: middle; }
 .keys i { margin-right: .4rem; }
-.curves { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 330px), 1fr)); gap: .6rem; }
-.curve { background: var(--box); border: 1px solid var(--line); border-radius: 8px; padding: .3rem; }
-.curve svg { width: 100%; height: auto; }
 """
 
 
@@ -66,7 +64,7 @@ def drawn_curves(record: Mapping[str, Any]) -> Html:
     features = features_of(results)
     caption = (
         f"Percent, with 95 % intervals over queries; difference in mAP to {reference}, paired by query; spread: "
-        "standard deviation over seeds"
+        f"standard deviation over seeds. {legend_of(results)}"
     )
     for feature in features:
         title = f" (feature: {feature})" if len(features) > 1 else ""
@@ -211,7 +209,7 @@ def run_study(
         "results": study.results(reference),
     }
     _write(study, record, samples)
-    print(f"\n{summary(record['results'])}\n\n{folder / PAGE}")
+    print(f"\n{summary(record['results'])}\n\n{legend_of(record['results'])}\n\n{folder / PAGE}")
     return folder
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from tabulate import tabulate
 
+from ..evaluation.tables import legend, without_gaps
 from ..studies.occlusion_study import METRICS
 from ..studies.options import CLEAN
 
@@ -22,6 +23,7 @@ __all__ = [
     "conditions_of",
     "features_of",
     "full_table",
+    "legend_of",
     "models_giving",
     "records_of",
     "share_cells",
@@ -107,12 +109,18 @@ def share_cells(record: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def legend_of(results: Sequence[Mapping[str, Any]]) -> str:
+    """What the features and metrics of a study are, in a line."""
+    return legend([*(r["feature"] for r in results), *(r["row"] for r in results), *METRICS])
+
+
 def full_table(results: Sequence[dict], shares: Sequence[dict], head: str) -> str:
     """Markdown: `head`, the small tables, every metric with its interval, and the shares that were really covered."""
-    parts = [head, summary(results)]
+    parts = [head, legend_of(results), summary(results)]
     for condition in conditions_of(results):
         rows = [cells_of(r) for r in results if r["condition"] in (CLEAN, condition)]
-        table = tabulate(rows, COLUMNS, "pipe", disable_numparse=True)
+        headers, rows = without_gaps(COLUMNS, rows)
+        table = tabulate(rows, headers, "pipe", disable_numparse=True)
         parts.append(f"## {TITLES.get(condition, condition)}\n\n{table}")
     if shares:
         table = tabulate([share_cells(s) for s in shares], SHARES, "pipe", disable_numparse=True)

@@ -5,6 +5,7 @@ V queries with a match.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from ..studies.options import Occlusion
 from . import html, pictures
 from .attention import (
     ALL,
+    HOW_TO_READ,
     TOP,
     Attention,
     anchor_tiles,
@@ -96,8 +98,10 @@ def _maps(found: Attention, image: int, picture: Image.Image, anchors: str) -> l
 def _gallery_tile(ranked: Ranked, query: int, place: int) -> Tile:
     path, pid, camid = ranked.gallery(ranked.nearest[query, place])
     mark = "right" if pid == ranked.person(query) else "wrong"
-    who = ranked.images.names.both(pid, camid)
-    return Tile(pictures.open_small(path), f"{place + 1}", mark, f"Rank {place + 1}: {who}")
+    names = ranked.images.names
+    called = ", ".join(filter(None, (names.person(pid), names.camera(camid))))
+    alt = f"Rank {place + 1}: {names.both(pid, camid)}"
+    return Tile(pictures.open_small(path), f"{place + 1}: {called}", mark, alt)
 
 
 def attention_blocks(
@@ -183,13 +187,13 @@ def picture_images(
 
 def save(blocks: Sequence[Block], path: str | Path, title: str, remark: str = "") -> None:
     """Write blocks as .html or as a picture, with the meaning of frames and percentages."""
-    meaning = "In brackets: the anchor's share of what counts in the image."
     if Path(path).suffix == ".html":
-        body = [html.heading(1, title), html.legend(), html.paragraph(meaning, soft=True)]
+        body = [html.heading(1, title), html.legend(), html.paragraph(HOW_TO_READ, soft=True)]
         html.write(path, title, html.join([*body, html.note(remark) if remark else html.Html(), html.blocks(blocks)]))
         return
     used = {tile.mark for block in blocks for row in block.rows for tile in row.tiles if tile}
     marks = [
         f"{m.symbol} {m.meaning} ({m.line} frame)" for key, m in pictures.MARKS.items() if m.symbol and key in used
     ]
-    pictures.draw(blocks, path, title="\n".join(filter(None, [". ".join([title, *marks, meaning]), remark])))
+    lines = [". ".join([title, *marks]), *textwrap.wrap(HOW_TO_READ, 90), remark]
+    pictures.draw(blocks, path, title="\n".join(filter(None, lines)))

@@ -22,6 +22,7 @@ from ..engine.hooks import by_set
 from ..engine.main import launch_runs
 from ..engine.options import training_parser
 from ..errors import message_of
+from ..evaluation.tables import legend, without_gaps
 from ..files import write_json, write_text
 from .complexity import complexity
 
@@ -220,11 +221,11 @@ def table(summary: Sequence[dict], trials: Sequence[Trial] = ()) -> str:
         "steps": lambda s: _with_sd(s["steps"], 0),
         "minutes": lambda s: _with_sd(s["minutes"]),
     }
-    cells = {title: [cell(s) for s in summary] for title, cell in columns.items()}
-    used = {title: column for title, column in cells.items() if any(column)}
-    text = (
-        tabulate(used, headers="keys", tablefmt="github", disable_numparse=True) if summary else "nothing is finished"
-    )
+    text = "nothing is finished"
+    if summary:
+        headers, cells = without_gaps(list(columns), [[cell(s) for cell in columns.values()] for s in summary])
+        shown = tabulate(cells, headers, tablefmt="github", disable_numparse=True)
+        text = f"{shown}\n\nPercent. {legend([*(s['row'] for s in summary), *METRICS])}"
     failed = [f"failed: {t.name}, seed {t.seed}: {t.error}" for t in trials if t.error]
     return "\n".join([text, *([""] if failed else []), *failed])
 

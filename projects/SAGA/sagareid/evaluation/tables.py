@@ -1,0 +1,43 @@
+"""Tables of results: what their rows and columns mean, and no empty cells."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+__all__ = ["FEATURES", "METRICS", "NOTHING", "legend", "without_gaps"]
+
+NOTHING = "–"  # in a cell that has no value
+
+# What a model's images can be ranked by: the rows of a table.
+FEATURES = {
+    "result": "by the feature of TEST.FEATURE (auto: fusion where there is one, else concat, else the only one)",
+    "auto": "each model's result, the feature of its TEST.FEATURE",
+    "refined": "the head's own feature, pooled from the patches",
+    "cls": "CLIP's class token",
+    "proj": "the class token in the space that CLIP's images and texts share",
+    "concat": "all parts side by side, normalised together",
+    "orth": "refined, and a share TEST.FUSION.BETA of what the class token has beyond it",
+    "fusion": "refined, cls and proj side by side, each normalised and weighted by TEST.FUSION",
+    "parts": "features of single anchors side by side",
+    "feature": "what the head gives",
+}
+METRICS = {
+    "Rank-1": "queries whose most similar image is right",
+    "mAP": "mean of the queries' average precision",
+    "mINP": "how early a query's last right image comes",
+    "metric": "mean of Rank-1 and mAP, which chooses states",
+}
+
+
+def legend(names: Iterable[str]) -> str:
+    """In a line: what features and metrics of these names are; names that are not known here are left out."""
+    meanings = FEATURES | METRICS
+    return "; ".join(f"{name}: {meanings[name]}" for name in dict.fromkeys(names) if name in meanings)
+
+
+def without_gaps(headers: Sequence[Any], rows: Sequence[Sequence[Any]]) -> tuple[list[Any], list[list[Any]]]:
+    """Leave out columns that are empty in every row; `NOTHING` stands in the other empty cells (None or "")."""
+    kept = [i for i in range(len(headers)) if not rows or any(row[i] not in (None, "") for row in rows)]
+    filled = [[NOTHING if row[i] in (None, "") else row[i] for i in kept] for row in rows]
+    return [headers[i] for i in kept], filled
