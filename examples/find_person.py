@@ -1,5 +1,6 @@
 """Find a person in a folder of crops: python examples/find_person.py RUN CROPS QUERY"""
 
+import os
 import sys
 
 import torch
@@ -18,7 +19,8 @@ paths = [listing.images[place] for batch in batches for place in batch.indices]
 unreadable = [text for batch in batches for text in batch.unreadable.values()]
 if paths:
     similarity = torch.cat([batch.features for batch in batches]) @ wanted
-    for place in similarity.argsort(descending=True)[:5]:
+    others = [place for place in similarity.argsort(descending=True) if not os.path.samefile(paths[place], query)]
+    for place in others[:5]:
         print(f"{similarity[place]:.3f}  {paths[place]}")
 for text in filter(None, [str(listing), *unreadable]):
     print(text, file=sys.stderr)

@@ -51,6 +51,21 @@ for tool in sys.argv[1:]:
     assert done.returncode == 0, done.stderr
 
 
+def test_no_help_of_the_installed_program_imports_anything_heavy():
+    code = f"""{IMPORTED}
+import contextlib, io
+from sagareid import __main__ as program
+for name in ["--help", "--version", *program.modules()]:
+    sys.argv = ["sagareid", name, *(["--help"] if name in program.modules() else [])]
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
+        program.main()
+    assert out.getvalue() and not heavy(), (name, heavy())
+"""
+    done = run_python(code)
+    assert done.returncode == 0, done.stderr
+
+
 def test_importing_the_package_imports_nothing_heavy():
     done = run_python(f"{IMPORTED}\nimport sagareid; sagareid.__version__; assert not heavy(), heavy()")
     assert done.returncode == 0, done.stderr
@@ -69,7 +84,7 @@ assert not unwanted, unwanted
 """
     done = run_python(code, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "5.png" in done.stdout and "1.0000" in done.stdout
+    assert "5.png" in done.stdout and "1.0000" not in done.stdout  # nothing finds itself
 
 
 # ---- registered -----------------------------------------------------------------------------------------------------

@@ -277,7 +277,7 @@ def test_importing_the_package_does_not_import_it(repo):
 
 
 def test_the_example_finds_a_person(tiny_run, tiny_root, photos, repo, tmp_path, monkeypatch, capsys):
-    """examples/find_person.py: the image itself comes first, similarities fall; what it leaves out is said."""
+    """examples/find_person.py: the query itself is left out, similarities fall; what it leaves out is said."""
     script = repo / "examples/find_person.py"
     gallery = tmp_path / "crops"
     shutil.copytree(tiny_root / "synthetic_pedestrians/query", gallery)
@@ -289,7 +289,7 @@ def test_the_example_finds_a_person(tiny_run, tiny_root, photos, repo, tmp_path,
     out, err = capsys.readouterr()
     assert "1 with another suffix (notes.txt)" in err and f"cannot read {gallery / 'torn.png'}" in err
     lines = [line.split() for line in out.splitlines()]
-    assert len(lines) == 5 and lines[0] == ["1.000", str(photos[2])]
+    assert len(lines) == 5 and str(photos[2]) not in out
     assert [float(s) for s, _ in lines] == sorted((float(s) for s, _ in lines), reverse=True)
     sound = len(list(gallery.glob("*.jpg")))
     assert err.splitlines()[-1] == f"{sound} of {sound + 1} images were searched"

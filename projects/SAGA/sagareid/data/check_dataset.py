@@ -86,7 +86,7 @@ class Report:
     """What `check_dataset` found.
 
     Attributes:
-        counts: images, people and cameras of each split that could be read.
+        counts: images, people and cameras of each split that could be read; None where cameras are not known.
         published: the same as its authors state it; empty where no statistics are known.
         problems: each of them makes `tools/check_dataset.py` end with exit code 1.
         notes: worth knowing, and no fault of the files.
@@ -94,7 +94,7 @@ class Report:
     """
 
     dataset: str
-    counts: dict[str, tuple[int, int, int]]
+    counts: dict[str, tuple[int, int, int | None]]
     published: Statistics
     problems: list[Problem]
     notes: list[str]
@@ -137,7 +137,9 @@ class Report:
         return "\n".join(parts)
 
 
-def _against(count: int, stated: int | None) -> str:
+def _against(count: int | None, stated: int | None) -> str:
+    if count is None:
+        return "not known"
     if stated is None:
         return f"{count:,}"
     return f"{count:,} of {stated:,}" + (f" ({count - stated:+,})" if count != stated else "")
@@ -181,6 +183,8 @@ def check_dataset(cfg, name: str, workers: int | None = None) -> Checked:
                 problems.append(Problem("split", split, str(error)))
     names = Names(data)
     counts = {split: (len(rows), *data.parse_data(rows)) for split, rows in items.items()}
+    if not getattr(data, "cameras_known", True):
+        counts = {split: (images, people, None) for split, (images, people, _) in counts.items()}
     published = published_statistics(cfg, name)
     problems += _differences(counts, published)
     problems += _read_all({split: [row[0] for row in rows] for split, rows in items.items()}, workers)
@@ -232,7 +236,7 @@ def _wrong_names(error: WrongNames) -> list[Problem]:
     return [Problem("wrong name", printable(path), f"expected {error.expected}") for path in error.paths]
 
 
-def _differences(counts: dict[str, tuple[int, int, int]], published: Statistics) -> Iterable[Problem]:
+def _differences(counts: dict[str, tuple[int, int, int | None]], published: Statistics) -> Iterable[Problem]:
     for split, stated in published.items():
         pairs = zip(("images", "people", "cameras"), counts.get(split, ()), stated)
         other = [

@@ -11,6 +11,7 @@ leaves the index as it was before. `faiss_kinds` describes the kinds.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -157,16 +158,15 @@ class Index:
     def matches(
         self, names: Sequence[str], queries: np.ndarray, k: int, effort: int | None = None
     ) -> list[list[Match]]:
-        """The ranked list of each query, with paths."""
-        similarities, numbers = self.search(queries, k, effort)
-        return [
-            [
-                Match(name, rank, float(score), self.paths[int(number)].as_py())
-                for rank, (score, number) in enumerate(zip(scores, order), 1)
-                if number >= 0
-            ]
-            for name, scores, order in zip(names, similarities, numbers)
-        ]
+        """The ranked list of each query, with paths. A query that is in the gallery is left out of its own list."""
+        similarities, numbers = self.search(queries, k + 1 if k > 0 else k, effort)  # one more, for the query itself
+        lists = []
+        for name, scores, order in zip(names, similarities, numbers):
+            itself = os.path.abspath(name)
+            found = ((float(s), self.paths[int(number)].as_py()) for s, number in zip(scores, order) if number >= 0)
+            others = [(s, path) for s, path in found if os.path.abspath(Path(self.about.folder, path)) != itself]
+            lists.append([Match(name, rank, s, path) for rank, (s, path) in enumerate(others[:k], 1)])
+        return lists
 
 
 def build(features: FeatureSet, folder: str | Path, *, kind: str = "auto", memory_gib: float = 4.0) -> Index:
