@@ -24,7 +24,7 @@ from collections.abc import Mapping, Sequence
 
 from .data import dataset_root, from_workers, registered, train_sampler
 from .imports import FastReIDFinder, hide_storage_warning, legacy_names, quiet_host
-from .processes import as_one_process, close_logs, forget_groups, set_machine_group
+from .processes import as_one_process, close_logs, forget_groups, quiet_logs, set_machine_group
 from .ranking import cython_ranking_active
 from .solver import build_optimizer
 
@@ -41,6 +41,7 @@ __all__ = [
     "install",
     "legacy_names",
     "quiet_host",
+    "quiet_logs",
     "registered",
     "set_machine_group",
     "train_sampler",

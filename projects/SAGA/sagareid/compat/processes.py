@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-__all__ = ["as_one_process", "close_logs", "forget_groups", "set_machine_group"]
+__all__ = ["as_one_process", "close_logs", "forget_groups", "quiet_logs", "set_machine_group"]
 
 
 @contextmanager
@@ -53,6 +53,36 @@ def forget_groups() -> None:
 
     comm._LOCAL_PROCESS_GROUP = None
     comm._get_global_gloo_group.cache_clear()
+
+
+# Of these, what is worth a line is said by our own: data, progress, results. A long evaluation tells its progress.
+_SAID_BY_US = (
+    "fastreid.data.build",
+    "fastreid.data.datasets.bases",
+    "fastreid.engine.defaults",
+    "fastreid.engine.train_loop",
+    "fastreid.evaluation.evaluator",
+    "fastreid.evaluation.testing",
+    "fastreid.utils.env",
+)
+_TOTALS = ("Overall training speed", "Total training time")
+
+
+def quiet_logs() -> None:
+    """Leave lines out of FastReID's logs that repeat what our own say; `close_logs` undoes it with the handlers.
+
+    Why: engine/train_loop.py, engine/hooks.py:104, evaluation/evaluator.py:84 and data/datasets/bases.py:170 write some
+    30 lines a stage whose content is in the lines of ours, data sets under the names of their classes.
+    Goes when: FastReID's loggers can be told what to leave out.
+    """
+    for handler in logging.getLogger("fastreid").handlers:
+        handler.addFilter(_worth_a_line)
+
+
+def _worth_a_line(record: logging.LogRecord) -> bool:
+    text = record.getMessage()
+    said = record.name in _SAID_BY_US or (record.name == "fastreid.engine.hooks" and text.startswith(_TOTALS))
+    return record.levelno > logging.INFO or not said or text.startswith("Inference done")
 
 
 def close_logs() -> None:

@@ -24,7 +24,7 @@ from ..config import reads_cameras
 from ..errors import first_few
 from ..processes import loader_start
 from .datasets.build import DataSets
-from .datasets.layout import natural_key
+from .datasets.layout import natural_key, say_counts
 from .datasets.names import SetNames
 from .images import UnreadableImage, read_image
 from .seeding import SeededBatches, SeededSamples, seeded
@@ -183,7 +183,7 @@ def training_set(cfg, transform=None, datasets: DataSets | None = None) -> ReIDD
     for name in cfg.DATASETS.NAMES:
         data = datasets.training(cfg, name)
         if comm.is_main_process():
-            data.show_train()
+            say_counts(data, name, ("train",))
         items.extend(data.train)
         names.add(data, data.train)
     transform = transform or build_transforms(cfg, is_train=True)
@@ -287,7 +287,7 @@ def build_test_loader(cfg, dataset_name: str, datasets: DataSets | None = None) 
     """
     data = (datasets or DataSets()).test(cfg, dataset_name)
     if comm.is_main_process():
-        data.show_test()
+        say_counts(data, dataset_name, ("query", "gallery"))
     items = data.query + data.gallery
     names = SetNames().add(data, items)
     transform = build_transforms(cfg, is_train=False)

@@ -99,7 +99,7 @@ class RunCheckpointer(Checkpointer):
 
     def _write(self, path: Path, data: dict[str, Any]) -> None:
         save_torch(path, data)
-        logger.info("Saved checkpoint %s", path)
+        logger.debug("saved %s", path)
 
     def remove(self, name: str) -> None:
         """Delete `<name>.pth` where there is one."""

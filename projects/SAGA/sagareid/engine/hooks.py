@@ -6,6 +6,7 @@ import logging
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from statistics import fmean
 
 import torch
@@ -206,6 +207,7 @@ class CheckpointHook(HookBase):
             else:
                 trainer.checkpointer.save(self.FINAL, **state)
             trainer.checkpointer.remove(self.LAST)
+            logger.info("the result is %s", Path(trainer.cfg.OUTPUT_DIR, f"{self.FINAL}.pth"))
             return
         if (trainer.epoch + 1) % self.period == 0:
             trainer.checkpointer.save(f"model_{trainer.epoch:04d}", **state)

@@ -12,22 +12,24 @@ from typing import Any
 import torch
 from tabulate import tabulate
 
-from fastreid.engine import default_setup
+from fastreid.data.datasets import DATASET_REGISTRY
 from fastreid.utils import comm
 from fastreid.utils.env import seed_all_rng
 from fastreid.utils.logger import setup_logger
 
 from .. import compat
+from ..cli import command_line
 from ..config import flatten, get_cfg
 from ..config_checks import check_config, check_configs
 from ..config_files import ConfigFile, config_chain, find_config
 from ..config_merge import merge_files, merge_pairs, read_config
 from ..data.datasets.build import DataSets
 from ..deploy.load import load_model
-from ..files import DamagedFile, check_output, read_json, read_yaml, write_json
+from ..files import DamagedFile, check_output, read_json, read_yaml, write_json, write_text
 from ..hardware import pick_device
 from .feature_cache import cache_folder
 from .hooks import CheckpointHook, by_set
+from .logs import heading, surroundings
 from .trainer import SAGATrainer
 
 __all__ = ["Run", "check_machine", "differences", "evaluate", "plan", "run_all", "without_effect"]
@@ -251,6 +253,9 @@ def check_machine(
     """
     problems: list[str] = []
     datasets = datasets or DataSets()
+    problems += dict.fromkeys(problem for r in runs for problem in _drawn_validation(r.cfg))
+    if problems:  # before anything is drawn
+        raise ValueError("\n  ".join(problems))
     readers = {"TESTS": datasets.test}
     if not eval_only:
         readers |= {"NAMES": datasets.training, "VALIDATION": datasets.test}
@@ -280,6 +285,20 @@ def check_machine(
         problems += dict.fromkeys(problem for r in runs for problem in _indivisible(r.cfg, processes))
     if problems:
         raise ValueError("\n  ".join(["this machine cannot run it:", *problems]) if len(problems) > 1 else problems[0])
+
+
+def _drawn_validation(cfg) -> Iterator[str]:
+    """Validation on drawn people for a run on others, as a config has it whose base is the quick start's."""
+    classes = compat.registered(DATASET_REGISTRY)
+    drawn = {name for name, cls in classes.items() if getattr(cls, "drawn", False)}
+    others = [name for name in (*cfg.DATASETS.NAMES, *cfg.DATASETS.TESTS) if name not in drawn]
+    for name in cfg.DATASETS.VALIDATION:
+        if name in drawn and others:
+            yield (
+                f"DATASETS.VALIDATION names {name}, drawn people, for a run on {others[0]}: name people of its own (an "
+                "entry of DATASETS.CUSTOM with VALIDATION_SHARE keeps some of its training people for this), or set "
+                "DATASETS.VALIDATION '[]' and SOLVER.PATIENCE 0"
+            )
 
 
 def _unwritable(runs: Sequence[Run], eval_only: bool) -> list[str]:
@@ -315,8 +334,15 @@ def _indivisible(cfg, processes: int) -> list[str]:
 # ----------------------------------------------------------------------------------------------------------
 
 
-def _setup(run: Run, args) -> None:
-    """FastReID's set-up with one log per run and a known seed."""
+def _setup(run: Run, args, *, introduce: bool = True) -> None:
+    """FastReID's set-up with one log per run and a known seed.
+
+    FastReID's `default_setup` prints the environment and the whole configuration, 300 lines, for every stage; the
+    configuration is in config.yaml.
+
+    Args:
+        introduce: say first where the command runs.
+    """
     compat.close_logs()
     cfg = run.cfg
     if cfg.SEED < 0:
@@ -331,10 +357,17 @@ def _setup(run: Run, args) -> None:
             f"{run.folder.absolute()} was made by rank 0 and is not here: OUTPUT_DIR must be on a disk that all "
             "machines share"
         )
-    setup_logger(str(run.folder), distributed_rank=comm.get_rank(), name="sagareid")
-    default_setup(cfg, args)
+    for name in ("fastreid", "sagareid"):
+        setup_logger(str(run.folder), distributed_rank=comm.get_rank(), name=name)
+    compat.quiet_logs()
+    if introduce:
+        logger.info("%s\n%s", command_line(), surroundings(cfg.MODEL.DEVICE))
+    logger.info(heading(cfg, run.name, run.siblings, eval_only=args.eval_only))
+    if comm.is_main_process():
+        write_text(run.folder / "config.yaml", cfg.dump())
+    if not args.eval_only:
+        torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
     seed_all_rng(cfg.SEED)  # the same for every process: they build the same model; see hooks.OwnRandomness
-    logger.info("seed %d", cfg.SEED)
 
 
 def differences(run: Run) -> list[str]:
@@ -373,7 +406,7 @@ def run_all(runs: Sequence[Run], args, datasets: DataSets | None = None) -> list
     Raises:
         ValueError: resuming with a configuration other than the one that the run began with.
     """
-    results, datasets = [], datasets or DataSets()
+    results, datasets, introduce = [], datasets or DataSets(), True
     for run in runs:
         if args.resume and (run.folder / "config.yaml").is_file() and any(run.folder.glob("*.pth")):
             changed = differences(run)
@@ -384,15 +417,16 @@ def run_all(runs: Sequence[Run], args, datasets: DataSets | None = None) -> list
                 )
         done = comm.all_gather(run.result() if args.resume else None)[0]  # one answer for all processes
         if done is None:
-            done = _train(run, args, datasets)
+            done = _train(run, args, datasets, introduce=introduce)
+            introduce = False
         results.append(done)
     return results
 
 
-def _train(run: Run, args, datasets: DataSets) -> dict:
+def _train(run: Run, args, datasets: DataSets, *, introduce: bool) -> dict:
     begun = time.time()
     before = _seconds_so_far(run) if args.resume else 0.0
-    _setup(run, args)
+    _setup(run, args, introduce=introduce)
     trainer = SAGATrainer(run.cfg, datasets)
     trainer.resume_or_load(resume=args.resume)
     try:

@@ -15,9 +15,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fastreid.engine import hooks
 from fastreid.evaluation import inference_on_dataset
-from fastreid.evaluation.testing import print_csv_format
 from fastreid.utils import comm
-from fastreid.utils.events import get_event_storage
+from fastreid.utils.events import CommonMetricPrinter, get_event_storage
 
 from .. import compat
 from ..compat.trainer import OpenStepTrainer, OpenTrainer
@@ -45,6 +44,7 @@ from .hooks import (
     Selection,
     ValidationHook,
 )
+from .logs import ProgressLines, few_steps
 from .precision import autocast_dtype
 
 __all__ = ["HostScalars", "SAGATrainer", "StepTrainer", "train_loader"]
@@ -146,6 +146,8 @@ class SAGATrainer(OpenTrainer):
         self.step_trainer = StepTrainer(self.model, self.data_loader, self.optimizer, param_wrapper, dtype)
         extra = {"grad_scaler": self.grad_scaler} if self.grad_scaler else {}
         data = self.data_loader.dataset
+        if comm.is_main_process() and (remark := few_steps(cfg, len(data), self.iters_per_epoch)):
+            logger.warning(remark)
         self.checkpointer = RunCheckpointer(
             self.model,
             self.cfg.OUTPUT_DIR,
@@ -234,6 +236,11 @@ class SAGATrainer(OpenTrainer):
                     loader = cached_test_loader(self.cfg, _unwrapped(self.model), loader)
                 self._evaluated[name] = loader, evaluator
         return _evaluate(self.cfg, self.model, {name: self._evaluated[name] for name in names})
+
+    def build_writers(self):
+        """FastReID's, with our lines of progress in the place of its own."""
+        files = [w for w in super().build_writers() if not isinstance(w, CommonMetricPrinter)]
+        return [ProgressLines(self.max_iter, self.max_epoch), *files]
 
     def build_hooks(self):
         cfg = self.cfg
@@ -377,10 +384,9 @@ def _evaluate(cfg, model: nn.Module, sets: Mapping[str, tuple]) -> OrderedDict:
     if cfg.TEST.FLIP.ENABLED:
         model = FlipAveraged(model)
     for name, (loader, evaluator) in sets.items():
+        logger.info("evaluating on %s", name)
         with compat.quiet_host():
             results[name] = inference_on_dataset(model, loader, evaluator)
-        if comm.is_main_process():
-            print_csv_format(OrderedDict(results[name], dataset=name))
     return next(iter(results.values())) if len(results) == 1 else results
 
 

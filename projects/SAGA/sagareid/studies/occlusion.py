@@ -18,6 +18,7 @@ from PIL import Image
 from .. import compat
 from ..data import occluders
 from ..data.datasets.build import DataSets, build_dataset
+from ..data.datasets.layout import say_counts
 from ..data.datasets.names import Names, SetNames, identity_name
 from ..data.images import read_image
 from ..data.loaders import ReIDDataset
@@ -58,7 +59,7 @@ class ImageSet:
             ValueError: one of its splits is empty.
         """
         data = DataSets().test(cfg, name)
-        data.show_test()
+        say_counts(data, name, ("query", "gallery"))
         root = os.path.abspath(compat.dataset_root())
         items, masks = data.query + data.gallery, getattr(data, "mask_path", None)
         return cls(name, items, len(data.query), root, masks, SetNames().add(data, items), Names(data))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import re
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -14,7 +13,7 @@ from fastreid.data.datasets import DATASET_REGISTRY
 
 from ...files import printable
 from ..images import DEEPER, Listing, image_files, say_left_out
-from .custom import SHOWN, SPLITS, OwnDataset, Photo
+from .custom import SHOWN, SPLITS, OwnDataset, Photo, as_test
 from .layout import WrongNames, natural_key, no_images
 
 __all__ = ["CameraRule", "FolderDataset"]
@@ -42,6 +41,8 @@ class FolderDataset(OwnDataset):
             excluded.
         train_share: of the second form, 0..1.
         seed: of the second form.
+        validation_share: of the training people who are kept out of training; they are query and gallery of the data set
+            ``<name>_validation``, for DATASETS.VALIDATION.
 
     Raises:
         FileNotFoundError: no folder there.
@@ -58,6 +59,7 @@ class FolderDataset(OwnDataset):
         camera: str | Mapping | None = None,
         train_share: float = 0.5,
         seed: int = 0,
+        validation_share: float = 0.0,
         **kwargs,
     ):
         folder = Path(root, path).expanduser()
@@ -73,7 +75,7 @@ class FolderDataset(OwnDataset):
             splits = {split: _read_people(name, folder / split, rule) for split in present}
         else:
             splits = _divide(_read_people(name, folder, rule), train_share, seed)
-        super().__init__(name, splits, **kwargs)
+        super().__init__(name, splits, validation_share=validation_share, **kwargs)
 
 
 # What people call a part of a data set, beside SPLITS.
@@ -215,18 +217,5 @@ def _divide(photos: Sequence[Photo], train_share: float, seed: int) -> dict[str,
     people = sorted({photo.person for photo in photos}, key=natural_key)
     rng = random.Random(seed)
     train = set(rng.sample(people, round(train_share * len(people))))
-    splits = {"train": [photo for photo in photos if photo.person in train], "query": [], "gallery": []}
-    by_person = defaultdict(list)
-    for photo in photos:
-        if photo.person not in train:
-            by_person[photo.person].append(photo)
-    for person in sorted(by_person, key=natural_key):
-        by_camera = defaultdict(list)
-        for photo in by_person[person]:
-            by_camera[photo.camera or photo.path].append(photo)
-        several = [camera for camera in sorted(by_camera, key=natural_key) if len(by_camera[camera]) > 1]
-        cameras = several or [rng.choice(sorted(by_camera, key=natural_key))]
-        queries = {rng.choice(by_camera[camera]) for camera in cameras} if len(by_camera) > 1 else set()
-        for photo in by_person[person]:
-            splits["query" if photo in queries else "gallery"].append(photo)
-    return splits
+    query, gallery = as_test([photo for photo in photos if photo.person not in train], rng)
+    return {"train": [photo for photo in photos if photo.person in train], "query": query, "gallery": gallery}

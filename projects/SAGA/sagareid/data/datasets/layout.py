@@ -9,11 +9,12 @@ Every image file of a split is used; a file whose name cannot be read is an erro
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from fastreid.data.datasets.bases import ImageDataset
 
@@ -35,7 +36,10 @@ __all__ = [
     "parse_names",
     "read_pair",
     "refuse_training",
+    "say_counts",
 ]
+
+logger = logging.getLogger(__name__)
 
 REMEDY = "Set FASTREID_DATASETS, or run configs/SAGA/quickstart.yml, which needs no download."
 
@@ -160,6 +164,26 @@ def refuse_training(dataset: str) -> NoReturn:
         f"{dataset} has no training images. Expected it in DATASETS.TESTS; train on another set, "
         "e.g. DATASETS.NAMES ('Market1501',)"
     )
+
+
+def say_counts(data: Any, name: str, splits: Sequence[str]) -> None:
+    """Log images, people and cameras of splits under the data set's name, in a line.
+
+    Of a test set without cameras the log says what that does to its metrics.
+    """
+    known = getattr(data, "cameras_known", True)
+    parts = []
+    for split in splits:
+        rows = getattr(data, split)
+        people, cameras = (len({row[i] for row in rows}) for i in (1, 2))
+        parts.append(f"{split} {len(rows):,} images of {people:,} people" + (f", {cameras} cameras" if known else ""))
+    logger.info("%s: %s", name, "; ".join(parts))
+    if not known and "query" in splits:
+        logger.warning(
+            "%s: no cameras are known, so every image counts as a camera of its own and same-camera matches were "
+            "not excluded: metrics are higher than those of a cross-camera evaluation",
+            name,
+        )
 
 
 class EvaluationOnly(ImageDataset):

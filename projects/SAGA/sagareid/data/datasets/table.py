@@ -28,13 +28,23 @@ class CSVDataset(OwnDataset):
         name: the entry's NAME.
         path: the table, under `root` (FASTREID_DATASETS) or absolute.
         images: folder that paths are relative to, under `root` or absolute. None: the table's own.
+        validation_share: as of a `FolderDataset`.
 
     Raises:
         FileNotFoundError: no table there.
         ValueError: a column, field or file is missing, a split is unknown, an image is listed twice; with line numbers.
     """
 
-    def __init__(self, root: str = "datasets", *, name: str, path: str, images: str | None = None, **kwargs):
+    def __init__(
+        self,
+        root: str = "datasets",
+        *,
+        name: str,
+        path: str,
+        images: str | None = None,
+        validation_share: float = 0.0,
+        **kwargs,
+    ):
         table = Path(root, path).expanduser()
         if not table.is_file():
             raise FileNotFoundError(
@@ -46,7 +56,7 @@ class CSVDataset(OwnDataset):
             splits = _read_table(name, table, folder)
         except csv.Error as error:
             raise ValueError(f"{name}: {table} is no CSV file: {error}. Check its quotes") from error
-        super().__init__(name, splits, **kwargs)
+        super().__init__(name, splits, validation_share=validation_share, **kwargs)
 
 
 def _read_table(name: str, table: Path, folder: Path) -> dict[str, list[Photo]]:
