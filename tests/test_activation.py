@@ -108,7 +108,7 @@ def test_open_clips_configuration_beside_the_file_decides(quick, container, orig
 def test_a_tag_decides(quick, originals, tmp_path, monkeypatch):
     path = write(tmp_path, originals[quick].state_dict(), "plain")
     monkeypatch.setattr(open_clip, "get_pretrained_cfg", lambda name, tag: {"hf_hub": "x/y", "quick_gelu": quick})
-    monkeypatch.setattr(open_clip, "download_pretrained", lambda source: str(path))
+    monkeypatch.setattr(towers, "download", lambda source: path)
     assert difference(NAMES[quick], "a_tag", originals[quick]) < 1e-5
     with pytest.raises(ValueError, match=f"by open_clip's record of the tag.*Set MODEL.CLIP.NAME {NAMES[quick]}"):
         towers.read_clip_weights(NAMES[not quick], "a_tag")

@@ -39,7 +39,7 @@ def test_from_a_folder_of_crops_to_a_trained_head(page, repo, tiny_root, tmp_pat
     monkeypatch.setenv("FASTREID_DATASETS", str(tmp_path / "data"))
     monkeypatch.chdir(tmp_path)
     commands = [line for block in re.findall(r"```bash\n(.*?)```", page, re.S) for line in block.strip().splitlines()]
-    assert len(commands) == 5
+    assert len(commands) == 6
     for command in commands:
         _python, tool, *arguments = shlex.split(command)
         small = SMALL if "train_net" in tool else []
@@ -58,4 +58,4 @@ def test_the_other_entries_of_the_page_are_valid(page):
     one = yaml.safe_load(re.search(r"other arguments: `(\{.*?\})`", page)[1])
     cfg = get_cfg()
     cfg.DATASETS.CUSTOM = [*(entry for block in blocks for entry in block["DATASETS"]["CUSTOM"]), one]
-    assert list(custom_datasets(cfg)) == ["campus", "shop_2025", "shop_2026", "mine"]
+    assert list(custom_datasets(cfg)) == ["campus", "shop_2025", "shop_2026", "lobby", "lobby_validation", "mine"]

@@ -72,8 +72,10 @@ def test_its_head_trains_by_its_own_command(readme, repo, train_net, tmp_path, m
     assert train_net(*shlex.split(command), *RUN, "OUTPUT_DIR", tmp_path / "out") == 0
     [result] = json.loads((tmp_path / "out" / "results.json").read_text())
     assert 0 <= result["metrics"]["mAP"] <= 100
-    gate = [v for k, v in load_state(tmp_path / "out" / "model_final.pth")["model"].items() if k.endswith("gate.bias")]
-    assert len(gate) == 1 and torch.isfinite(gate[0]).all()
+    state = load_state(tmp_path / "out" / "model_final.pth")["model"]
+    [gate] = [v for k, v in state.items() if k.endswith("gate.bias")]
+    [layer] = [v for k, v in state.items() if k.endswith("embedding.weight")]
+    assert torch.isfinite(gate).all() and not torch.equal(layer, torch.eye(len(layer))), "its feature learns something"
     sys.modules.pop("my_head", None)
 
 

@@ -87,7 +87,8 @@ def add_saga_config(cfg: CN) -> None:
     cfg.DATASETS.CUSTOM = []
     # Data sets whose query and gallery steer training and are apart from TESTS: every TEST.EVAL_PERIOD epochs they are
     # evaluated in the place of TESTS, and the run's result is its best state by them (mean of Rank-1 and mAP), with
-    # which TESTS are evaluated once, at the end. Empty: the last state is the result.
+    # which TESTS are evaluated once, at the end. Empty: the last state is the result. An entry of CUSTOM with
+    # VALIDATION_SHARE: 0.2 keeps that share of its training people for this: <NAME>_validation.
     cfg.DATASETS.VALIDATION = []
     # Random erasing fills with normal noise in normalised space, one value per pixel. False: the host's
     # INPUT.REA.VALUE.
@@ -150,6 +151,9 @@ def add_saga_config(cfg: CN) -> None:
             )
 
 
+VALIDATION_OF = "_validation"  # behind an entry's NAME: the people whom its VALIDATION_SHARE keeps out of training
+
+
 def reads_cameras(cfg: CN) -> bool:
     """Whether the model embeds camera ids."""
     domain = parts(DOMAIN_ANCHOR_REGISTRY).get(cfg.MODEL.SAGA.DOMAIN_ANCHORS)
@@ -206,6 +210,8 @@ def custom_datasets(cfg: CN) -> dict[str, tuple[type, dict]]:
             raise ValueError(f"DATASETS.CUSTOM: {name} lacks {', '.join(missing)}; keys of {kind}: {valid}")
         options = {known[k].name: entry[k] for k in given}
         found[name] = cls, ({"name": name} if "NAME" in known else {}) | options
+        if entry.get("VALIDATION_SHARE"):
+            found[f"{name}{VALIDATION_OF}"] = cls, found[name][1] | {"validation": True}
     return found
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from fastreid.config import CfgNode as CN
 
 from .compat import registered
-from .config import custom_datasets, flatten, own_parameters, reads_cameras
+from .config import VALIDATION_OF, custom_datasets, flatten, own_parameters, reads_cameras
 from .errors import did_you_mean
 from .evaluation.features import available_features
 from .hardware import compiler_problem
@@ -331,8 +331,14 @@ def _check_datasets(cfg: CN) -> Iterator[str]:
             for name in cfg.DATASETS[key]:
                 if name in classes and name not in plain and name not in custom:
                     yield f"DATASETS.{key}: {name} is set up by an entry of DATASETS.CUSTOM; name that entry"
+            without = {name for name in cfg.DATASETS[key] if name not in custom and _entry_of(name) in custom}
+            for name in sorted(without):
+                yield (
+                    f"DATASETS.{key}: {name} needs a VALIDATION_SHARE, such as 0.2, in the entry {_entry_of(name)} of "
+                    "DATASETS.CUSTOM"
+                )
             others = set(cfg.DATASETS[key]) & set(classes)
-            yield from one_of(cfg, f"DATASETS.{key}", plain | set(custom) | others)
+            yield from one_of(cfg, f"DATASETS.{key}", plain | set(custom) | others | without)
     validation = list(cfg.DATASETS.VALIDATION)
     for key in ("NAMES", "TESTS"):
         shared = [name for name in validation if name in cfg.DATASETS[key]]
@@ -345,6 +351,11 @@ def _check_datasets(cfg: CN) -> Iterator[str]:
     if validation and cfg.TEST.SELECT_BEST:
         yield "TEST.SELECT_BEST selects on test data, DATASETS.VALIDATION on data apart from it: one of the two"
     yield from _check_batch(cfg)
+
+
+def _entry_of(name: str) -> str:
+    """The entry whose people for validation a name stands for."""
+    return name.removesuffix(VALIDATION_OF)
 
 
 def _check_batch(cfg: CN) -> Iterator[str]:

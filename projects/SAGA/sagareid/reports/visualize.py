@@ -5,7 +5,6 @@ V queries with a match.
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -195,5 +194,5 @@ def save(blocks: Sequence[Block], path: str | Path, title: str, remark: str = ""
     marks = [
         f"{m.symbol} {m.meaning} ({m.line} frame)" for key, m in pictures.MARKS.items() if m.symbol and key in used
     ]
-    lines = [". ".join([title, *marks]), *textwrap.wrap(HOW_TO_READ, 90), remark]
+    lines = [". ".join([title, *marks]), HOW_TO_READ, remark]
     pictures.draw(blocks, path, title="\n".join(filter(None, lines)))

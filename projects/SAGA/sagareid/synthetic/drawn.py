@@ -223,7 +223,8 @@ def draw_dataset(
                 "another folder"
             )
         shutil.rmtree(partial, ignore_errors=True)  # of one that was killed
-        logger.info("Drawing %s with %d process(es)", folder, workers)
+        count = sum(1 for _ in items(spec))
+        logger.warning("drawing %d pictures of people into %s, with %d process(es)", count, folder, workers)
         try:
             _draw_into(partial, spec, workers)
         except BaseException:
@@ -232,7 +233,6 @@ def draw_dataset(
         if folder.exists():
             shutil.rmtree(folder)
         partial.rename(folder)
-        logger.info("Drew %s", folder)
     return folder
 
 
@@ -267,6 +267,7 @@ class SyntheticPedestrians(ImageDataset):
     """
 
     dataset_name = "synthetic_pedestrians"
+    drawn = True  # no photographs: `check_machine` keeps such people out of the validation of others
     query_split, gallery_split = "query", "bounding_box_test"
     # for the occlusion study: where the person is, and whose people to paste (nobody trains on them)
     mask_path = staticmethod(mask_path)

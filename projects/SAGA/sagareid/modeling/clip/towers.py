@@ -19,10 +19,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...errors import first_few
+from ...errors import first_few, first_line
 from ...weights import read_state_dict
 from ..fast.blocks import use_cheaper_forms
 from .activation import check_activation, trained_with_quick_gelu
+from .download import download
 from .text import END_OF_TEXT, PLACEHOLDER, TextEncoder, template_token_ids
 
 __all__ = [
@@ -199,10 +200,12 @@ def _weights_file(name: str, pretrained: str) -> Path:
     if not source:
         raise FileNotFoundError(f"MODEL.BACKBONE.PRETRAIN_PATH {pretrained!r} is no file and no tag of {name}. {how}")
     try:
-        return Path(open_clip.download_pretrained(source))
+        return download(source)
     except Exception as error:
         raise FileNotFoundError(
-            f"the weights {pretrained!r} of {name} could not be fetched ({type(error).__name__}). {how}"
+            f"the weights {pretrained!r} of {name} could not be fetched ({first_line(error) or type(error).__name__}). "
+            f"{how} Without any, configs/SAGA/own_small.yml takes the small CLIP that ships with the package "
+            "(MODEL.CLIP.NAME ViT-XS-8-pedestrians)"
         ) from error
 
 
