@@ -98,7 +98,7 @@ def test_drawn_people_choose_no_state_of_a_model_of_photographs(shop):
 
 def test_drawing_says_where(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
-        spec = Spec(train_ids=1, test_ids=1, validation_ids=1, gallery_distractors=0, cutouts=1)
+        spec = Spec(train_ids=2, test_ids=1, validation_ids=1, gallery_distractors=1, cutouts=1)
         drawn.draw_dataset(tmp_path, spec, workers=1)
         drawn.draw_dataset(tmp_path)
     [said] = [r.getMessage() for r in caplog.records]
@@ -123,7 +123,7 @@ def test_weights_that_cannot_be_fetched_end_in_one_line_within_seconds(hub, hang
         asked.append(constants.HF_HUB_OFFLINE)
         raise FileNotFoundError("not in the cache")
 
-    monkeypatch.setattr(download, "SECONDS", 0.05)
+    monkeypatch.setattr(download, "SECONDS", 0.05 if hangs else 60)
     monkeypatch.setattr(download, "CACHE", tmp_path)
     monkeypatch.setattr(download.urllib.request, "urlopen", answer)
     monkeypatch.setattr(download.open_clip, "download_pretrained", fetch)

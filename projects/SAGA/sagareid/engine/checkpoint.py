@@ -86,20 +86,16 @@ class RunCheckpointer(Checkpointer):
         for key, obj in self.checkpointables.items():
             data[key] = obj.state_dict()
         path = Path(self.save_dir, f"{name}.pth")
-        self._write(path, data)
+        save_torch(path, data)
         if tag:
             self.tag_last_checkpoint(path.name)
 
     def promote(self, name: str, target: str, **kwargs) -> None:
         """Write what `<name>.pth` holds as `<target>.pth`, with these keys in it, and point `last_checkpoint` there."""
         path = Path(self.save_dir, f"{target}.pth")
-        self._write(path, load_state(Path(self.save_dir, f"{name}.pth")) | kwargs)
+        save_torch(path, load_state(Path(self.save_dir, f"{name}.pth")) | kwargs)
         self.tag_last_checkpoint(path.name)
         self.remove(name)
-
-    def _write(self, path: Path, data: dict[str, Any]) -> None:
-        save_torch(path, data)
-        logger.debug("saved %s", path)
 
     def remove(self, name: str) -> None:
         """Delete `<name>.pth` where there is one."""

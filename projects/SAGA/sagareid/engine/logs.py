@@ -82,9 +82,10 @@ class ProgressLines(EventWriter):
 
     def write(self) -> None:
         storage = get_event_storage()
-        done = storage.iter + 1
-        if storage.iter == self._max_iter:  # after the last step
+        latest = storage.latest()
+        if storage.iter == self._max_iter or "total_loss" not in latest:  # after the last step
             return
+        done = latest["total_loss"][1] + 1
         speed = ""
         if "time" in storage.histories():
             seconds = storage.history("time").median(1000)

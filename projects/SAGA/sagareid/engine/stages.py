@@ -253,7 +253,8 @@ def check_machine(
     """
     problems: list[str] = []
     datasets = datasets or DataSets()
-    problems += dict.fromkeys(problem for r in runs for problem in _drawn_validation(r.cfg))
+    if not eval_only:
+        problems += dict.fromkeys(problem for r in runs for problem in _drawn_validation(r.cfg))
     if problems:  # before anything is drawn
         raise ValueError("\n  ".join(problems))
     readers = {"TESTS": datasets.test}
