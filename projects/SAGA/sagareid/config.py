@@ -19,6 +19,7 @@ from .errors import did_you_mean
 from .registry import DOMAIN_ANCHOR_REGISTRY, fastreid_registries, parts, parts_with_keys
 
 __all__ = [
+    "VALIDATION_OF",
     "add_saga_config",
     "clip_tokens",
     "custom_datasets",
