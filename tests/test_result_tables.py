@@ -11,7 +11,7 @@ from test_evaluation import run as evaluate
 from test_report import scrolled_width
 
 from sagareid.config import get_cfg
-from sagareid.evaluation.evaluator import available_rows
+from sagareid.evaluation.features import available_features
 from sagareid.evaluation.tables import FEATURES, NOTHING, legend, without_gaps
 from sagareid.reports import html, pictures, study_tables
 from sagareid.studies import compare
@@ -19,7 +19,7 @@ from sagareid.studies import compare
 
 def test_every_row_that_a_head_gives_has_a_meaning():
     for layout in (LAYOUT | {"parts": 4}, {"feature": 8}):
-        assert not set(available_rows(layout)) - set(FEATURES)
+        assert not set(available_features(layout)) - set(FEATURES)
     assert legend(["cls", "mAP", "cls", "another"]).split("; ") == [
         "cls: CLIP's class token",
         "mAP: mean of the queries' average precision",

@@ -124,9 +124,7 @@ class SAGAEvaluator(DatasetEvaluator):
         self._log(table, len(pids) - q, results)
         return results
 
-    def _log(
-        self, table: Mapping[str, Mapping[str, float]], num_gallery: int, results: Mapping[str, float]
-    ) -> None:
+    def _log(self, table: Mapping[str, Mapping[str, float]], num_gallery: int, results: Mapping[str, float]) -> None:
         """The metrics of every feature as a table that explains its rows."""
         transductive = [name for name in ("NFC", "AQE", "RERANK") if self.cfg.TEST[name].ENABLED]
         further = [f"{key} {value:.2f}" for key, value in results.items() if key.startswith("TPR@")]
