@@ -26,6 +26,7 @@ SMALL = {
     "occlusion_study.py": ["--levels", "30", "--bootstrap", "20", "--samples", "1", "--workers", "0"],
     "extract.py": ["--workers", "0"],
     "report.py": ["--lists", "none"],
+    "calibrate.py": ["--fmr", "0.3"],
     "benchmark.py": ["--smoke"],
 }
 # What a command leaves behind.
@@ -35,7 +36,7 @@ MADE = {
         "logs/study/comparison.md",
         "logs/study/occlusion/study.html",
     ],
-    "tutorial_engineer.md": ["features.npz", "index/index.json", "found.png", "model.onnx"],
+    "tutorial_engineer.md": ["features.npz", "index/index.json", "found.png", "model.onnx", "calibration.json"],
     "tutorial_contributor.md": [],
 }
 

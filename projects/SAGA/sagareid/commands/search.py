@@ -6,6 +6,7 @@
     python tools/search.py add index more.npz
     python tools/search.py query index person.jpg --checkpoint logs/SAGA/quickstart/anchors -k 5 --picture found.png
     python tools/search.py query index --features queries.npz -o matches.json
+    python tools/search.py query index person.jpg --checkpoint logs/SAGA/quickstart/anchors --threshold calibration.json
 """
 
 from __future__ import annotations
@@ -70,6 +71,11 @@ def argument_parser() -> argparse.ArgumentParser:
         help="cells (ivfpq) or candidates (hnsw) to look at: more are slower and miss less (default: the index's)",
     )
     query.add_argument(
+        "--threshold",
+        metavar="FILE_OR_NUMBER",
+        help="answer nobody below it: a file of tools/calibrate.py, or a similarity (default: every query has matches)",
+    )
+    query.add_argument(
         "-o", "--output", type=Path, help=".json or .csv file for the matches (default: a table on the screen)"
     )
     query.add_argument("--picture", type=Path, help="picture of the ranked lists to write (default: none)")
@@ -107,12 +113,15 @@ def _query(args: argparse.Namespace) -> None:
     import_modules(args.modules)
     for path in filter(None, (args.output, args.picture)):
         check_output(path)
+    threshold = gallery.Threshold.read(args.threshold) if args.threshold is not None else None
     index = gallery.Index.load(args.index)
     if args.features:
         names, features = gallery.feature_queries(index, gallery.FeatureSet(args.features))
     else:
         names, features = gallery.image_queries(index, args.images, args.checkpoint, device=args.device)
     matches = index.matches(names, features, args.k, args.effort)
+    if threshold is not None:
+        matches = gallery.answers(index, matches, threshold)
     if args.output:
         gallery.write_matches(matches, args.output)
     else:
@@ -121,7 +130,7 @@ def _query(args: argparse.Namespace) -> None:
         from ..reports import ranked_lists
 
         folder = args.folder or Path(index.about.folder)
-        if lost := [m.path for one in matches for m in one if not (folder / m.path).is_file()]:
+        if lost := [m.path for one in matches for m in one if not m.nobody and not (folder / m.path).is_file()]:
             print(
                 f"{len(lost)} of the images found are not there, such as {folder / lost[0]}: --folder names the place "
                 "of the gallery's images if they were moved",

@@ -7,6 +7,7 @@ N boxes, F feature width, (H, W) input size.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,9 @@ from torch import Tensor, nn
 
 from .boxes import crop_boxes
 from .extractor import Extractor
+from .threshold import Threshold
 
-__all__ = ["BoxMOTReID", "UltralyticsReID", "roboflow_model"]
+__all__ = ["BoxMOTReID", "UltralyticsReID", "appearance_threshold", "roboflow_model"]
 
 
 class BoxMOTReID:
@@ -34,13 +36,53 @@ class BoxMOTReID:
 class UltralyticsReID:
     """What Ultralytics' trackers keep as `encoder`: `tracker.encoder = UltralyticsReID(extractor)`."""
 
-    def __init__(self, extractor: Extractor):
-        self.extractor = extractor
+    def __init__(self, extractor: Extractor, *, min_visibility: float = 0.0):
+        """
+        Args:
+            min_visibility: a person of whom less is seen gives no feature: the tracker then goes by the motion alone,
+                and the memory of the track stays as it was. Above 0 it needs the read-out of tools/fit_visibility.py.
+
+        Raises:
+            ValueError: a share out of range.
+            FileNotFoundError: no read-out beside the checkpoint.
+        """
+        if not 0 <= min_visibility <= 1:
+            raise ValueError(f"min_visibility is {min_visibility}; expected a share from 0 to 1")
+        if min_visibility:
+            _ = extractor.readout  # what is missing is said now, not at the first frame
+        self.extractor, self.min_visibility = extractor, min_visibility
 
     def __call__(self, image: np.ndarray, detections: np.ndarray) -> list[np.ndarray | None]:
-        """A feature of each detection (N, >= 4), centre and size, in a BGR frame; None of one outside of it."""
-        features = self.extractor.embed(image, _four(detections), format="cxcywh", empty="zero").numpy()
-        return [feature if feature.any() else None for feature in features]
+        """A feature of each detection (N, >= 4), centre and size, in a BGR frame; None of one outside of it, and of one
+        of which too little is seen."""
+        options = {"format": "cxcywh", "empty": "zero"}
+        if not self.min_visibility:
+            features = self.extractor.embed(image, _four(detections), **options).numpy()
+            return [feature if feature.any() else None for feature in features]
+        found, seen = self.extractor.embed(image, _four(detections), visibility=True, **options)
+        kept = (seen.crop >= self.min_visibility).tolist()
+        return [feature if keep else None for feature, keep in zip(found.numpy(), kept)]
+
+
+def appearance_threshold(extractor: Extractor, threshold: str | Path | float, tracker: str) -> float:
+    """A calibrated threshold as the setting `appearance_thresh` of a tracker's BoT-SORT, whose scale is its own.
+
+    BoxMOT's is a distance, 1 - similarity, and lets through what is below. Ultralytics' is (1 + similarity) / 2.
+
+    Args:
+        threshold: a file of tools/calibrate.py, or a similarity.
+        tracker: "boxmot" or "ultralytics".
+
+    Raises:
+        ValueError: another tracker; a file of another model than the extractor's, or that is no calibration.
+        FileNotFoundError: neither a number nor a file.
+    """
+    chosen = Threshold.read(threshold)
+    chosen.check_model(extractor.checkpoint_sha256, extractor.feature, "the extractor")
+    scales = {"boxmot": 1 - chosen.value, "ultralytics": (1 + chosen.value) / 2}
+    if tracker not in scales:
+        raise ValueError(f"tracker is {tracker!r}; expected {', '.join(scales)}")
+    return scales[tracker]
 
 
 def roboflow_model(extractor: Extractor) -> Any:

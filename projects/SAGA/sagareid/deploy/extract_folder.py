@@ -33,7 +33,6 @@ from tqdm import tqdm
 from ..data.images import SUFFIXES, Listing, image_files, say_left_out
 from ..files import (
     DamagedFile,
-    file_hash,
     parse_json,
     printable,
     read_json,
@@ -46,7 +45,6 @@ from ..hardware import pick_device
 from .earlier import MODEL, Earlier
 from .extractor import Extractor
 from .feature_set import about_parquet, whole_parquet
-from .load import checkpoint_file
 from .options import MANIFEST, REMEDY, REMEDY_OF_MANIFEST, is_single_file
 
 __all__ = ["Report", "extract_folder", "list_images", "open_extractor"]
@@ -112,7 +110,7 @@ def open_extractor(checkpoint: str | Path, *, device: str, dtype: str, feature: 
     if device == "cuda":
         device = f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
     extractor = Extractor.from_checkpoint(checkpoint, device=device, dtype=dtype, feature=feature)
-    return extractor, file_hash(checkpoint_file(checkpoint))
+    return extractor, extractor.checkpoint_sha256
 
 
 def extract_folder(

@@ -6,9 +6,11 @@ n images, F feature width, K text anchors, (h, w) patch grid, (H, W) input size.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, overload
 
 import numpy as np
@@ -24,18 +26,19 @@ from .. import compat
 from ..data.images import UnreadableImage, as_rgb, read_image, reason
 from ..data.transforms import build_transforms
 from ..evaluation.postprocess import l2
-from ..files import printable
+from ..files import file_hash, printable
 from ..hardware import compiler_problem
 from ..processes import loader_start
+from ..structures import CLIPFeatures
 from .boxes import crop_boxes
 from .feature_model import FeatureModel
-from .load import load_model
+from .load import checkpoint_file, load_model
+from .options import VISIBILITY
+from .visibility import BANDS, Readout, Visibility, load_readout
 
 __all__ = ["Batch", "Extractor", "ImageLike"]
 
 ImageLike = str | os.PathLike | Image.Image | np.ndarray | Tensor
-
-logger = logging.getLogger(__name__)
 
 logger = logging.getLogger(__name__)
 
@@ -52,12 +55,14 @@ class Batch(NamedTuple):
         attention: (n, K, h, w) float32, or None.
         indices: their n places among the images asked for.
         unreadable: place -> why, of those that could not be read.
+        visibility: how much of the n people is seen, or None.
     """
 
     features: Tensor
     attention: Tensor | None
     indices: list[int]
     unreadable: dict[int, str]
+    visibility: Visibility | None = None
 
 
 class Extractor:
@@ -95,6 +100,7 @@ class Extractor:
         self._compiled = torch.compile(self._module, dynamic=False) if compile else None
         self._prepare = _Prepare(cfg, self._module.size)
         self._unknown_cameras: set[str | None] = set()  # those that the log has named
+        self._checkpoint: Path | None = None
 
     @classmethod
     def from_checkpoint(
@@ -123,7 +129,34 @@ class Extractor:
             ValueError: it is none or does not fit its config; no such device, dtype or feature; no compiler.
         """
         cfg, model = load_model(path, device=device)
-        return cls(cfg, model, dtype=dtype, feature=feature, compile=compile)
+        extractor = cls(cfg, model, dtype=dtype, feature=feature, compile=compile)
+        extractor._checkpoint = checkpoint_file(path)
+        return extractor
+
+    @functools.cached_property
+    def checkpoint_sha256(self) -> str:
+        """Of the checkpoint's bytes, by which features and thresholds know their model; "" for one without a file."""
+        return file_hash(self._checkpoint) if self._checkpoint else ""
+
+    @property
+    def head(self) -> Any:
+        """The model's head."""
+        return self._module.model.heads
+
+    def tower(self, pixels: Tensor) -> CLIPFeatures | Tensor:
+        """What the backbone gives the head of (B, 3, H, W) RGB in 0..255 of the model's size, cameras unknown.
+
+        Raises:
+            ValueError: the model goes another way than backbone, then head.
+        """
+        cameras = torch.full((len(pixels),), -1, device=self.device) if self._module.reads_cameras else None
+        with torch.inference_mode():
+            return self._module.tower(pixels.to(self.device), cameras)
+
+    @property
+    def cfg(self) -> Any:
+        """The run's configuration."""
+        return self._module.cfg
 
     @property
     def width(self) -> int:
@@ -230,7 +263,8 @@ class Extractor:
         camera: str | None = None,
         batch_size: int = 64,
         empty: Literal["error", "zero"] = "error",
-    ) -> Tensor:
+        visibility: bool = False,
+    ) -> Any:
         """Features of the people in a frame, in the order of their boxes.
 
         Args:
@@ -240,12 +274,15 @@ class Extractor:
             format: "xyxy", "xywh" (upper left corner and size) or "cxcywh".
             camera: the training camera of the frame by name; None or another name: unknown.
             empty: what a box without a pixel inside the frame gives: an error that names it, or a feature of zeros.
+            visibility: also return how much of each person is seen; tools/fit_visibility.py has made the read-out.
 
         Returns:
-            (N, F) float32 on the CPU, of unit length (or zeros).
+            (N, F) float32 on the CPU, of unit length (or zeros); with `visibility` also a `Visibility` of N people,
+            zeros for boxes without a pixel.
 
         Raises:
             TypeError, ValueError: no frame, no boxes, a box without a pixel; the message says which.
+            FileNotFoundError: `visibility` without a read-out beside the checkpoint.
         """
         if empty not in ("error", "zero"):
             raise ValueError(f"empty is {empty!r}; expected error or zero")
@@ -257,11 +294,18 @@ class Extractor:
                 f"boxes {', '.join(map(str, missing))} have no pixel inside the frame of {frame.shape[1]} x "
                 f'{frame.shape[0]}; drop those detections, or pass empty="zero" for features of zeros'
             )
-        features = torch.zeros(len(crops), self.width)
-        if seen:
-            cameras = None if camera is None else [camera] * len(seen)
-            features[list(seen)] = self(list(seen.values()), batch_size=batch_size, cameras=cameras)
-        return features
+        if visibility:
+            _ = self.readout  # a frame without people has none either, and says so
+        features, shares = torch.zeros(len(crops), self.width), torch.zeros(len(crops), 1 + BANDS)
+        cameras = None if camera is None else [camera] * len(seen)
+        places_seen = list(seen)
+        batches = self.iterate(list(seen.values()), batch_size=batch_size, cameras=cameras, visibility=visibility)
+        for batch in batches:
+            places = [places_seen[i] for i in batch.indices]
+            features[places] = batch.features
+            if batch.visibility is not None:
+                shares[places] = torch.cat([batch.visibility.crop[:, None], batch.visibility.sixths], dim=1)
+        return (features, Visibility(shares[:, 0], shares[:, 1:])) if visibility else features
 
     def compare(self, a: Any, b: Any) -> Tensor:
         """Similarity of every pair, the cosine of their features: (len(a), len(b)); 1 - similarity is the distance.
@@ -291,10 +335,19 @@ class Extractor:
         batch_size: int = 64,
         cameras: Sequence[str | None] | None = None,
         attention: bool = False,
+        visibility: bool = False,
         num_workers: int = 0,
     ) -> Iterator[Batch]:
-        """Extract as a call does, batch by batch; a batch names the files that cannot be read instead of raising."""
+        """Extract as a call does, batch by batch; a batch names the files that cannot be read instead of raising.
+
+        Args:
+            visibility: also say how much of each person is seen; tools/fit_visibility.py has made the read-out.
+
+        Raises:
+            FileNotFoundError: `visibility` without a read-out beside the checkpoint.
+        """
         images = _checked(images)
+        readout = self.readout if visibility else None
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; expected 1 or more")
         if cameras is not None and len(cameras) != len(images):
@@ -320,28 +373,50 @@ class Extractor:
         for samples in compat.from_workers(iter(loader)):
             readable = [i for i, sample in enumerate(samples) if isinstance(sample, Tensor)]
             unreadable = {start + i: s for i, s in enumerate(samples) if not isinstance(s, Tensor)}
-            features, maps = torch.zeros(0, self.width), None
+            features, maps, shares = torch.zeros(0, self.width), None, None
             if readable:
                 pixels = torch.stack([samples[i] for i in readable])
-                full = len(pixels) == batch_size
+                # what is compiled gives features and attention
+                full = len(pixels) == batch_size and readout is None
                 model = self._compiled if full and self._compiled is not None else self._module
-                features, maps = self._forward(model, pixels, ids[[start + i for i in readable]], attention)
-            yield Batch(features, maps, [start + i for i in readable], unreadable)
+                cameras_of = ids[[start + i for i in readable]]
+                features, maps, shares = self._forward(model, pixels, cameras_of, attention, readout)
+            seen = None if shares is None else Visibility(shares[:, 0], shares[:, 1:])
+            yield Batch(features, maps, [start + i for i in readable], unreadable, seen)
             start += len(samples)
 
+    @functools.cached_property
+    def readout(self) -> Readout:
+        """How much of the person is seen, read from this model's tokens; of tools/fit_visibility.py.
+
+        Raises:
+            FileNotFoundError, ValueError: none beside the checkpoint, or another checkpoint's.
+        """
+        if self._checkpoint is None:
+            raise FileNotFoundError("visibility needs a read-out beside the checkpoint: use Extractor.from_checkpoint")
+        return load_readout(self._checkpoint.with_name(VISIBILITY), self.checkpoint_sha256).to(self.device)
+
     def _forward(
-        self, model: Callable[..., Any], pixels: Tensor, cameras: Tensor, attention: bool
-    ) -> tuple[Tensor, Tensor | None]:
+        self,
+        model: Callable[..., Any],
+        pixels: Tensor,
+        cameras: Tensor,
+        attention: bool,
+        readout: Readout | None = None,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         half = (
             torch.autocast(self.device.type, DTYPES[self.dtype])
             if self.dtype != "float32"
             else contextlib.nullcontext()
         )
         with torch.inference_mode(), half:
-            out = model(pixels.to(self.device), cameras.to(self.device), attention)
-        features, maps = out if attention else (out, None)
+            asked = (attention,) if readout is None else (attention, readout)
+            out = model(pixels.to(self.device), cameras.to(self.device), *asked)
+        features, *further = out if isinstance(out, tuple) else (out,)
         # plain tensors: those of inference mode cannot be used in training
-        return features.float().cpu().clone(), None if maps is None else maps.cpu().clone()
+        found = [tensor.float().cpu().clone() for tensor in further]
+        maps, shares = (found.pop(0) if wanted else None for wanted in (attention, readout is not None))
+        return features.float().cpu().clone(), maps, shares
 
 
 def _is_one_image(value: Any) -> bool:

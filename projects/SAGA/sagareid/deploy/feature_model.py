@@ -16,7 +16,9 @@ from ..evaluation.flip import mean_over_views, views
 from ..evaluation.postprocess import l2
 from ..modeling.build import model_layout
 from ..modeling.saga_head import SAGAHead
-from ..structures import as_features
+from ..modeling.tokens import tower_output
+from ..structures import CLIPFeatures, as_features
+from .visibility import Readout
 
 __all__ = ["FeatureModel"]
 
@@ -66,31 +68,41 @@ class FeatureModel(nn.Module):
         return self.model.heads.anchor_names if isinstance(self.model.heads, SAGAHead) else []
 
     def forward(
-        self, images: Tensor, cameras: Tensor | None = None, attention: bool = False
-    ) -> Tensor | tuple[Tensor, Tensor]:
+        self,
+        images: Tensor,
+        cameras: Tensor | None = None,
+        attention: bool = False,
+        readout: Readout | None = None,
+    ) -> Tensor | tuple[Tensor, ...]:
         """The features of a batch.
 
         Args:
             images: (B, 3, H, W) float RGB in 0..255, of the model's size.
             cameras: (B,) indices among MODEL.CLIP.CAMERAS, -1 for unknown; None where all are unknown.
             attention: also return the text anchors' attention over the images as they are, not flipped.
+            readout: also return how much of the person is seen, of the images as they are.
 
         Returns:
-            (B, F) float32 features of unit length; with `attention` also (B, K, h, w) float32.
+            (B, F) float32 features of unit length; with `attention` also (B, K, h, w) float32; with `readout` also
+            (B, 1 + BANDS) float32.
 
         Raises:
-            ValueError: attention of a model without anchors.
+            ValueError: attention of a model without anchors; a read-out of a model without the patches that it reads.
         """
         if self.reads_cameras and cameras is None:
             cameras = torch.full_like(images[:, 0, 0, 0], -1, dtype=torch.long)
         plain, *mirrored = views(images, self.cfg.TEST.FLIP.ENABLED)
-        if attention:
-            raw, maps = self._raw_and_maps(plain, cameras)
+        further: list[Tensor] = []
+        if attention or readout is not None:
+            tower = (self._anchored if attention else self.tower)(plain, cameras)
+            raw, further = self._heads(tower, attention)
+            if readout is not None:
+                further.append(readout.visibility(as_features(tower)))
         else:
             raw = self._raw(plain, cameras)
         raw = mean_over_views([raw, *(self._raw(pixels, cameras) for pixels in mirrored)])
         unit = l2(self._made.make(Parts(raw.float(), self.layout)))
-        return (unit, maps.float()) if attention else unit
+        return (unit, *(found.float() for found in further)) if further else unit
 
     def _batch(self, images: Tensor, cameras: Tensor | None) -> dict[str, Tensor]:
         # a copy: FastReID's own Baseline normalises in place
@@ -100,14 +112,34 @@ class FeatureModel(nn.Module):
         """(B, sum of the layout's widths)."""
         return self.model(self._batch(images, cameras)).flatten(1)
 
-    def _raw_and_maps(self, images: Tensor, cameras: Tensor | None) -> tuple[Tensor, Tensor]:
-        """`_raw`, and (B, K, h, w)."""
+    def _anchored(self, images: Tensor, cameras: Tensor | None) -> CLIPFeatures | Tensor:
+        """`tower` of a model with anchors."""
         head, extract = self.model.heads, getattr(self.model, "extract", None)
         if not isinstance(head, SAGAHead) or extract is None:
             raise ValueError(
                 f"{type(head).__name__} under {type(self.model).__name__} has no anchors' attention; SAGAHead under "
                 "SAGABaseline has"
             )
-        features = as_features(extract(self._batch(images, cameras))).float()
+        return extract(self._batch(images, cameras))
+
+    def tower(self, images: Tensor, cameras: Tensor | None) -> CLIPFeatures | Tensor:
+        """What the backbone gives the head of a batch, as of `forward`.
+
+        Raises:
+            ValueError: the model goes another way than backbone, then head.
+        """
+        tower = tower_output(self.model, self._batch(images, cameras))
+        if tower is None:
+            raise ValueError(
+                f"{type(self.model).__name__} has a way of its own from images to features, so no patches can be read"
+            )
+        return tower
+
+    def _heads(self, tower: CLIPFeatures | Tensor, attention: bool) -> tuple[Tensor, list[Tensor]]:
+        """`_raw` of what the backbone gave; with attention (B, K, h, w) in the list."""
+        head: Any = self.model.heads
+        if not attention:
+            return head(tower).flatten(1), []
+        features = as_features(tower).float()
         refined = head.refine_and_pool(features, keep_tokens=bool(head.parts))
-        return head.evaluation_feature(features, refined), refined.anchor_maps(features.grid)
+        return head.evaluation_feature(features, refined), [refined.anchor_maps(features.grid)]

@@ -27,13 +27,16 @@ from ..errors import first_line
 from ..files import damaged, printable, read_record, write_atomically, write_json
 from .faiss_kinds import choose_kind, empty_index, random_sample
 from .feature_set import FeatureSet
-from .matches import Match, table, write_matches
+from .matches import Match, nobody_below, table, write_matches
+from .threshold import Threshold
 
 __all__ = [
     "FeatureSet",
     "Index",
     "Match",
+    "Threshold",
     "add",
+    "answers",
     "build",
     "choose_kind",
     "describe",
@@ -323,6 +326,21 @@ def feature_queries(index: Index, features: FeatureSet) -> tuple[list[str], np.n
     index.check(features.width, features.checkpoint_sha256, features.feature, str(features.path))
     names, queries = features.whole()
     return [str(Path(features.folder, name)) for name in names], queries
+
+
+def answers(index: Index, matches: Sequence[Sequence[Match]], threshold: Threshold) -> list[list[Match]]:
+    """Ranked lists down to a threshold; NOBODY where none reaches it.
+
+    Warns of a gallery from elsewhere, and of an index whose similarities are approximate.
+
+    Raises:
+        ValueError: the threshold is of another model than the gallery.
+    """
+    threshold.check_model(index.about.checkpoint_sha256, index.about.feature, "the gallery")
+    threshold.warn_elsewhere(index.about.folder)
+    if index.about.kind == "ivfpq":
+        logger.warning("similarities of an ivfpq index are approximate, the threshold is exact: use --index hnsw")
+    return nobody_below(matches, threshold.value)
 
 
 def describe(index: Index, features: FeatureSet | None = None) -> str:

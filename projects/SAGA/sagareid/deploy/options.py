@@ -8,7 +8,11 @@ from __future__ import annotations
 from pathlib import Path
 
 __all__ = [
+    "CALIBRATION",
+    "FARS",
+    "FMR",
     "FORMATS",
+    "FPRS",
     "KINDS",
     "MANIFEST",
     "REMEDY",
@@ -16,6 +20,7 @@ __all__ = [
     "SUFFIXES",
     "TARGETS",
     "TOLERANCE",
+    "VISIBILITY",
     "is_single_file",
 ]
 
@@ -29,6 +34,15 @@ TARGETS = ("boxmot", "deepstream", "generic", "opencv", "openvino", "roboflow", 
 TOLERANCE = {"float32": 1e-5, "float16": 1e-2, "int8": 5e-2}
 # Indexes, see `gallery`.
 KINDS = ("flat", "hnsw", "ivfpq")
+# The file of tools/calibrate.py in the folder of a run.
+CALIBRATION = "calibration.json"
+# The file of tools/fit_visibility.py beside a checkpoint.
+VISIBILITY = "visibility.safetensors"
+# Rates at which it says what is found: of false matches of pairs, and of searches for somebody who is missing.
+FPRS = (1e-1, 1e-2, 1e-3, 1e-4)
+FARS = (3e-1, 1e-1, 1e-2)
+# The rate of false matches of pairs whose threshold is chosen unless another is asked for.
+FMR = 1e-3
 # In a folder of shards: what it is made of, and how many shards there are.
 MANIFEST = "manifest.json"
 # What to do about damaged features.

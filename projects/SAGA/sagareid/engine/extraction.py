@@ -15,16 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from fastreid.modeling.meta_arch.baseline import Baseline
-
 from .. import compat
 from ..evaluation.flip import mean_over_views
 from ..evaluation.flip import views as flip_views
 from ..modeling.build import fingerprint
-from ..modeling.meta_arch import SAGABaseline
+from ..modeling.tokens import backbone_then_head, tower_output
 from ..structures import as_features
 
-__all__ = ["MAPS", "Extraction", "Labels", "extract", "share_towers", "tower_output"]
+__all__ = ["MAPS", "Extraction", "Labels", "extract", "share_towers"]
 
 MAPS = ("occluder", "person")  # what an `OccludedSet` says of each pixel
 
@@ -69,7 +67,7 @@ def share_towers(models: Sequence[tuple[Any, nn.Module]]) -> None:
     """
     kept: dict[str, nn.Module] = {}
     for cfg, model in models:
-        if _backbone_then_head(model):
+        if backbone_then_head(model):
             settings = {k: v for k, v in cfg.MODEL.BACKBONE.items() if not k.startswith("PRETRAIN")}
             key = fingerprint(model.backbone.state_dict(), settings, dict(cfg.MODEL.CLIP), model.device)
             model.backbone = kept.setdefault(key, model.backbone)
@@ -159,30 +157,12 @@ def _joined(batches: Mapping[str, list[Tensor]]) -> dict[str, np.ndarray]:
     return {name: torch.cat(some).numpy() for name, some in batches.items() if some}
 
 
-def _backbone_then_head(model: nn.Module) -> bool:
-    return type(model).forward in (Baseline.forward, SAGABaseline.forward)
-
-
 def _tower_of(model: nn.Module) -> tuple:
     """A key that is equal for models whose heads may read one pass of the backbone."""
-    if not _backbone_then_head(model):
+    if not backbone_then_head(model):
         return (id(model),)
     pixels = torch.cat([model.pixel_mean.flatten(), model.pixel_std.flatten()]).tolist()
     return (id(model.backbone), type(model), *pixels)
-
-
-def tower_output(model: nn.Module, batch: dict[str, Tensor]) -> Any:
-    """What a model's backbone gives its head; None for a meta-architecture with its own ways.
-
-    Args:
-        batch: "images" (B, 3, H, W) in 0..255, left as they are, and "cameras" (B,).
-    """
-    if not _backbone_then_head(model):
-        return None
-    if isinstance(model, SAGABaseline):
-        return model.extract(batch)
-    # FastReID normalises in place
-    return model.backbone(model.preprocess_image(batch["images"].to(model.device, copy=True)))
 
 
 def _outputs(models: Sequence[nn.Module], batch: dict[str, Tensor]) -> tuple[Any, list[Tensor]]:

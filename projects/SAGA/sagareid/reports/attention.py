@@ -15,8 +15,8 @@ from torch.utils.data import default_collate
 
 from .. import compat
 from ..data.datasets.names import SetNames
-from ..engine.extraction import tower_output
 from ..modeling.saga_head import SAGAHead
+from ..modeling.tokens import tower_output
 from ..structures import as_features
 from ..studies.models import Model
 from ..studies.occlusion import OccludedSet, Occluder

@@ -12,6 +12,7 @@ from ..deploy.matches import Match
 from . import pictures
 from .pictures import Block, Row, Tile
 
+NOBODY = (225, 225, 225)  # a grey tile where no image reaches the threshold
 UNREADABLE = (209, 64, 63)  # a red tile in the place of an image that cannot be read
 
 
@@ -26,7 +27,10 @@ def draw(matches: Sequence[Sequence[Match]], path: str | Path, *, folder: str = 
     for one in matches:
         if one:
             query = _tile(Path(query_folder, one[0].query), "query", "query")
-            found = [_tile(Path(folder, m.path), f"{m.similarity:.3f} {Path(m.path).name}") for m in one]
+            if one[0].nobody:
+                found = [Tile(Image.new("RGB", (64, 128), NOBODY), f"nobody; best {one[0].similarity:.3f}")]
+            else:
+                found = [_tile(Path(folder, m.path), f"{m.similarity:.3f} {Path(m.path).name}") for m in one]
             blocks.append(Block(one[0].query, [Row([query, *found])]))
     pictures.draw(blocks, path, columns=1 + max(len(one) for one in matches))
 

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from ..config import flatten, get_cfg
+from ..deploy.options import CALIBRATION
+from ..deploy.threshold import read_calibration
 from ..evaluation.tables import legend
-from ..files import DamagedFile, check_output, read_json
+from ..files import DamagedFile, check_output, file_hash, read_json
 from ..studies.models import load_models
-from . import html, pictures, rankings, study_page, visualize
+from . import calibration, html, pictures, rankings, study_page, visualize
 from .attention import HOW_TO_READ, without_maps
 from .html import Html
 from .options import LISTS, REPORT
@@ -164,8 +166,25 @@ def _stage(stage: Stage) -> list[Html]:
         )
         parts += [html.paragraph(text), _metrics_table(flat_metrics(chosen["metrics"]), "On validation, in percent")]
     parts += _curves(stage)
+    parts += _calibration(stage)
     parts.append(_config(stage.config))
     return parts
+
+
+def _calibration(stage: Stage) -> list[Html]:
+    """The threshold that tools/calibrate.py found for the stage's checkpoint, if it was asked."""
+    path = stage.folder / CALIBRATION
+    if not path.is_file():
+        return []
+    try:
+        found = read_calibration(path)
+        if stage.checkpoint is None or file_hash(stage.checkpoint) != found["checkpoint_sha256"]:
+            return [
+                html.note(f"{CALIBRATION} is of another checkpoint than this stage's; run tools/calibrate.py again.")
+            ]
+        return calibration.section(found)
+    except FAILURES as error:
+        return [html.note(f"The threshold is not shown: {error}")]
 
 
 def _facts(stage: Stage) -> Html:

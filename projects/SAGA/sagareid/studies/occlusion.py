@@ -151,10 +151,14 @@ class Occluder:
         self.occlusion, self.people = occlusion, people
         self.root, self.mask_path = test.root, test.mask_path
 
+    def person(self, image: Image.Image, path: str) -> occluders.Silhouette:
+        """Where the person of a picture is."""
+        return silhouette(path, self.mask_path, image)
+
     def __call__(self, image: Image.Image, path: str) -> occluders.Occluded:
         chosen, key = self.occlusion, _inside(path, self.root)
         rng = occluders.generator(chosen.seed, chosen.condition, key)
-        person = silhouette(path, self.mask_path, image)
+        person = self.person(image, path)
         if chosen.condition == "mask":
             return occluders.mask_region(image, person, chosen.level, rng, shapes=chosen.shapes, fill=chosen.fill)
         assert self.people is not None, "the condition distractor needs people to paste"

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..cli import option
 from ..data import occluders
 
-__all__ = ["AUTO", "CLEAN", "OCCLUDE", "Occlusion", "Options"]
+__all__ = ["AUTO", "CLEAN", "OCCLUDE", "Occlusion", "Options", "ReadoutOptions"]
 
 AUTO = "auto"  # the feature that a model's own config ranks by
 OCCLUDE = ("query", "gallery", "both")
@@ -77,3 +78,22 @@ class Options:
         """(condition, level) of every cell of a model; nothing hidden comes first and belongs to both conditions."""
         levels = sorted({round(v, 4) for v in self.levels if v > 0})
         return [(CLEAN, 0.0), *((condition, level) for condition in self.conditions for level in levels)]
+
+
+@dataclass(frozen=True)
+class ReadoutOptions:
+    """How the read-out of how much is seen is trained."""
+
+    images: int = option(6400, "training images, each with some of the person hidden")
+    epochs: int = option(6, "passes over them")
+    batch: int = option(64, "images per step")
+    lr: float = option(3e-3, "highest learning rate of the schedule")
+    channels: int = option(64, "width of the read-out")
+    seed: int = option(0, "seed of images, occluders and the read-out's start")
+
+    def __post_init__(self) -> None:
+        for name in ("images", "epochs", "batch", "channels"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected 1 or more")
+        if self.batch > self.images:
+            raise ValueError(f"batch is {self.batch}, more than the {self.images} images")

@@ -1,0 +1,253 @@
+"""Trains the read-out of how much of a person is seen, and holds it, and the anchors' attention, against the truth.
+
+People are hidden in both ways of `data.occluders`, a region masked or somebody in front; the masks of a drawn data set
+say what is left of them. N patches in a (h, w) grid, D token width, n images of (H, W).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.stats import spearmanr
+from sklearn.metrics import roc_auc_score
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from .. import compat
+from ..data import occluders
+from ..data.datasets.build import build_dataset
+from ..data.images import read_image
+from ..data.transforms import build_transforms
+from ..deploy.extractor import Extractor
+from ..deploy.visibility import BANDS, Readout, bands, last_patches
+from ..modeling.saga_head import SAGAHead
+from ..processes import loader_start
+from ..structures import as_features
+from .occlusion import DistractorPeople, ImageSet, Occluder, distractor_people
+from .options import Occlusion, ReadoutOptions
+
+__all__ = ["Hidden", "Tokens", "agreement", "fit", "fit_visibility", "true_shares"]
+
+LEAST = 0.05  # of a band's pixels: where less of a person belongs, a share of it is no truth to compare with
+
+
+class Hidden(Dataset):
+    """Images of a data set with masks, each with some of the person hidden; what is done follows from seed and place.
+
+    An item is the model's input (3, H, W) and what of each of its pixels shows the person, and would if nothing stood
+    in front, (2, H, W).
+    """
+
+    def __init__(self, images: ImageSet, order: Sequence[int], people: DistractorPeople, transform: Any, seed: int):
+        self.images, self.order, self.people, self.transform, self.seed = images, list(order), people, transform, seed
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def condition(self, place: int) -> str:
+        """Masks and people in turn."""
+        return occluders.CONDITIONS[place % len(occluders.CONDITIONS)]
+
+    def __getitem__(self, place: int) -> tuple[Tensor, Tensor]:
+        path = self.images.items[self.order[place]][0]
+        rng = np.random.default_rng([self.seed, place])
+        level, fill = float(rng.uniform(0, occluders.MAX_LEVEL)), occluders.FILLS[rng.integers(len(occluders.FILLS))]
+        occlusion = Occlusion(self.condition(place), level, seed=int(rng.integers(2**31)), fill=fill)
+        occluder = Occluder(occlusion, self.images, self.people)
+        image = read_image(path)
+        whole = occluder.person(image, path).whole.astype(np.float32)
+        hidden = occluder(image, path)
+        pixels = self.transform(hidden.image)
+        size = tuple(pixels.shape[1:])
+        maps = F.interpolate(torch.from_numpy(np.stack([hidden.person, whole]))[None], size=size, mode="area")[0]
+        return pixels, maps
+
+
+@dataclass
+class Tokens:
+    """What a model makes of hidden people.
+
+    Attributes:
+        patches: (n, N, D) of the deepest token layer, float16.
+        maps: (n, 2, H, W) what shows the person, and would.
+        claims: (n,) mean over the patches of the largest score of an anchor; None for a head without anchors.
+        conditions: (n,) how they are hidden.
+    """
+
+    patches: Tensor
+    grid: tuple[int, int]
+    maps: Tensor
+    claims: np.ndarray | None
+    conditions: np.ndarray
+
+    @classmethod
+    def of(cls, extractor: Extractor, hidden: Hidden, *, batch_size: int, num_workers: int, name: str) -> Tokens:
+        """One pass.
+
+        Raises:
+            ValueError: the model gives no patches, or one.
+        """
+        loader = DataLoader(
+            hidden,
+            batch_size,
+            num_workers=num_workers,
+            multiprocessing_context=loader_start(num_workers),
+            generator=torch.Generator(),
+        )
+        patches, maps, claims = [], [], []
+        with torch.inference_mode(), tqdm(total=len(hidden), desc=name, unit="img", disable=None) as bar:
+            for pixels, truth in compat.from_workers(iter(loader)):
+                tower = as_features(extractor.tower(pixels))
+                if tower.grid[0] * tower.grid[1] < 2 * BANDS:
+                    raise ValueError(
+                        f"the backbone gives {tower.grid[0]} x {tower.grid[1]} patches, too few to say what of a "
+                        "person is seen; MODEL.BACKBONE.OUTPUT tokens or map gives them"
+                    )
+                patches.append(last_patches(tower).half().cpu())
+                maps.append(truth)
+                if isinstance(extractor.head, SAGAHead):
+                    refined = extractor.head.refine_and_pool(tower.float())
+                    claims.append(torch.stack([a.amax(2).mean(1) for a in refined.attention]).mean(0).cpu())
+                bar.update(len(pixels))
+        conditions = np.array([hidden.condition(i) for i in range(len(hidden))])
+        found = torch.cat(claims).numpy() if claims else None
+        return cls(torch.cat(patches).clone(), tower.grid, torch.cat(maps), found, conditions)
+
+    def batch(self, index: Any) -> Tensor:
+        return self.patches[index].float()
+
+
+def true_shares(maps: Tensor) -> np.ndarray:
+    """(n, 2, H, W) to (n, 1 + BANDS): what of the person is seen, whole and by sixths; NaN where nobody belongs."""
+    rows = maps.sum(3)
+    parts = rows @ bands(maps.shape[2]).T
+    seen, there = torch.cat([parts.sum(2, keepdim=True), parts], dim=2).unbind(1)
+    least = LEAST * maps.shape[2] * maps.shape[3] / BANDS
+    return torch.where(there > least, seen / there, torch.nan).numpy()
+
+
+def fit(tokens: Tokens, options: ReadoutOptions) -> Readout:
+    """Train a read-out: cross-entropy of each patch's two shares, and the squared error of the crop's share."""
+    torch.manual_seed(options.seed)
+    readout = Readout(width=tokens.patches.shape[2], grid=tokens.grid, channels=options.channels)
+    some = tokens.batch(slice(0, 2048)).flatten(0, 1)
+    readout.mean.copy_(some.mean(0)), readout.std.copy_(some.std(0).clamp(min=1e-6))
+    target = F.adaptive_avg_pool2d(tokens.maps, tokens.grid)
+    share = torch.from_numpy(true_shares(tokens.maps)[:, 0])
+    batches = max(1, len(share) // options.batch)
+    optimizer = torch.optim.AdamW(readout.parameters(), options.lr, weight_decay=0.02)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, options.lr, total_steps=batches * options.epochs + 1)
+    readout.train()
+    for _ in tqdm(range(options.epochs), desc="read-out", unit="epoch", disable=None):
+        for index in torch.randperm(len(share))[: batches * options.batch].chunk(batches):
+            logits = readout(tokens.batch(index))
+            seen, there = logits.sigmoid().sum((2, 3)).unbind(1)
+            loss = F.binary_cross_entropy_with_logits(logits, target[index])
+            loss = loss + (seen / there - share[index]).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+    return readout.eval()
+
+
+@torch.no_grad()
+def read(readout: Readout, tokens: Tokens) -> np.ndarray:
+    """(n, 1 + BANDS) what a read-out says of them."""
+    found = []
+    for index in torch.arange(len(tokens.patches)).split(256):
+        found.append(readout.visibility(as_tokens(tokens.batch(index), tokens.grid)))
+    return torch.cat(found).numpy()
+
+
+def as_tokens(patches: Tensor, grid: tuple[int, int]) -> Any:
+    return as_features(patches.transpose(1, 2).unflatten(2, grid))
+
+
+def agreement(found: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+    """Of n scores with n true shares: rank correlation (Spearman), and the AUC of "less than half is seen"."""
+    known = np.isfinite(truth)
+    found, truth = found[known], truth[known]
+    return {
+        "images": len(truth),
+        "rank_correlation": float(spearmanr(found, truth)[0]),
+        "auc_less_than_half": float(roc_auc_score(truth < 0.5, -found)),
+    }
+
+
+def by_condition(found: np.ndarray, truth: np.ndarray, conditions: np.ndarray) -> dict[str, dict[str, float]]:
+    """`agreement` of each way of hiding, and of both."""
+    of_one = {c: agreement(found[conditions == c], truth[conditions == c]) for c in occluders.CONDITIONS}
+    return of_one | {"both": agreement(found, truth)}
+
+
+def fit_visibility(
+    extractor: Extractor,
+    *,
+    options: ReadoutOptions,
+    dataset: str,
+    validation: str,
+    batch_size: int = 64,
+    num_workers: int = 0,
+) -> tuple[Readout, dict[str, Any]]:
+    """Train on the training people of a data set with masks, and measure on the validation people of another.
+
+    Returns:
+        The read-out and what was found: `crop` and `sixths` of the read-out, `attention` of the anchors (None for a
+        head without).
+
+    Raises:
+        ValueError: a data set without masks; a model without patches.
+    """
+    cfg = extractor.cfg
+    collect = functools.partial(Tokens.of, extractor, batch_size=batch_size, num_workers=num_workers)
+    transform = build_transforms(cfg, is_train=False)
+    measured = collect(_validation(cfg, validation, dataset, transform, options), name="validation people")
+    training = collect(_training(cfg, dataset, transform, options), name="training people")
+    readout = fit(training, options)
+    found, truth = read(readout, measured), true_shares(measured.maps)
+    of = functools.partial(by_condition, conditions=measured.conditions)
+    about = {
+        "checkpoint_sha256": extractor.checkpoint_sha256,
+        "trained_on": dataset,
+        "measured_on": validation,
+        "options": asdict(options),
+        "less_than_half_seen": float((truth[:, 0] < 0.5).mean()),
+        "crop": of(found[:, 0], truth[:, 0]),
+        "sixths": [agreement(found[:, 1 + i], truth[:, 1 + i]) for i in range(BANDS)],
+        "attention": None if measured.claims is None else of(measured.claims, truth[:, 0]),
+    }
+    return readout, about
+
+
+def _training(cfg: Any, name: str, transform: Any, options: ReadoutOptions) -> Hidden:
+    data = build_dataset(cfg, name)
+    images = ImageSet(name, list(data.train), 0, str(Path(compat.dataset_root()).absolute()), _masks(data, name))
+    order = np.random.default_rng(options.seed).integers(len(images.items), size=options.images)
+    people = DistractorPeople(sorted(item[0] for item in images.items), images.mask_path)
+    return Hidden(images, order, people, transform, options.seed)
+
+
+def _validation(cfg: Any, name: str, source: str, transform: Any, options: ReadoutOptions) -> Hidden:
+    """Every query and gallery image once, behind people of the query and gallery of `source`, who are in neither."""
+    images = ImageSet.read(cfg, name)
+    _masks(build_dataset(cfg, name), name)
+    people, _ = distractor_people(cfg, images, source)
+    return Hidden(images, range(len(images.items)), people, transform, options.seed + 1)
+
+
+def _masks(data: Any, name: str) -> Any:
+    masks = getattr(data, "mask_path", None)
+    if masks is None:
+        raise ValueError(
+            f"{name} has no masks, so that nobody knows what of a person is seen; SyntheticPedestrians has them"
+        )
+    return masks
