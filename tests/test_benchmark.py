@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import re
 
 import pytest
 import torch
 
 from sagareid.benchmarks import cases, plain, steps
-from sagareid.benchmarks.options import SMOKE
+from sagareid.benchmarks.options import FORMS, SMOKE
+from sagareid.modeling import fast, prompt_head
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +58,9 @@ def test_the_file_holds_machine_peak_tower_bfloat16_and_loading(smoke):
     assert max(result["bfloat16"]["largest_cosine_difference"].values()) < 1e-3
     assert result["loading"]["images"] >= SMOKE.loading_images and result["loading"]["limit"]
     assert result["peak_memory_mib"] > 0
+    memory = result["memory"]
+    assert [m["batch"] for m in memory["batches"]] == list(SMOKE.memory_batches)
+    assert all(m["peak_mib"] > 0 and m["step_seconds"] > 0 for m in memory["batches"]) and memory["parameters"] > 1e6
 
 
 @pytest.mark.slow
@@ -69,6 +74,7 @@ def test_the_table_names_command_machine_date_and_targets(smoke):
         "met",
         "images/s",
         "bfloat16",
+        "gradient checkpointing",
     ):
         assert text in printed
 
@@ -92,3 +98,33 @@ def test_flops_are_counted_as_they_run(repo):
     projection = 2 * width * visual.proj.shape[1]
     expected = 3 * (embed + (layers - 1) * block + last + projection)
     assert steps.tower_flops(model, torch.zeros(3, 3, 96, 48)) == pytest.approx(expected, rel=1e-6)
+
+
+def test_every_form_acts_in_a_case():
+    assert tuple(FORMS) == fast.FORMS
+    assert all(acts and set(acts) <= cases.COMPARISONS.keys() for acts in FORMS.values())
+
+
+def test_each_form_is_timed_with_and_without_it(run_tool, tmp_path):
+    output = tmp_path / "forms.json"
+    opts = "--forms", "dropout", "each_once", "groups", "--cases", "prompts", "anchors_cached", "loading"
+    code, printed, _ = run_tool("benchmark.py", "--smoke", *opts, "--output", output)
+    result = json.loads(output.read_text())
+    assert code == 0 and not result["cases"] and result["loading"] is None
+    found = {(m["form"], m["case"]): m for m in result["forms"]}
+    assert set(found) == {("each_once", "prompts"), ("dropout", "anchors_cached"), ("groups", "anchors_cached")}
+    for (form, case), measured in found.items():
+        ratio = measured["ratio"]
+        assert 0 < ratio["low"] <= ratio["median"] <= ratio["high"] and measured["rounds"] == SMOKE.rounds
+        assert 0 <= measured["largest_difference"] <= cases.TOLERANCE
+        assert min(measured["with_seconds"], measured["without_seconds"]) > 0
+        assert re.search(rf"\| {form} +\| {case} ", printed)
+
+
+def test_a_form_that_computes_something_else_is_not_timed(run_tool, monkeypatch):
+    def wrong(function, labels):
+        return function(labels.flip(0) if fast.enabled("each_once") else labels)
+
+    monkeypatch.setattr(prompt_head, "each_once", wrong)
+    code, _, error = run_tool("benchmark.py", "--smoke", "--forms", "each_once", "--cases", "prompts")
+    assert code == 1 and "the two ways differ" in error

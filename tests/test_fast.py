@@ -16,9 +16,11 @@ from sagareid.modeling import fast
 from sagareid.modeling.backbones import clip as clip_backbone
 from sagareid.modeling.clip import towers
 from sagareid.modeling.fast import blocks
+from sagareid.modeling.fast import dropout as masks
 from sagareid.modeling.fast import refinement as faster
 from sagareid.modeling.fast.blocks import Attention, QuickGELU, block_at_row, use_cheaper_forms
 from sagareid.modeling.fast.dropout import dropout, gelu_dropout
+from sagareid.modeling.fast.repeats import each_once
 from sagareid.modeling.pooling import AnchorPool, LinearPool, MeanPool
 from sagareid.modeling.refinement import RefinementLayer, SemanticRefinement
 
@@ -29,14 +31,26 @@ B, N, K, M, D = 3, 20, 6, 3, 128
 # ---- the switch ----------------------------------------------------------------------------------------------------
 
 
-def test_the_switch_ends_with_its_scope():
-    assert fast.enabled()
-    with pytest.raises(KeyError), fast.disabled():
+def on() -> set[str]:
+    return {form for form in fast.FORMS if fast.enabled(form)}
+
+
+def test_the_switches_end_with_their_scope():
+    every = set(fast.FORMS)
+    assert on() == every
+    with pytest.raises(KeyError, match="out"), fast.disabled("dropout", "groups"):
         with fast.disabled():
-            assert not fast.enabled()
-        assert not fast.enabled()
-        raise KeyError
-    assert fast.enabled()
+            assert not on()
+        assert on() == every - {"dropout", "groups"}
+        with fast.disabled("dropout"):
+            assert on() == every - {"dropout", "groups"}
+        assert on() == every - {"dropout", "groups"}
+        raise KeyError("out")
+    assert on() == every
+    with pytest.raises(KeyError, match="dropuot"), fast.disabled("dropuot"):
+        pass
+    with pytest.raises(KeyError, match="dropuot"):
+        fast.enabled("dropuot")
 
 
 def test_a_flag_is_said_of_the_forward_beside_it():
@@ -56,15 +70,21 @@ def test_a_flag_is_said_of_the_forward_beside_it():
     assert not fast.says(nn.Identity(), "linear")
 
 
-FORMS = {
-    blocks: ["block_at_row", "_QuickGELU"],
-    faster: ["dropout", "gelu_dropout", "refine", "refine_and_pool"],
+# form -> what computes it
+COMPUTED_BY = {
+    "refinement": (faster, "refine"),
+    "absorption": (faster, "attend_by_anchor"),
+    "dropout": (masks, "_MaskedGELU"),
+    "early_pooling": (faster, "refine_and_pool"),
+    "one_row": (blocks, "block_at_row"),
+    "quick_gelu": (blocks, "_QuickGELU"),
 }
 
 
-@pytest.mark.parametrize("module, name", [(module, name) for module, names in FORMS.items() for name in names])
-def test_a_form_runs_where_it_is_switched_on(module, name, monkeypatch):
+@pytest.mark.parametrize("form", COMPUTED_BY)
+def test_a_form_runs_where_it_is_switched_on(form, monkeypatch):
     """So that the comparisons below compare two computations."""
+    module, name = COMPUTED_BY[form]
     original, ran = getattr(module, name), []
     if isinstance(original, type):  # an autograd function
         spy = type(name, (), {"apply": lambda *args: ran.append(1) or original.apply(*args)})
@@ -86,11 +106,41 @@ def test_a_form_runs_where_it_is_switched_on(module, name, monkeypatch):
         if faster.pools_early(refinement.eval(), AnchorPool()):
             faster.refine_and_pool(refinement, AnchorPool(), patches, text, None)
 
-    with fast.disabled():
+    for switched_off in ((form,), ()):  # alone, and with all others
+        with fast.disabled(*switched_off):
+            compute()
+        assert not ran
+    with fast.disabled(*({*fast.FORMS} - {form, "refinement"})):  # that one is what two of them are a part of
         compute()
-    assert not ran
-    compute()
     assert ran
+
+
+def test_torchs_attention_runs_where_ours_is_switched_off(monkeypatch):
+    ran, original, backbone = [], nn.MultiheadAttention.forward, tower([4])
+    monkeypatch.setattr(
+        nn.MultiheadAttention, "forward", lambda *args, **others: ran.append(1) or original(*args, **others)
+    )
+    backbone(torch.randn(2, 3, 32, 16))
+    assert not ran
+    with fast.disabled("attention"):
+        backbone(torch.randn(2, 3, 32, 16))
+    assert len(ran) == backbone.depth
+
+
+def test_what_a_batch_repeats_is_computed_once():
+    labels, weight = torch.tensor([3, 0, 3, 3, 1]), torch.randn(4, 5, requires_grad=True)
+    direction, computed, results = torch.randn(5, 5), [], []
+
+    def function(labels):
+        computed.append(len(labels))
+        return weight[labels].tanh()
+
+    for switch in (contextlib.nullcontext(), fast.disabled("each_once")):
+        with switch:
+            out = each_once(function, labels)
+        results.append((out, *torch.autograd.grad((out * direction).sum(), weight)))
+    assert computed == [3, 5]
+    torch.testing.assert_close(*results)
 
 
 def test_groups_are_made_where_they_are_switched_on(monkeypatch):
@@ -101,7 +151,7 @@ def test_groups_are_made_where_they_are_switched_on(monkeypatch):
         sizes.append(len(x))
         return (x,)
 
-    with fast.disabled():
+    with fast.disabled("groups"):
         blocks.in_groups(function, 4, torch.zeros(5, 4))
     blocks.in_groups(function, 4, torch.zeros(5, 4))
     assert sizes == [5, 2, 2, 1]

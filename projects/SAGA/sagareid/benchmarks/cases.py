@@ -103,7 +103,7 @@ def _cached_features(model: nn.Module, images: Tensor, names: Sequence[str]) -> 
     return {name: getattr(features, name).half() for name in names}
 
 
-def _step(optimizer: torch.optim.Optimizer, losses: Callable[[], dict[str, Tensor]]) -> Callable[[], None]:
+def optimizer_step(optimizer: torch.optim.Optimizer, losses: Callable[[], dict[str, Tensor]]) -> Callable[[], None]:
     """A training step as the trainer takes it: the losses are read while the backward pass runs."""
 
     def step() -> None:
@@ -156,8 +156,8 @@ def _training_case(
         name,
         words,
         images,
-        call_plain=_step(optimizers[1], plain),
-        call_ours=_step(optimizers[0], ours),
+        call_plain=optimizer_step(optimizers[1], plain),
+        call_ours=optimizer_step(optimizers[0], ours),
         values_plain=lambda: loss_and_gradients(copied, plain),
         values_ours=lambda: loss_and_gradients(model, ours),
     )

@@ -9,10 +9,22 @@ from dataclasses import dataclass, replace
 
 from ..synthetic.options import Spec
 
-__all__ = ["CASES", "GPU_STEPS", "RANKING_SIZES", "SCALES", "SIZES", "SMOKE", "RankingSize", "Scale", "Size"]
+__all__ = ["CASES", "FORMS", "GPU_STEPS", "RANKING_SIZES", "SCALES", "SIZES", "SMOKE", "RankingSize", "Scale", "Size"]
 
 # What is timed; `steps` has one function for each.
-CASES = ("prompts", "backbone", "anchors_cached", "anchors_live", "extraction", "bfloat16", "loading")
+CASES = ("prompts", "backbone", "anchors_cached", "anchors_live", "extraction", "bfloat16", "memory", "loading")
+# Each form of `modeling.fast`, and the cases of `CASES` in which it acts.
+FORMS = {
+    "refinement": ("anchors_cached",),
+    "absorption": ("anchors_cached",),
+    "dropout": ("anchors_cached",),
+    "early_pooling": ("extraction",),
+    "groups": ("extraction", "anchors_cached"),
+    "one_row": ("extraction", "prompts", "backbone"),
+    "attention": ("extraction", "prompts", "backbone"),
+    "quick_gelu": ("extraction", "prompts", "backbone"),
+    "each_once": ("prompts",),
+}
 # What is checked on a GPU, in this order; `gpu.steps` has one function for each.
 GPU_STEPS = (
     *("device", "models", "tests", "quickstart", "processes", "export"),
@@ -28,6 +40,7 @@ class Size:
         config: file under configs/SAGA whose stages are measured. opts: KEY, VALUE on top of it.
         identities, images: C, and training images of an identity.
         batch: of the prompt and anchor steps. backbone_batch, extraction_batch: of these two.
+        memory_batches: of the training steps whose memory is measured.
         loading_images: least number of test images drawn to measure loading.
         rounds: of each case, where the command names none.
         targets: least ratio of a case on 2 cores in float32.
@@ -40,6 +53,7 @@ class Size:
     batch: int = 64
     backbone_batch: int = 64
     extraction_batch: int = 64
+    memory_batches: tuple[int, ...] = (16, 64)
     loading_images: int = 128
     rounds: int = 5
     matmul_sizes: tuple[int, ...] = (512, 1024, 2048, 4096)
@@ -74,6 +88,7 @@ SMOKE = Size(
     batch=8,
     backbone_batch=8,
     extraction_batch=4,
+    memory_batches=(4, 8),
     loading_images=32,
     rounds=2,
     matmul_sizes=(64, 96),

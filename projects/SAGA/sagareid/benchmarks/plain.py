@@ -31,12 +31,12 @@ def plain_copy(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, {id(t): t for t in (*model.parameters(), *model.buffers())})
 
 
-def plainly(function: Callable[[], Any]) -> Callable[[], Any]:
-    """`function`, computed without the faster forms."""
+def plainly(function: Callable[[], Any], *forms: str) -> Callable[[], Any]:
+    """`function`, computed without the faster forms, or without these of `fast.FORMS`."""
 
     @functools.wraps(function)
     def wrapped() -> Any:
-        with fast.disabled():
+        with fast.disabled(*forms):
             return function()
 
     return wrapped

@@ -33,7 +33,9 @@ from ..hardware import machine
 from ..synthetic import drawn as synthetic
 from .cases import COMPARISONS, Setting, by_part, largest_difference
 from .measure import count_flops, in_turn, matmul_peak, peak_memory, quartiles, seconds
-from .options import Size
+from .memory import training_memory
+from .options import FORMS, Size
+from .plain import plainly
 from .steps_table import Result
 
 __all__ = [
@@ -197,13 +199,30 @@ def _compare(setting: Setting, key: str, rounds: int) -> dict[str, Any]:
     }
 
 
+def _compare_forms(setting: Setting, key: str, forms: Sequence[str], rounds: int) -> Iterator[dict[str, Any]]:
+    """What each form that acts in a case is worth there: all of our way without it ("plain") and with it, in turn."""
+    torch.manual_seed(1)
+    case = COMPARISONS[key](setting)
+    for form in forms:
+        if key not in FORMS[form]:
+            continue
+        difference = largest_difference(case.values_ours(), plainly(case.values_ours, form)())
+        name = f"{key} without {form}"
+        times = in_turn(plainly(case.call_ours, form), case.call_ours, rounds, setting.device, name=name)
+        yield {"form": form, "case": key, "images": case.images, "largest_difference": difference} | {
+            name.replace("plain", "without").replace("ours", "with"): value for name, value in times.items()
+        }
+
+
 def run(
     *,
     size: Size,
     name: str,
     configs: Path,
     cases: Sequence[str],
+    forms: Sequence[str] | None = None,
     rounds: int | None,
+    batches: Sequence[int] | None = None,
     device: str,
     command: str,
     done: Callable[[Result], None] = lambda result: None,
@@ -214,7 +233,9 @@ def run(
         name: the size's name in the report.
         configs: folder configs/SAGA.
         cases: of `CASES`.
+        forms: of `FORMS`, each timed against the same computation without it; None: our way against the plain way.
         rounds: pairs of samples per case; None takes the size's.
+        batches: of the case "memory"; None takes the size's.
         done: called after each case with what is measured by then.
 
     Raises:
@@ -236,8 +257,14 @@ def run(
         result.peak_gflops[str(dtype).removeprefix("torch.")] = matmul_peak(dtype, size.matmul_sizes, device)
     with EventStorage(0):  # FastReID's losses log to one
         for key in cases:
-            if key == "bfloat16":
+            if forms is not None:
+                for measured in _compare_forms(setting, key, forms, rounds) if key in COMPARISONS else ():
+                    result.forms.append(measured)
+                    done(result)
+            elif key == "bfloat16":
                 result.bfloat16 = _bfloat16(setting, rounds)
+            elif key == "memory":
+                result.memory = training_memory(setting, batches or size.memory_batches)
             elif key == "loading":
                 result.loading = _loading(setting)
             else:

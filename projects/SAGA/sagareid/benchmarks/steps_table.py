@@ -19,8 +19,10 @@ class Result:
     model: dict[str, Any]
     peak_gflops: dict[str, dict[str, float]] = field(default_factory=dict)
     cases: list[dict[str, Any]] = field(default_factory=list)
+    forms: list[dict[str, Any]] = field(default_factory=list)
     tower: dict[str, Any] | None = None
     bfloat16: dict[str, Any] | None = None
+    memory: dict[str, Any] | None = None
     loading: dict[str, Any] | None = None
     peak_memory_mib: float = 0.0
 
@@ -37,10 +39,14 @@ def table(result: Result) -> str:
     ]
     if result.cases:
         lines += ["", _case_table(result.cases), "", *(f"Plain {c['case']}: {c['plain']}." for c in result.cases)]
+    if result.forms:
+        lines += ["", _form_table(result.forms)]
     if result.tower:
         lines += ["", _tower_line(result.tower)]
     if result.bfloat16:
         lines += ["", _bfloat16_line(result.bfloat16)]
+    if result.memory:
+        lines += ["", _memory_line(result.memory)]
     if result.loading:
         lines += ["", _loading_line(result.loading)]
     return "\n".join(lines)
@@ -65,6 +71,23 @@ def _case_table(cases: list[dict[str, Any]]) -> str:
     return tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True)
 
 
+def _form_table(forms: list[dict[str, Any]]) -> str:
+    rows = [
+        {
+            "form": measured["form"],
+            "case": measured["case"],
+            "batch": measured["images"],
+            "without ms": f"{measured['without_seconds'] * 1e3:.1f}",
+            "with ms": f"{measured['with_seconds'] * 1e3:.1f}",
+            "ratio (quartiles)": _with_quartiles(measured["ratio"], ".3f"),
+            "pairs": measured["rounds"],
+            "differ by": f"{measured['largest_difference']:.0e}",
+        }
+        for measured in forms
+    ]
+    return tabulate(rows, headers="keys", tablefmt="github", disable_numparse=True)
+
+
 def _with_quartiles(measured: dict[str, float], form: str) -> str:
     return f"{measured['median']:{form}} ({measured['low']:{form}} to {measured['high']:{form}})"
 
@@ -84,6 +107,18 @@ def _bfloat16_line(measured: dict[str, Any]) -> str:
         f"Extraction under bfloat16 autocast: {ratio['median']:.2f} times as fast as float32 "
         f"({ratio['low']:.2f} to {ratio['high']:.2f}), {measured['images_per_second']:.1f} images/s; "
         f"largest 1 - cosine of a feature: {turned}."
+    )
+
+
+def _memory_line(measured: dict[str, Any]) -> str:
+    steps = [
+        f"batch {m['batch']}: {'unknown' if m['peak_mib'] is None else format(m['peak_mib'], '.0f')} MiB, "
+        f"{m['step_seconds']:.1f} s a step"
+        for m in measured["batches"]
+    ]
+    return (
+        "Highest memory while the image tower trains with gradient checkpointing, "
+        f"{measured['parameters'] / 1e6:.0f} M parameters, {measured['autocast']}: {'; '.join(steps)}."
     )
 
 

@@ -2,6 +2,8 @@
 
 python tools/benchmark.py --size tiny
 python tools/benchmark.py --size base --cases extraction bfloat16 loading --output base.json
+python tools/benchmark.py --size tiny --forms --rounds 25
+python tools/benchmark.py --size large --cases memory --batches 8 16
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..benchmarks.options import CASES, SIZES, SMOKE
+from ..benchmarks.options import CASES, FORMS, SIZES, SMOKE
 from ..cli import command_line, errors_in_one_line, tool_parser
 from ..config_files import shipped_configs
 from ..files import check_output, write_json
@@ -22,6 +24,16 @@ def argument_parser() -> argparse.ArgumentParser:
         "--size", choices=tuple(SIZES), default="tiny", help="model and batch sizes to time (default: %(default)s)"
     )
     parser.add_argument("--cases", nargs="+", choices=CASES, default=CASES, help="what to time (default: all)")
+    parser.add_argument(
+        "--forms",
+        nargs="*",
+        choices=tuple(FORMS),
+        help="faster forms to time the cases with and without, instead of against the plain way (no name: all of them; "
+        "default: the plain way)",
+    )
+    parser.add_argument(
+        "--batches", type=int, nargs="+", help="images of a training step in the case memory (default: by --size)"
+    )
     parser.add_argument("--rounds", type=int, help="pairs of timings of each case (default: by --size)")
     parser.add_argument("--threads", type=int, help="PyTorch's CPU threads (default: PyTorch's own choice)")
     parser.add_argument(
@@ -58,7 +70,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             name="smoke" if args.smoke else args.size,
             configs=shipped_configs() / "SAGA",
             cases=args.cases,
+            forms=None if args.forms is None else args.forms or tuple(FORMS),
             rounds=args.rounds,
+            batches=args.batches,
             device=pick_device(args.device),
             command=command_line(),
             done=save,

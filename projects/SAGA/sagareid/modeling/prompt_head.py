@@ -17,6 +17,7 @@ from ..structures import CLIPFeatures
 from ..values import needs_cached
 from .clip import towers
 from .clip.text import PromptLearner, TextEncoder
+from .fast.repeats import each_once
 from .heads import complete_state, frozen_text_encoder, needs_clip_tokens
 
 __all__ = ["PromptHead"]
@@ -100,15 +101,8 @@ class PromptHead(nn.Module):
                 self.text_features[part] = self.text_encoder(self.prompts(part))
 
     def text(self, labels: Tensor) -> Tensor:
-        """(B,) identities to (B, E) text features; each identity of the batch is encoded once.
-
-        A compiled step encodes one prompt for each image: how many identities a batch has would be a new shape each
-        time.
-        """
-        if torch.compiler.is_compiling():
-            return self.text_encoder(self.prompts(labels))
-        unique, inverse = labels.unique(return_inverse=True)
-        return self.text_encoder(self.prompts(unique))[inverse]
+        """(B,) identities to (B, E) text features."""
+        return each_once(lambda identities: self.text_encoder(self.prompts(identities)), labels)
 
     def forward(self, features: CLIPFeatures, targets: Tensor | None = None):
         """Training: the batch's images and texts in the joint space (`gives`). Evaluation: (B, D+E) CLIP's own class

@@ -91,7 +91,7 @@ class RefinementLayer(nn.Module):
             refined (B, N, D) and attention (B, N, K+M), the mean over heads. In evaluation the attention of a patch
             sums to 1; in training it is taken after attention dropout, as published, so its sum varies around 1.
         """
-        if fast.enabled() and fast.says(self, "fast_form"):
+        if fast.enabled("refinement") and fast.says(self, "fast_form"):
             return faster.refine(self, patches, text, domain)
         anchors = self.norm_kv(join_anchors(patches, text, domain))
         read, attention = self.attn(self.norm_q(patches), anchors, anchors)

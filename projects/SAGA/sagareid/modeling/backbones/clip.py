@@ -128,7 +128,7 @@ class CLIPBackbone(nn.Module):
     def _tower(self, images: Tensor, camids: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """(B, P*N, D) patch tokens and (B, P, D) class tokens of the token layers, (B, D) normed class token of the
         last."""
-        one_row = fast.enabled() and self.depth not in self.token_layers
+        one_row = fast.enabled("one_row") and self.depth not in self.token_layers
         x, kept = self._embed(images, self._camera_shift(camids)), {}
         for number in range(1, self.depth if one_row else self.depth + 1):
             x = self._through(self.block(number), x)

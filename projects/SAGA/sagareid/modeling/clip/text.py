@@ -74,7 +74,7 @@ class TextEncoder(nn.Module):
         *blocks, last = self.transformer.resblocks
         for block in blocks:
             x = block(x, attn_mask=mask)
-        row = block_at_row(last, x, end) if fast.enabled() else last(x, attn_mask=mask)[:, end]
+        row = block_at_row(last, x, end) if fast.enabled("one_row") else last(x, attn_mask=mask)[:, end]
         return self.ln_final(row) @ self.text_projection
 
 

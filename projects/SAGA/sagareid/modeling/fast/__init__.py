@@ -1,20 +1,23 @@
-"""Exact faster forms of what the method's own files say plainly, behind one switch.
+"""Exact faster forms of what the method's own files say plainly, each with a switch.
 
 Everything here computes what its plain form computes, up to the rounding of float32; tests/test_fast.py holds each form
-to that, in value and gradient. The forms are on. `disabled()` computes as it is written::
+to that, in value and gradient. `tools/benchmark.py --forms` measures what each is worth. The forms are on. `disabled()` computes as
+it is written, `disabled("dropout")` with every form but this one::
 
     with fast.disabled():
         loss = model(batch)
 
-| plain form | faster form |
-|---|---|
-| `refinement.RefinementLayer.forward` | `fast.refinement.refine`: projections multiplied into the anchors, or batched |
-| its `nn.GELU` and `nn.Dropout` | `fast.dropout`: masks of 16 random bits a number, applied in place |
-| refinement, then `pooling` | `fast.refinement.refine_and_pool`: pooled before the last matrix (evaluation) |
-| a stack of layers on a whole batch | `fast.blocks.in_groups`: a few images at a time, on a CPU |
-| open_clip's block, of which one row is read | `fast.blocks.block_at_row` |
-| `nn.MultiheadAttention` in open_clip's blocks | `fast.blocks.Attention`: torch's fused attention after one product |
-| open_clip's QuickGELU | `fast.blocks.QuickGELU`: SiLU, in place in evaluation |
+| form | plain form | faster form |
+|---|---|---|
+| refinement | `refinement.RefinementLayer.forward` | `fast.refinement.refine`: keys and values made once, batched |
+| absorption | projections of queries and outputs | `fast.refinement.attend_by_anchor`: in the anchors |
+| dropout | the layer's `nn.GELU` and `nn.Dropout` | `fast.dropout`: 16 random bits a number, in place |
+| early_pooling | refinement, then `pooling` | `fast.refinement.refine_and_pool`: before the last matrix (evaluation) |
+| groups | layers on a whole batch | `fast.blocks.in_groups`: a few images at a time, on a CPU |
+| one_row | open_clip's block, of which one row is read | `fast.blocks.block_at_row` |
+| attention | `nn.MultiheadAttention` in a block | `fast.blocks.Attention`: fused, after one product |
+| quick_gelu | open_clip's QuickGELU | `fast.blocks.QuickGELU`: SiLU, in place in evaluation |
+| each_once | a prompt for every image of a batch | `fast.repeats.each_once`: for every identity |
 
 A module is computed by a faster form only where its class says so beside its `forward` (`says`). A subclass that
 overrides `forward` is computed by what it overrides, in training and in evaluation.
@@ -27,27 +30,43 @@ from contextlib import contextmanager
 
 from torch import nn
 
-__all__ = ["disabled", "enabled", "says"]
+__all__ = ["FORMS", "disabled", "enabled", "says"]
 
-# One switch for the process, not for a thread: the backward pass, which may run in threads of its own, must recompute a
+FORMS = (
+    "refinement",
+    "absorption",
+    "dropout",
+    "early_pooling",
+    "groups",
+    "one_row",
+    "attention",
+    "quick_gelu",
+    "each_once",
+)
+
+# Switches of the process, not of a thread: the backward pass, which may run in threads of its own, must recompute a
 # checkpointed block in the form of the forward pass.
-_on = True
+_on = dict.fromkeys(FORMS, True)
 
 
-def enabled() -> bool:
-    """Whether the faster forms are in use."""
-    return _on
+def enabled(form: str) -> bool:
+    """Whether a form of `FORMS` is in use."""
+    return _on[form]
 
 
 @contextmanager
-def disabled() -> Iterator[None]:
-    """Compute everything inside by its plain form."""
-    global _on
-    before, _on = _on, False
+def disabled(*forms: str) -> Iterator[None]:
+    """Compute what is inside by the plain forms of these of `FORMS`; without a name, by those of all.
+
+    Raises:
+        KeyError: no such form.
+    """
+    before = {form: _on[form] for form in forms or FORMS}
+    _on.update(dict.fromkeys(before, False))
     try:
         yield
     finally:
-        _on = before
+        _on.update(before)
 
 
 def says(module: nn.Module, flag: str) -> bool:

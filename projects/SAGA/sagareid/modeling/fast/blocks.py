@@ -44,7 +44,7 @@ def in_groups(
             each draws its part of the masks of all; all call this in the same order.
     """
     first = batches[0]
-    whole = whole or not enabled() or first.device.type != "cpu"
+    whole = whole or not enabled("groups") or first.device.type != "cpu"
     whole = whole or torch.compiler.is_compiling() or torch.jit.is_tracing()
     group = max(1, _GROUP_ROWS // rows)
     if masks and not whole and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
@@ -102,7 +102,7 @@ class Attention(nn.MultiheadAttention):
             (B, L, D), and None or the weights.
         """
         added = attn_mask is None or (attn_mask.dim() == 2 and attn_mask.is_floating_point())
-        if need_weights or others or key is not value or not added or not enabled():
+        if need_weights or others or key is not value or not added or not enabled("attention"):
             return super().forward(query, key, value, need_weights=need_weights, attn_mask=attn_mask, **others)
         d, weight, bias = self.embed_dim, self.in_proj_weight, self.in_proj_bias
         if query is key:
@@ -122,7 +122,8 @@ class QuickGELU(nn.Module):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        if not enabled() or torch.compiler.is_compiling():  # a compiler makes one pass of it, forward and backward
+        # a compiler makes one pass of it, forward and backward
+        if not enabled("quick_gelu") or torch.compiler.is_compiling():
             return x * torch.sigmoid(1.702 * x)
         if torch.is_grad_enabled() and x.requires_grad:
             return _QuickGELU.apply(x)

@@ -16,6 +16,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import enabled
+
 __all__ = ["SharedMasks", "draws", "dropout", "gelu_dropout"]
 
 _LEVELS = 2**16
@@ -39,7 +41,7 @@ def _mask(x: Tensor, p: float, training: bool) -> Tensor | None:
 
 def draws(p: float, training: bool) -> bool:
     """Whether a dropout draws a mask here, on a CPU."""
-    return training and 0 < round(p * _LEVELS) < _LEVELS
+    return enabled("dropout") and training and 0 < round(p * _LEVELS) < _LEVELS
 
 
 class SharedMasks:

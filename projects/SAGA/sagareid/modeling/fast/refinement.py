@@ -56,7 +56,7 @@ def attend(layer: nn.Module, patches: Tensor, text: Tensor, domain: Tensor | Non
     and a fourteenth of an evaluation of the layer.
     """
     count = text.shape[-2] + (0 if domain is None else domain.shape[1])
-    by_anchor = layer.attn.num_heads * count < layer.attn.embed_dim
+    by_anchor = enabled("absorption") and layer.attn.num_heads * count < layer.attn.embed_dim
     return (attend_by_anchor if by_anchor else attend_by_patch)(layer, patches, text, domain)
 
 
@@ -141,7 +141,7 @@ def masks_of(layers: Iterable[nn.Module]) -> int:
     """How many masks `fast.dropout` draws where `refine` computes all of these layers; 0 where it does not."""
     count = 0
     for layer in layers:
-        if not (enabled() and says(layer, "fast_form")):
+        if not (enabled("refinement") and says(layer, "fast_form")):
             return 0
         own = (layer.attn.dropout, layer.attn.training), *((x.p, x.training) for x in (layer.ff[2], layer.ff[4]))
         count += sum(draws(p, training) for p, training in own)
@@ -173,7 +173,8 @@ def pools_early(refinement: nn.Module, pool: nn.Module) -> bool:
     """
     last = refinement.layers[-1]
     exact = says(refinement, "fast_form") and says(last, "fast_form") and says(pool, "linear")
-    return exact and enabled() and not (last.training or refinement.training)
+    on = enabled("early_pooling") and enabled("refinement")  # it computes the attention of its last layer as `refine`
+    return exact and on and not (last.training or refinement.training)
 
 
 def refine_and_pool(
