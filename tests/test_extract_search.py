@@ -10,9 +10,11 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 
 import faiss
 import numpy as np
+import pyarrow
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -70,6 +72,34 @@ def test_every_output_holds_the_extractors_features(output, go, crops, extractor
     if output != "f":
         assert not (tmp_path / f"{output}.shards").exists() and (tmp_path / f"{output}.report.json").exists()
     assert go(tmp_path / output) == report  # again: nothing to do
+
+
+def test_a_file_is_joined_shard_by_shard(tmp_path):
+    """Whatever their number: the memory is that of one shard."""
+    count, size, width = 12, 50, 400
+    about = {"width": width, "feature": "fusion"}
+    names = [f"{i}{'é' * (i % 7)}.png" for i in range(count * size)]
+    shards = extract._Shards(tmp_path, names, tmp_path / "shards", size, about)
+    shards.where.mkdir()
+    features = np.random.default_rng(0).standard_normal((len(names), width), np.float32)
+    for i in range(count):
+        part = features[i * size : (i + 1) * size]
+        whole = about | {"key": shards.key, "shard": i}
+        pq.write_table(extract._table(shards.part(i), part, ["gone"] * size, whole), shards.path(i))
+    write, pool = extract._joiner(tmp_path / "f.npz", shards), pyarrow.default_memory_pool()
+    before = pool.bytes_allocated()
+    tracemalloc.start()
+    try:
+        write(str(tmp_path / "f.npz"))
+        highest = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert highest < 4 * size * width * 4 < features.nbytes / 2
+    assert pool.bytes_allocated() - before < features.nbytes / 2
+    with np.load(tmp_path / "f.npz") as arrays:
+        assert arrays["features"].dtype == np.float32 and np.array_equal(arrays["features"], features)
+        assert arrays["paths"].tolist() == names and set(arrays["states"].tolist()) == {"gone"}
+        assert json.loads(str(arrays["about"])) == about | {"key": shards.key}
 
 
 def test_it_goes_on_where_it_stopped(go, extractor, tmp_path, monkeypatch):

@@ -4,10 +4,12 @@ they leave out.
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
 import shutil
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -278,6 +280,21 @@ def test_a_listing_follows_links_and_says_what_it_leaves_out(folder, caplog):
         images.say_left_out("shop", listing)
     [record] = caplog.records  # once
     assert "3 hidden (.trash, ann/._1.jpg, ann/.hidden.png)" in record.message and "ann/7.heic" in record.message
+
+
+def test_a_listing_takes_the_memory_of_its_names(tmp_path):
+    """A folder of a million images is listed, too: no path and no directory entry is kept for an image."""
+    for i in range(3000):
+        (tmp_path / f"{i:06d}_c1.png").touch()
+    gc.collect()
+    tracemalloc.start()
+    try:
+        listing = images.image_files(tmp_path)
+        kept, highest = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(listing.names) == 3000
+    assert kept / 3000 < 120 and highest / 3000 < 150, "bytes for an image"
 
 
 def test_a_closed_folder_is_said(folder, monkeypatch):

@@ -174,13 +174,18 @@ class Listing:
     """The images under a folder, and what else lies there.
 
     Attributes:
-        images: those of a folder sorted by name, then those of its sub-folders.
+        names: of the images, relative to the folder, with forward slashes: those of a folder sorted, then those of its
+            sub-folders. Names, since a path takes four times their memory.
         left_out: why -> the entries, relative to the folder, sorted.
     """
 
     folder: Path
-    images: list[Path]
+    names: list[str]
     left_out: dict[str, list[str]]
+
+    @property
+    def images(self) -> list[Path]:
+        return [self.folder / name for name in self.names]
 
     def __str__(self) -> str:
         """What is left out, in words; empty where nothing is."""
@@ -211,7 +216,7 @@ def image_files(folder: str | os.PathLike, *, levels: int | None = None) -> List
         OSError: the folder itself cannot be opened.
     """
     folder = Path(folder)
-    images: list[Path] = []
+    images: list[str] = []
     left_out: dict[str, list[str]] = defaultdict(list)
     _look_into(folder, (), levels, frozenset(), images, left_out)
     _collect(listing := Listing(folder, images, {why: sorted(names) for why, names in left_out.items()}))
@@ -223,34 +228,31 @@ def _look_into(
     below: tuple[str, ...],
     levels: int | None,
     above: frozenset[tuple[int, int]],
-    images: list[Path],
+    images: list[str],
     left_out: dict[str, list[str]],
 ) -> None:
     where = folder.joinpath(*below)
+    found: dict[str, list[str]] = defaultdict(list)
     try:
         state = where.stat()
-        entries = sorted(os.scandir(where), key=lambda entry: entry.name)
+        here = (state.st_dev, state.st_ino)
+        if here in above:
+            left_out[LOOP].append("/".join(below))
+            return
+        with os.scandir(where) as entries:
+            for entry in entries:  # one after the other: all entries of a large folder take more memory than the names
+                if entry.name.lower() not in _CLUTTER:
+                    found[_why_left_out(entry)].append(entry.name)
     except OSError:
         if not below:
             raise
         left_out[CLOSED].append("/".join(below))
         return
-    here = (state.st_dev, state.st_ino)
-    if here in above:
-        left_out[LOOP].append("/".join(below))
-        return
-    folders = []
-    for entry in entries:
-        if entry.name.lower() in _CLUTTER:
-            continue
-        name = "/".join((*below, entry.name))
-        why = _why_left_out(entry)
-        if why is DEEPER:
-            folders.append(entry.name)
-        elif why:
-            left_out[why].append(name)
-        else:
-            images.append(Path(entry.path))
+    folders = sorted(found.pop(DEEPER, []))
+    prefix = "".join(f"{name}/" for name in below)
+    images += (prefix + name for name in sorted(found.pop("", [])))
+    for why, names in found.items():
+        left_out[why] += (prefix + name for name in names)
     for name in folders:
         if levels is not None and len(below) + 1 >= levels:
             left_out[DEEPER].append("/".join((*below, name)))

@@ -18,7 +18,8 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -97,11 +98,11 @@ def list_images(folder: str | Path) -> tuple[list[str], Listing]:
     if not folder.is_dir():
         raise NotADirectoryError(f"{folder} is no folder")
     listing = image_files(folder)
-    if not listing.images:
+    if not listing.names:
         found = f"found {listing}" if listing.left_out else "it is empty"
         raise ValueError(f"no image under {folder}; {found}. Images end in {', '.join(SUFFIXES)}")
     say_left_out("extraction", listing)
-    return sorted(image.relative_to(folder).as_posix() for image in listing.images), listing
+    return sorted(listing.names), listing
 
 
 def open_extractor(checkpoint: str | Path, *, device: str, dtype: str, feature: str) -> tuple[Extractor, str]:
@@ -338,10 +339,13 @@ class _Shards:
         counts = {"images": len(self.files), "extracted": extracted, "kept": kept, "dropped": dropped}
         return Report(output=str(output), unreadable=unreadable, **counts, **about)
 
-    def tables(self) -> Iterator[pa.Table]:
+    def tables(self, *columns: str) -> Iterator[pa.Table]:
+        """One after the other; without names, all columns."""
         for index in range(self.count):
-            table = pq.read_table(self.path(index))
-            if "state" not in table.schema.names:  # a shard that an earlier version wrote
+            old = "state" not in pq.read_schema(self.path(index)).names  # a shard that an earlier version wrote
+            there = [name for name in columns if not (old and name == "state")]
+            table = pq.read_table(self.path(index), columns=there or None)
+            if old and (not columns or "state" in columns):
                 table = table.append_column("state", pa.array([""] * len(table), pa.string()))
             yield table
 
@@ -408,14 +412,28 @@ def _joiner(output: Path, shards: _Shards) -> Callable[[str], None]:
             for table in shards.tables():
                 writer.write_table(table.replace_schema_metadata(schema.metadata))
 
-    def npz(temporary: str) -> None:
-        tables = list(shards.tables())
-        features = [t["feature"].combine_chunks().flatten().to_numpy().reshape(-1, about["width"]) for t in tables]
-        paths, states = (
-            np.array([x for t in tables for x in t[name].to_pylist()], dtype=str) for name in ("path", "state")
-        )
-        with open(temporary, "wb") as file:
-            entry = np.array(json.dumps(about))
-            np.savez(file, features=np.concatenate(features), paths=paths, states=states, about=entry)
+    def npz(temporary: str) -> None:  # as `np.savez` writes it, shard by shard
+        count = sum(len(table) for table in shards.tables("path"))
+        features = (table["feature"].combine_chunks().flatten().to_numpy() for table in shards.tables("feature"))
+        entry = np.array(json.dumps(about))
+        with zipfile.ZipFile(temporary, "w") as archive:
+            _write_array(archive, "features", features, (count, about["width"]), np.dtype(np.float32))
+            for name, column in (("paths", "path"), ("states", "state")):
+                longest = max((len(x) for table in shards.tables(column) for x in table[column].to_pylist()), default=0)
+                kind = np.dtype(f"U{max(longest, 1)}")
+                parts = (np.array(table[column].to_pylist(), kind) for table in shards.tables(column))
+                _write_array(archive, name, parts, (count,), kind)
+            _write_array(archive, "about", [entry], (), entry.dtype)
 
     return parquet if output.suffix == ".parquet" else npz
+
+
+def _write_array(
+    archive: zipfile.ZipFile, name: str, parts: Iterable[np.ndarray], shape: tuple[int, ...], dtype: np.dtype
+) -> None:
+    """An array of an .npz file from its parts, of which one at a time is in memory."""
+    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        for part in parts:
+            file.write(part.tobytes())

@@ -111,7 +111,7 @@ def _splits_of(name: str, folder: Path, path: str) -> list[str]:
         left_out = {why: names for why, names in beside.left_out.items() if why != DEEPER}
         if others:
             left_out["folders that are no split"] = others
-        if beside.images:
+        if beside.names:
             left_out["images outside the splits"] = [image.name for image in beside.images]
         say_left_out(name, Listing(folder, [], left_out))
     return present
@@ -198,7 +198,7 @@ def _read_people(name: str, folder: Path, camera: CameraRule | None) -> list[Pho
             "a person. Where file names say who it is, list the images in a table instead (TYPE: CSVDataset; "
             "docs/own_data.md)"
         )
-    if not listing.images:
+    if not listing.names:
         raise ValueError(no_images(name, listing))
     photos, wrong = [], []
     for image in listing.images:

@@ -84,7 +84,7 @@ def list_images(dataset: str, folder: Path) -> list[Path]:
     """
     listing = image_files(folder, levels=1)
     say_left_out(dataset, listing)
-    if not listing.images:
+    if not listing.names:
         raise RuntimeError(no_images(dataset, listing))
     return listing.images
 
