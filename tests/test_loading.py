@@ -217,6 +217,13 @@ class TestFeatureCache:
         for label in ("targets", "camids", "cameras"):
             assert batch[label].tolist() == [s[label] for s in samples]
 
+    @pytest.mark.parametrize("device, workers", [("cpu", 0), ("cuda", 2)])
+    def test_workers_copy_features_for_a_gpu_alone(self, device, workers, cfg):
+        cfg.MODEL.DEVICE, cfg.DATALOADER.NUM_WORKERS = device, 2
+        cached = feature_cache.CachedFeatures(loaders.training_set(cfg))
+        assert loaders.build_train_loader(cfg, cached).num_workers == workers
+        assert loaders.build_train_loader(cfg).num_workers == 2, "images are read by workers anywhere"
+
     def test_views_differ(self, cfg):
         cache, _, _ = self.build(cfg)
         assert cache.fields["cls"].shape[0] == 2 and not torch.equal(cache.fields["cls"][0], cache.fields["cls"][1])

@@ -219,10 +219,13 @@ def build_train_loader(cfg, dataset: Dataset | None = None) -> TrainLoader:
     with seeded(cfg.SEED), compat.as_one_process():
         sampler = compat.train_sampler(cfg, dataset)
     batched = hasattr(type(dataset), "__getitems__")
+    # A batch of cached features is one copy in memory. On a CPU, which trains meanwhile, handing it over from a worker
+    # takes longer than the copy; on a GPU workers keep the device from waiting for it.
+    copied = batched and cfg.MODEL.DEVICE == "cpu"
     return TrainLoader(
         dataset,
         batch_sampler=SeededBatches(BatchSampler(sampler, cfg.SOLVER.IMS_PER_BATCH, drop_last=True), cfg.SEED),
-        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        num_workers=0 if copied else cfg.DATALOADER.NUM_WORKERS,
         collate_fn=_as_it_is if batched else fast_batch_collator,
         pin_memory=_pin_memory(cfg),
         device=cfg.MODEL.DEVICE,
