@@ -26,13 +26,15 @@ def synchronize(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def seconds(call: Callable[[], Any], device: str, repeats: int = 1) -> float:
+def seconds(
+    call: Callable[[], Any], device: str, repeats: int = 1, clock: Callable[[], float] = time.perf_counter
+) -> float:
     synchronize(device)
-    start = time.perf_counter()
+    start = clock()
     for _ in range(repeats):
         call()
     synchronize(device)
-    return (time.perf_counter() - start) / repeats
+    return (clock() - start) / repeats
 
 
 def peak_memory(call: Callable[[], Any], device: str) -> float | None:
@@ -62,22 +64,29 @@ def peak_memory(call: Callable[[], Any], device: str) -> float | None:
 
 
 def in_turn(
-    plain: Callable, ours: Callable, rounds: int, device: str, at_least: float = 0.2, name: str = ""
+    plain: Callable,
+    ours: Callable,
+    rounds: int,
+    device: str,
+    at_least: float = 0.2,
+    name: str = "",
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Any]:
     """Time both A B A B, after a warm-up; a sample repeats a short one until it lasts `at_least` seconds.
 
     Args:
         name: what the progress bar says.
+        clock: in seconds; `time.process_time`, of all threads, is steadier where others use the same cores.
 
     Returns:
         Medians in seconds, and the ratio of each neighbouring pair: median and quartiles.
     """
     for call in (plain, ours):
         call()
-    repeats = max(1, round(at_least / max(seconds(ours, device), 1e-9)))
+    repeats = max(1, round(at_least / max(seconds(ours, device, clock=clock), 1e-9)))
     gc.collect()
     bar = tqdm(range(rounds), desc=name, unit="pair", leave=False, disable=None)
-    pairs = [(seconds(plain, device, repeats), seconds(ours, device, repeats)) for _ in bar]
+    pairs = [tuple(seconds(call, device, repeats, clock) for call in (plain, ours)) for _ in bar]
     ratios = [a / b for a, b in pairs]
     return {
         "rounds": rounds,

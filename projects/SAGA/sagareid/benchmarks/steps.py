@@ -13,6 +13,7 @@ import os
 import resource
 import statistics
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import date
@@ -200,7 +201,9 @@ def _compare(setting: Setting, key: str, rounds: int) -> dict[str, Any]:
 
 
 def _compare_forms(setting: Setting, key: str, forms: Sequence[str], rounds: int) -> Iterator[dict[str, Any]]:
-    """What each form that acts in a case is worth there: all of our way without it ("plain") and with it, in turn."""
+    """What each form that acts in a case is worth there: all of our way without it and with it, in turn; on a CPU in
+    seconds of CPU, of all threads."""
+    clock = time.process_time if setting.device == "cpu" else time.perf_counter
     torch.manual_seed(1)
     case = COMPARISONS[key](setting)
     for form in forms:
@@ -208,7 +211,7 @@ def _compare_forms(setting: Setting, key: str, forms: Sequence[str], rounds: int
             continue
         difference = largest_difference(case.values_ours(), plainly(case.values_ours, form)())
         name = f"{key} without {form}"
-        times = in_turn(plainly(case.call_ours, form), case.call_ours, rounds, setting.device, name=name)
+        times = in_turn(plainly(case.call_ours, form), case.call_ours, rounds, setting.device, name=name, clock=clock)
         yield {"form": form, "case": key, "images": case.images, "largest_difference": difference} | {
             name.replace("plain", "without").replace("ours", "with"): value for name, value in times.items()
         }

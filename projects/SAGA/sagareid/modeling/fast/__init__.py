@@ -1,8 +1,8 @@
 """Exact faster forms of what the method's own files say plainly, each with a switch.
 
 Everything here computes what its plain form computes, up to the rounding of float32; tests/test_fast.py holds each form
-to that, in value and gradient. `tools/benchmark.py --forms` measures what each is worth. The forms are on. `disabled()` computes as
-it is written, `disabled("dropout")` with every form but this one::
+to that, in value and gradient. `tools/benchmark.py --forms` measures what each is worth (docs/fast_forms.md has it).
+The forms are on. `disabled()` computes as it is written, `disabled("dropout")` with every form but this one::
 
     with fast.disabled():
         loss = model(batch)
