@@ -13,55 +13,73 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from .boxes import crop_boxes
 from .extractor import Extractor
 from .threshold import Threshold
 
 __all__ = ["BoxMOTReID", "UltralyticsReID", "appearance_threshold", "roboflow_model"]
 
 
-class BoxMOTReID:
-    """What BoxMOT's trackers take as `reid_model`: `BotSort(reid_model=BoxMOTReID(extractor))`."""
+class _Adapter:
+    """An extractor and a gate for people who are hidden.
 
-    def __init__(self, extractor: Extractor):
-        self.extractor = extractor
+    Args:
+        min_visibility: of a person of whom less is seen the tracker goes by the motion alone, and the memory of the
+            track stays as it was. Above 0 it needs the read-out of tools/fit_visibility.py.
 
-    def get_features(self, boxes: Any, image: np.ndarray) -> np.ndarray:
-        """(N, F) of corners (N, >= 4) in a BGR frame. A box outside of it is a black crop, as BoxMOT has it."""
-        crops = crop_boxes(image, _four(boxes))
-        black = np.zeros((*self.extractor.size, 3), np.uint8)
-        return self.extractor([black if crop is None else crop for crop in crops]).numpy()
-
-
-class UltralyticsReID:
-    """What Ultralytics' trackers keep as `encoder`: `tracker.encoder = UltralyticsReID(extractor)`."""
+    Raises:
+        ValueError: a share out of range.
+        FileNotFoundError: no read-out beside the checkpoint.
+    """
 
     def __init__(self, extractor: Extractor, *, min_visibility: float = 0.0):
-        """
-        Args:
-            min_visibility: a person of whom less is seen gives no feature: the tracker then goes by the motion alone,
-                and the memory of the track stays as it was. Above 0 it needs the read-out of tools/fit_visibility.py.
-
-        Raises:
-            ValueError: a share out of range.
-            FileNotFoundError: no read-out beside the checkpoint.
-        """
         if not 0 <= min_visibility <= 1:
             raise ValueError(f"min_visibility is {min_visibility}; expected a share from 0 to 1")
         if min_visibility:
             _ = extractor.readout  # what is missing is said now, not at the first frame
         self.extractor, self.min_visibility = extractor, min_visibility
 
-    def __call__(self, image: np.ndarray, detections: np.ndarray) -> list[np.ndarray | None]:
-        """A feature of each detection (N, >= 4), centre and size, in a BGR frame; None of one outside of it, and of one
-        of which too little is seen."""
-        options = {"format": "cxcywh", "empty": "zero"}
+    def _look(self, image: np.ndarray, boxes: np.ndarray, format: str) -> tuple[Tensor, np.ndarray]:
+        """(N, F) features, zeros of a box outside of the frame, and (N,) bool, who is hidden."""
         if not self.min_visibility:
-            features = self.extractor.embed(image, _four(detections), **options).numpy()
-            return [feature if feature.any() else None for feature in features]
-        found, seen = self.extractor.embed(image, _four(detections), visibility=True, **options)
-        kept = (seen.crop >= self.min_visibility).tolist()
-        return [feature if keep else None for feature, keep in zip(found.numpy(), kept)]
+            features = self.extractor.embed(image, boxes, format=format, empty="zero")
+            return features, np.zeros(len(features), bool)
+        features, seen = self.extractor.embed(image, boxes, format=format, empty="zero", visibility=True)
+        return features, (seen.crop < self.min_visibility).numpy()
+
+
+class BoxMOTReID(_Adapter):
+    """What BoxMOT's trackers take as `reid_model`: `BotSort(reid_model=BoxMOTReID(extractor))`.
+
+    `hidden` (N,) bool says of the boxes of the last frame who is less visible than `min_visibility`. BoxMOT (25.0.0)
+    asks for a feature of everybody, so that the gate itself is in the tracker: docs/tracking.md has its lines.
+    """
+
+    hidden = np.zeros(0, bool)
+
+    def get_features(self, boxes: Any, image: np.ndarray) -> np.ndarray:
+        """(N, F) of corners (N, >= 4) in a BGR frame. A box outside of it is a black crop, as BoxMOT has it."""
+        features, self.hidden = self._look(image, _four(boxes), "xyxy")
+        outside = ~features.any(1)
+        if outside.any():
+            features[outside] = self.extractor([np.zeros((*self.extractor.size, 3), np.uint8)])
+        return features.numpy()
+
+
+class UltralyticsReID(_Adapter):
+    """What Ultralytics' trackers keep as `encoder`: `tracker.encoder = UltralyticsReID(extractor)`.
+
+    The tracker's `args.with_reid` has to be True and its `args.model` anything but "auto": with that it takes features
+    of the detector alone and asks no encoder, without a word (8.4.190).
+    """
+
+    def __call__(self, image: np.ndarray, detections: np.ndarray) -> list[np.ndarray | None]:
+        """A feature of each detection (N, >= 4), centre and size, in a BGR frame.
+
+        None, which a tracker neither compares nor remembers, of one outside of the frame, or hidden.
+        """
+        features, hidden = self._look(image, _four(detections), "cxcywh")
+        rows = zip(features.numpy(), hidden)
+        return [feature if feature.any() and not gone else None for feature, gone in rows]
 
 
 def appearance_threshold(extractor: Extractor, threshold: str | Path | float, tracker: str) -> float:
