@@ -60,12 +60,15 @@ def commands(tiny_run, crops, session_tmp, repo):
         "benchmark.py": (["--smoke", "--cases", "prompts"], "--output", ".json"),
         "benchmark_ranking.py": (["--sizes", "30x300", "--width", 8, "--rounds", 1], "--output", ".json"),
         "build_occluded_duke.py": ([crops, crops], "--root", ""),
+        "calibrate.py": ([tiny_run], "-o", ".json"),
         "check_dataset.py": (["SyntheticPedestrians"], None, ""),
         "compare.py": ([config, "--seeds", 0], "--output", ""),
         "convert_checkpoint.py": ([tiny_run / "model_final.pth"], "", ".pth"),
         "draw_pedestrians.py": (["--train-ids", 2, "--test-ids", 1, "--validation-ids", 1], "--root", ""),
+        "draw_street.py": (["--people", 2, "--shared", 1, "--frames", 2], "-o", ""),
         "export.py": ([tiny_run], "-o", ".pt"),
         "extract.py": ([crops, "--run", tiny_run, "--workers", 0], "-o", ".npz"),
+        "fit_visibility.py": ([tiny_run, "--dataset", "SyntheticPedestriansVal"], None, ""),
         "gpu_check.py": (["--device", "cpu", "--size", "tiny", "--steps", "export"], "-o", ""),
         "occlusion_study.py": (["--weights", tiny_run], "--output", ""),
         "pretrain_clip.py": (["--people", 8, "--steps", 1], "--output", ""),
@@ -117,7 +120,7 @@ def test_traceback_shows_where_an_error_was_raised(tool, commands, run_tool, tmp
     assert code == expected and "Traceback (most recent call last)" in error and f"commands/{tool}" in error
 
 
-@pytest.mark.parametrize("tool", [t for t in TOOLS if t != "check_dataset.py"])
+@pytest.mark.parametrize("tool", [t for t in TOOLS if t not in ("check_dataset.py", "fit_visibility.py")])
 def test_an_output_that_cannot_be_written_is_told_before_the_work(tool, commands, closed, run_tool, repo, monkeypatch):
     monkeypatch.chdir(repo)
     code, out, error = run_tool(tool, *words_of(commands, tool, closed / "made"))

@@ -23,7 +23,7 @@ from sagareid.config import get_cfg
 from sagareid.data import loaders, occluders
 from sagareid.data.datasets import build
 from sagareid.data.transforms import build_transforms
-from sagareid.engine import features
+from sagareid.engine import extraction
 from sagareid.evaluation.ranking import rank_in_blocks
 from sagareid.reports import study_page
 from sagareid.studies import occlusion
@@ -242,7 +242,7 @@ def batches():
 
 
 def test_weight_on_the_occluder(cfg):
-    [out], labels = features.extract([(cfg, baseline(OnePatch()))], batches(), views=[0], weights=True)
+    [out], labels = extraction.extract([(cfg, baseline(OnePatch()))], batches(), views=[0], weights=True)
     assert out.on["occluder"].tolist() == [1.0, 0.5] and "person" not in out.on
     assert labels.area["occluder"].tolist() == [1 / 8, 1 / 16]
     assert out.weights.shape == (2, 2, 4) and out.weights[:, 0, 0].tolist() == [1, 1]
@@ -256,11 +256,11 @@ def test_equal_towers_run_once_and_give_what_each_gives(cfg):
     models = [baseline(OnePatch()), baseline(Mean()), baseline(Mean())]
     models[2].backbone.scale.data.fill_(2)  # another tower
     pairs = [(cfg, m) for m in models]
-    apart, _ = features.extract(pairs, batches(), views=[0, 0, 0])
+    apart, _ = extraction.extract(pairs, batches(), views=[0, 0, 0])
     assert [m.backbone.calls for m in models] == [1, 1, 1]
-    features.share_towers(pairs)
+    extraction.share_towers(pairs)
     assert models[0].backbone is models[1].backbone is not models[2].backbone
-    together, _ = features.extract(pairs, batches(), views=[0, 0, 0])
+    together, _ = extraction.extract(pairs, batches(), views=[0, 0, 0])
     assert [m.backbone.calls for m in models] == [2, 2, 2]  # the first counts for two models
     for one, other in zip(apart, together):
         assert torch.equal(one.features, other.features)
@@ -408,7 +408,7 @@ def test_resume_runs_nothing_twice(studied, call_tool, tiny_root, tmp_path, monk
         study_page, "curves", lambda *a: []
     )  # drawing takes longest here, and is not what this is about
     monkeypatch.setattr(study_page, "page", lambda *a: "")
-    monkeypatch.setattr(S, "extract", lambda *a, **k: passes.append(k["description"]) or features.extract(*a, **k))
+    monkeypatch.setattr(S, "extract", lambda *a, **k: passes.append(k["description"]) or extraction.extract(*a, **k))
     assert call_tool("occlusion_study.py", *argv, "--resume") == 0 and not passes
     after = json.loads((folder / "study.json").read_text())
     assert after["results"] == before["results"]

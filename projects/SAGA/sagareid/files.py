@@ -151,8 +151,8 @@ def damaged(path: str | os.PathLike, wrong: str, remedy: str) -> DamagedFile:
     return DamagedFile(f"{printable(path)} is damaged: {wrong}. {remedy}")
 
 
-def read_utf8(path: str | Path, *, remedy: str) -> str:
-    """The text of a file, which must be UTF-8 and hold something.
+def read_utf8(path: str | Path, *, remedy: str, may_be_empty: bool = False) -> str:
+    """The text of a file, which must be UTF-8 and, unless it may be empty, hold something.
 
     Raises:
         DamagedFile: it is not, or it is empty. OSError: it cannot be read.
@@ -161,7 +161,7 @@ def read_utf8(path: str | Path, *, remedy: str) -> str:
         text = Path(path).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise damaged(path, f"byte {error.start} is no UTF-8", remedy) from error
-    if not text.strip():
+    if not (may_be_empty or text.strip()):
         raise damaged(path, "it is empty", remedy)
     return text
 

@@ -105,7 +105,8 @@ class MMMP(ImageDataset):
             raise RuntimeError(
                 f"MMMP: no '{path.name}' under {self.list_dir}. Expected train, val and test lists. {REMEDY}"
             )
-        line = read_utf8(path, remedy="Unpack the data set again").removeprefix("\ufeff").partition("\n")[0]
+        text = read_utf8(path, remedy="Unpack the data set again", may_be_empty=True)  # a list of nobody
+        line = text.removeprefix("\ufeff").partition("\n")[0]
         try:
             return {int(word) for word in line.split(",") if word.strip()}
         except ValueError as error:
