@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from sagareid import compat
-from sagareid.engine import stages
+from sagareid.engine import plans, stages
 from sagareid.engine.options import training_parser
 from sagareid.engine.trainer import SAGATrainer, StepTrainer
 from sagareid.evaluation.evaluator import SAGAEvaluator
@@ -82,10 +82,10 @@ def train_each_stage(config: str, opts: list, folder: str, reference: str, names
     ends with."""
     _watch(folder, "none 0 0", "")
     weights = ""
-    for run in stages.plan(config, opts):
+    for run in plans.plan(config, opts):
         start = [*opts, "MODEL.WEIGHTS", weights] if weights else opts
         if run.name in names:
-            stages.run_all(stages.plan(config, start, run.name), training_parser().parse_args([]))
+            stages.run_all(plans.plan(config, start, run.name), training_parser().parse_args([]))
         weights = str(Path(reference, run.name, "model_final.pth"))
     compat.close_logs()
 

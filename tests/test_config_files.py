@@ -10,7 +10,7 @@ from sagareid import get_cfg
 from sagareid.config_checks import check_config
 from sagareid.config_files import config_chain, find_config, load_yaml
 from sagareid.config_merge import merge_pairs, read_config
-from sagareid.engine import stages
+from sagareid.engine import plans, readiness
 from sagareid.engine.main import launch_runs
 from sagareid.engine.options import training_parser
 
@@ -184,7 +184,7 @@ def test_a_file_that_stands_on_itself(files, write, tmp_path):
 def test_a_base_that_ships_is_found_by_name_from_any_folder(base, write):
     file = write(own=f"_BASE_: {base}\nSEED: 7\n")
     assert read_config(file).SEED == 7 and list(read_config(file).DATASETS.NAMES) == ["OccludedDuke"]
-    assert [run.name for run in stages.plan(file)] == ["prompts", "backbone", "anchors_warmup", "anchors"]
+    assert [run.name for run in plans.plan(file)] == ["prompts", "backbone", "anchors_warmup", "anchors"]
     file.parent.joinpath("SAGA").mkdir()
     file.parent.joinpath("SAGA/occ_duke.yml").write_text("OUTPUT_DIR: mine\n")
     assert (read_config(file).OUTPUT_DIR == "mine") is base.startswith("SAGA"), "beside the file comes first"
@@ -223,28 +223,28 @@ STAGES = "_BASE_: configs/SAGA/quickstart.yml\nSTAGES:\n- {NAME: one, FILE: stag
 def test_a_wrong_entry_of_stages(entry, message, write):
     file = write(own=f"_BASE_: configs/SAGA/quickstart.yml\nSTAGES:\n- {entry}\n", stage="SEED: 1\n", wrong="SED: 1\n")
     with pytest.raises((ValueError, FileNotFoundError), match=message):
-        stages.plan(file)
+        plans.plan(file)
 
 
 def test_two_stages_of_one_name(write):
     file = write(own=STAGES + "- {NAME: one, FILE: stage.yml}\n", stage="SEED: 1\n")
     with pytest.raises(ValueError, match="a stage is called 'one'; expected the name of a folder, another for each"):
-        stages.plan(file)
+        plans.plan(file)
 
 
 def test_the_values_of_all_stages_are_checked_together(write):
     second = "- {NAME: two, FILE: stage.yml, OPTS: [SOLVER.BASE_LR, -0.1]}\n"
     file = write(own=STAGES + second, stage="CACHE:\n  NUM_VIEWS: 0\n")
     with pytest.raises(ValueError) as error:
-        stages.plan(file)
+        plans.plan(file)
     assert str(error.value).splitlines()[1:] == [
         "  CACHE.NUM_VIEWS is 0; expected 1 or more",
         "  SOLVER.BASE_LR is -0.1; expected 0 or more (stage two)",
     ]
-    assert [run.name for run in stages.plan(file, ["CACHE.NUM_VIEWS", "1"], "one")] == ["one"]
+    assert [run.name for run in plans.plan(file, ["CACHE.NUM_VIEWS", "1"], "one")] == ["one"]
     file.write_text(STAGES + second.replace("SOLVER.BASE_LR, -0.1", "TEST.FEATURE, fusio"))
     with pytest.raises(ValueError, match=r"TEST.FEATURE is 'fusio'; valid: .* Did you mean fusion\? \(stage two\)"):
-        stages.plan(file, ["CACHE.NUM_VIEWS", "1"])
+        plans.plan(file, ["CACHE.NUM_VIEWS", "1"])
 
 
 def test_a_key_that_a_stage_overrides_is_told(write, caplog, monkeypatch):
@@ -257,10 +257,10 @@ def test_a_key_that_a_stage_overrides_is_told(write, caplog, monkeypatch):
     both = "one, which sets 4 in {0}; two, which sets 4 in {0}".format(file.with_name("stage.yml"))
     views = f"CACHE.NUM_VIEWS 3 in {file}, line 3 has no effect in the stage {both}. Set it "
     behind = "behind the command, or in OPTS of the stage"
-    assert stages.without_effect(file) == [views + behind, lr + behind]
-    assert stages.without_effect(file, ["CACHE.NUM_VIEWS", "5"]) == [lr + behind], "what comes last counts"
+    assert plans.without_effect(file) == [views + behind, lr + behind]
+    assert plans.without_effect(file, ["CACHE.NUM_VIEWS", "5"]) == [lr + behind], "what comes last counts"
     # at the start of a run
-    monkeypatch.setattr(stages, "check_machine", lambda *args, **options: 1 / 0)
+    monkeypatch.setattr(readiness, "check_machine", lambda *args, **options: 1 / 0)
     args = ["--config-file", str(file), "OUTPUT_DIR", "out", "CACHE.NUM_VIEWS", "5"]
     with pytest.raises(ZeroDivisionError):
         launch_runs(training_parser().parse_intermixed_args(args))
@@ -279,9 +279,9 @@ def test_a_config_that_ships_is_read_checked_and_without_dead_keys(path):
     base = path.name.startswith("Base-")
     # a Base-*.yml of FastReID's names no data set; Base-study.yml no head
     if not base or path.parent.name == "SAGA":
-        assert stages.plan(path, ["MODEL.DEVICE", "cuda"])
+        assert plans.plan(path, ["MODEL.DEVICE", "cuda"])
     if not base:
-        assert stages.without_effect(path) == []
+        assert plans.without_effect(path) == []
     assert config_chain(path)[0].path == path
 
 

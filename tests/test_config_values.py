@@ -10,7 +10,7 @@ import pytest
 from sagareid.config import flatten, get_cfg
 from sagareid.config_checks import DEPTHS, check_config
 from sagareid.config_merge import read_config
-from sagareid.engine import stages
+from sagareid.engine import plans
 from sagareid.registry import fastreid_registries
 from sagareid.values import value_of
 
@@ -163,7 +163,7 @@ FREE = {
     "OUTPUT_DIR": "a path",
     "CACHE.DIR": "a path",
     "SEED": "negative: a fresh one",
-    "STAGES": "engine.stages, with the file that lists them",
+    "STAGES": "engine.plans, with the file that lists them",
     "INPUT.CROP.SIZE": "read where CROP.ENABLED is",
     "TEST.PRECISE_BN.DATASET": "nothing reads it",
 }
@@ -224,6 +224,6 @@ def test_no_training_set_is_an_error_of_training_alone(train_net, tmp_path, capf
 def test_one_stage_or_an_evaluation_may_ask_for_what_the_others_lack():
     """The stage that learns prompts has no refined feature."""
     with pytest.raises(ValueError, match=r"TEST.FEATURE is 'refined'; .*\(stage prompts, backbone\)"):
-        stages.plan(QUICKSTART, ["TEST.FEATURE", "refined"])
-    assert [run.name for run in stages.plan(QUICKSTART, ["TEST.FEATURE", "refined"], "anchors")] == ["anchors"]
-    assert [run.name for run in stages.plan(QUICKSTART, ["TEST.FEATURE", "refined"], last=True)] == ["anchors"]
+        plans.plan(QUICKSTART, ["TEST.FEATURE", "refined"])
+    assert [run.name for run in plans.plan(QUICKSTART, ["TEST.FEATURE", "refined"], "anchors")] == ["anchors"]
+    assert [run.name for run in plans.plan(QUICKSTART, ["TEST.FEATURE", "refined"], last=True)] == ["anchors"]

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import itertools
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
 from sagareid.config import flatten
-from sagareid.engine import stages
+from sagareid.engine import plans
 from sagareid.engine.trainer import SAGATrainer
 from sagareid.weights import load_state
 
 from fastreid.utils.events import EventStorage
 
-CONFIGS = stages.Path(__file__).parents[1] / "configs"
+CONFIGS = Path(__file__).parents[1] / "configs"
 ABLATIONS = sorted((CONFIGS / "SAGA/ablations").glob("*.yml"))
 DATASETS, CLIPREID, BASELINES, STUDY = (
     [p for p in sorted((CONFIGS / folder).glob("*.yml")) if not p.name.startswith("Base-")]
@@ -33,7 +34,7 @@ TINY = """
 
 @pytest.mark.parametrize("path", [*DATASETS, *ABLATIONS], ids=lambda p: p.stem)
 def test_plans(path):
-    runs = stages.plan(path)
+    runs = plans.plan(path)
     assert [r.name for r in runs][:4] == ["prompts", "backbone", "anchors_warmup", "anchors"]
     assert len({r.cfg.OUTPUT_DIR for r in runs}) == len(runs)
     for before, run in itertools.pairwise(runs):
@@ -41,15 +42,15 @@ def test_plans(path):
 
 
 def test_every_output_folder_is_its_own():
-    runs = [stages.plan(p)[0] for p in [*DATASETS, *ABLATIONS, *CLIPREID, *BASELINES, *STUDY]]
+    runs = [plans.plan(p)[0] for p in [*DATASETS, *ABLATIONS, *CLIPREID, *BASELINES, *STUDY]]
     folders = [run.folder.parent if run.name else run.folder for run in runs]
     assert len(set(folders)) == len(folders)
 
 
 def test_an_ablation_differs_from_the_recipe_it_names():
-    reference = {r.name: r.cfg for r in stages.plan(ABLATIONS[0].parents[1] / "occ_duke.yml")}
+    reference = {r.name: r.cfg for r in plans.plan(ABLATIONS[0].parents[1] / "occ_duke.yml")}
     for path in ABLATIONS:
-        runs = stages.plan(path)
+        runs = plans.plan(path)
         changed = any(
             str(value) != str(flatten(reference[r.name])[key])
             for r in runs
@@ -65,7 +66,7 @@ def test_every_parameter_that_trains_gets_a_gradient_in_its_stage(path):
     """DistributedDataParallel waits for each of them. Blocks follow the token layer, as in the published recipe."""
     layers = "[1,2]" if path.stem == "two_path" else "[2]"
     opts = [*TINY, "MODEL.CLIP.TOKEN_LAYERS", layers, "MODEL.HEADS.NUM_CLASSES", 4, "MODEL.CLIP.CAMERAS", "['a','b']"]
-    for run in stages.plan(path, opts):
+    for run in plans.plan(path, opts):
         model = SAGATrainer.build_model(run.cfg).train()
         if hasattr(model.heads, "text_features"):
             model.heads.text_features.normal_()
@@ -98,15 +99,15 @@ def test_an_ablation_trains_resumes_and_evaluates(path, train_net, tmp_path):
 
 def test_clip_reid_has_the_data_sets_of_saga():
     ours = {
-        p.name: stages.plan(p)[-1].cfg.DATASETS for p in DATASETS if p.name not in ("quickstart.yml", "own_small.yml")
+        p.name: plans.plan(p)[-1].cfg.DATASETS for p in DATASETS if p.name not in ("quickstart.yml", "own_small.yml")
     }
-    clip_reid = {p.name: stages.plan(p)[-1].cfg.DATASETS for p in CLIPREID}
+    clip_reid = {p.name: plans.plan(p)[-1].cfg.DATASETS for p in CLIPREID}
     assert ours == clip_reid
 
 
 @pytest.mark.parametrize("path", CLIPREID, ids=lambda p: p.stem)
 def test_clip_reid_plans(path):
-    prompts, backbone = stages.plan(path)
+    prompts, backbone = plans.plan(path)
     assert (prompts.name, backbone.name) == ("prompts", "backbone")
     assert prompts.cfg.SOLVER.MAX_EPOCH == 120 and backbone.cfg.SOLVER.MAX_EPOCH == 60
     assert backbone.cfg.SOLVER.STEPS == [30, 50] and backbone.cfg.MODEL.HEADS.TRAIN_PROJ
@@ -179,7 +180,7 @@ def test_a_baseline_learns(train_net, tmp_path):
 
 
 def test_the_heads_of_the_study_differ_in_their_head_alone():
-    cfgs = {p.stem: stages.plan(p)[0].cfg for p in STUDY}
+    cfgs = {p.stem: plans.plan(p)[0].cfg for p in STUDY}
     assert len(cfgs) == 11
     reference = flatten(cfgs["cls"])
     for name, cfg in cfgs.items():

@@ -4,6 +4,7 @@ kept."""
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -22,14 +23,14 @@ from sagareid.deploy.feature_model import FeatureModel
 from sagareid.deploy.load import load_model
 from sagareid.deploy.options import FORMATS, TOLERANCE
 from sagareid.deploy.traced import Traced
-from sagareid.engine import stages
+from sagareid.engine import plans
 from sagareid.engine.trainer import SAGATrainer
 from sagareid.modeling.build import build_model
 
 from fastreid.modeling.heads import REID_HEADS_REGISTRY
 
 OUR_HEADS = sorted(n for n, h in REID_HEADS_REGISTRY._obj_map.items() if h.__module__.startswith("sagareid."))
-ABLATIONS = sorted((stages.Path(__file__).parents[1] / "configs/SAGA/ablations").glob("*.yml"))
+ABLATIONS = sorted((Path(__file__).parents[1] / "configs/SAGA/ablations").glob("*.yml"))
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +118,7 @@ def what_evaluation_reads(cfg) -> str:
 @pytest.mark.slow
 @pytest.mark.parametrize("path", ABLATIONS, ids=lambda p: p.stem)
 def test_every_option_exports(path, tiny_clip, tmp_path):
-    cfg = stages.plan(path)[-1].cfg.clone()
+    cfg = plans.plan(path)[-1].cfg.clone()
     cfg.defrost()
     layers = [1, 2] if path.stem == "two_path" else [2]
     stride = (8, 8) if path.stem in ("stride_16", "v1") else (6, 6)  # of patches of 8: as published, others overlap

@@ -203,10 +203,10 @@ def test_pair_trains_and_evaluates_through_train_net(options, train_net, tmp_pat
     assert train_net(*run) == 0
     [result] = json.loads((tmp_path / "results.json").read_text())
     assert 0 <= result["metrics"]["mAP"] <= 100
-    from sagareid.engine import stages
+    from sagareid.engine import plans
     from sagareid.weights import load_state
 
-    cfg = stages.plan("configs/SAGA/quickstart.yml", [str(o) for o in run[2:]])[0].cfg.clone()
+    cfg = plans.plan("configs/SAGA/quickstart.yml", [str(o) for o in run[2:]])[0].cfg.clone()
     cfg.defrost()
     cfg.MODEL.HEADS.NUM_CLASSES = 12
     torch.manual_seed(0)

@@ -10,7 +10,7 @@ import pytest
 
 from sagareid.commands.train_net import main
 from sagareid.data import loaders
-from sagareid.engine import stages
+from sagareid.engine import plans
 
 SMALL = ["SOLVER.MAX_EPOCH", "3", "SOLVER.IMS_PER_BATCH", "16", "DATALOADER.NUM_WORKERS", "0", "TEST.EVAL_PERIOD", "1"]
 
@@ -36,7 +36,7 @@ def walked(monkeypatch, tiny_root, repo):
         monkeypatch.setattr(os, name, counting(getattr(os, name), inside))
     kinds = loaders.DeviceLoader.__init__
     monkeypatch.setattr(loaders.DeviceLoader, "__init__", counting(kinds, lambda self, data, *rest: _kind(self, data)))
-    monkeypatch.setattr(stages, "plan", counting(stages.plan, lambda *args: "plan"))
+    monkeypatch.setattr(plans, "plan", counting(plans.plan, lambda *args: "plan"))
     monkeypatch.setenv("FASTREID_DATASETS", str(tiny_root))
     monkeypatch.chdir(repo)
     return counts
@@ -85,7 +85,7 @@ def test_another_process_gets_the_plan(tmp_path, repo):
     """The runs travel to the processes of a job as they are."""
     import pickle
 
-    runs = stages.plan(repo / "configs/SAGA/quickstart.yml", ["OUTPUT_DIR", str(tmp_path)])
+    runs = plans.plan(repo / "configs/SAGA/quickstart.yml", ["OUTPUT_DIR", str(tmp_path)])
     again = pickle.loads(pickle.dumps(runs))
     assert [(r.name, r.cfg, r.asked_weights) for r in again] == [(r.name, r.cfg, r.asked_weights) for r in runs]
     assert all(r.cfg.is_frozen() for r in again)

@@ -13,7 +13,7 @@ from sagareid import config_checks
 from sagareid.config import custom_datasets, get_cfg
 from sagareid.data.datasets.build import DataSets
 from sagareid.data.datasets.names import Names, SetNames
-from sagareid.engine import stages
+from sagareid.engine import plans, readiness
 from sagareid.modeling.clip import download, towers
 from sagareid.synthetic import drawn
 from sagareid.synthetic.options import Spec
@@ -92,7 +92,7 @@ def test_a_share_that_is_none_and_a_name_without_one(shop):
 def test_drawn_people_choose_no_state_of_a_model_of_photographs(shop):
     cfg = config(FOLDER, VALIDATION=["SyntheticPedestriansVal"])
     with pytest.raises(ValueError, match=r"drawn people, for a run on shop: .*VALIDATION_SHARE"):
-        stages.check_machine([stages.Run("", cfg)])
+        readiness.check_machine([plans.Run("", cfg)])
     assert not (shop / drawn.FOLDER).exists(), "nothing was drawn into the user's folder"
 
 

@@ -13,7 +13,7 @@ from sagareid import retired
 from sagareid.config import flatten, get_cfg
 from sagareid.config_merge import read_config
 from sagareid.deploy.load import load_model
-from sagareid.engine import stages
+from sagareid.engine import plans, stages
 from sagareid.retired import RETIRED
 
 # For each key: a value that is still read, and one that asks for what is gone (None: there is none).
@@ -59,7 +59,7 @@ def test_a_configuration_that_has_one_is_read(key, where, tmp_path, caplog):
         (leaf if where == "file" else base).update(nested(key, value))
     (tmp_path / "base.yml").write_text(yaml.safe_dump(base))
     (tmp_path / "leaf.yml").write_text(yaml.safe_dump({"_BASE_": "base.yml", **leaf}))
-    [run] = stages.plan(tmp_path / "leaf.yml", opts)
+    [run] = plans.plan(tmp_path / "leaf.yml", opts)
     assert run.cfg.SOLVER.MAX_EPOCH == 3 and run.cfg.SOLVER.BASE_LR == 0.5
     origin = {"command line": "command line", "base": "base.yml"}.get(where, "leaf.yml")
     [line] = lines(caplog, key)
@@ -110,7 +110,7 @@ def test_a_checkpoint_and_a_run_that_have_them_are_read(values, tmp_path, caplog
     assert torch.equal(feature(loaded), feature(model))
     assert all(len(lines(caplog, key)) == 1 for key in values)
     assert sum("no longer has" in r.getMessage() for r in caplog.records) == 1, "one line for the file"
-    assert stages.differences(stages.Run("", cfg)) == []
+    assert stages.differences(plans.Run("", cfg)) == []
     assert all(len(lines(caplog, key)) == 2 for key in values)
 
 
@@ -125,7 +125,7 @@ def test_a_checkpoint_and_a_run_of_what_is_gone_are_refused(key, value, tmp_path
     with pytest.raises(ValueError, match=rf"m.pth: {key} is {value!r}, and this key is gone"):
         load_model(path)
     with pytest.raises(ValueError, match=rf"config.yaml: {key} is {value!r}, and this key is gone"):
-        stages.differences(stages.Run("", cfg))
+        stages.differences(plans.Run("", cfg))
 
 
 def test_neither_configs_nor_pages_name_one(repo):

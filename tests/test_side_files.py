@@ -18,7 +18,7 @@ from sagareid.config import get_cfg
 from sagareid.data.datasets.duke import _read_list
 from sagareid.deploy import extract_folder as extract
 from sagareid.deploy import gallery
-from sagareid.engine import stages
+from sagareid.engine import plans, results, stages
 from sagareid.engine.checkpoint import RunCheckpointer
 from sagareid.files import DamagedFile, write_json
 from sagareid.modeling.clip.activation import trained_with_quick_gelu
@@ -72,11 +72,11 @@ def report(folder: Path) -> Case:
     return folder / "f.npz.report.json", go
 
 
-def run(folder: Path) -> stages.Run:
+def run(folder: Path) -> plans.Run:
     cfg = get_cfg()
     cfg.OUTPUT_DIR = str(folder)
     (folder / "model_final.pth").touch()
-    return stages.Run("", cfg)
+    return plans.Run("", cfg)
 
 
 RESULT = {"stage": "a", "metrics": {"mAP": 1.0}, "seconds": 2.5, "checkpoint": "model_final.pth", "steps": 7}
@@ -184,7 +184,7 @@ def test_a_field_of_another_version_is_named(make, tmp_path):
 )
 def test_the_rows_of_a_configuration(content, wrong, tmp_path):
     file = tmp_path / "results.json"
-    refuses((file, lambda: stages.beside_earlier([RESULT], file, ["a", "b"])), content, wrong)
+    refuses((file, lambda: results.beside_earlier([RESULT], file, ["a", "b"])), content, wrong)
 
 
 def test_damaged_rows_are_told_before_training(train_net, repo, tmp_path, monkeypatch, capfd):

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from sagareid import get_cfg, hardware
-from sagareid.engine import precision, solver, stages
+from sagareid.engine import plans, precision, solver
 from sagareid.engine.trainer import SAGATrainer
 
 from fastreid.engine import hooks
@@ -120,7 +120,7 @@ SMALL = """
 
 def test_the_bias_of_the_neck_trains_where_it_is_asked_for(repo):
     def trained(config):
-        runs = {r.name: r.cfg for r in stages.plan(repo / CONFIGS / config, SMALL)}
+        runs = {r.name: r.cfg for r in plans.plan(repo / CONFIGS / config, SMALL)}
         models = {name: SAGATrainer.build_model(runs[name]) for name in ("backbone", "anchors")}
         return {name: {n for n, p in m.named_parameters() if p.requires_grad} for name, m in models.items()}
 
@@ -132,7 +132,7 @@ def test_the_bias_of_the_neck_trains_where_it_is_asked_for(repo):
 
 def test_a_head_without_a_neck_refuses_the_bias_of_one(repo):
     with pytest.raises(ValueError, match=r"PromptHead has no neck: set it in the OPTS .*ablations/neck_bias\.yml"):
-        stages.plan(repo / CONFIGS / "occ_duke.yml", [*SMALL, "MODEL.HEADS.NECK_BIAS", "True"])
+        plans.plan(repo / CONFIGS / "occ_duke.yml", [*SMALL, "MODEL.HEADS.NECK_BIAS", "True"])
     with pytest.raises(ValueError, match="Linear has no batch norm with a frozen bias"):
         solver.train_neck_bias(nn.Linear(2, 2))
 
@@ -145,7 +145,7 @@ def test_nothing_to_train_is_an_error(repo):
 
 def test_recipe_of_occluded_duke(repo):
     """The published configuration, read from the planned runs."""
-    runs = {r.name: r.cfg for r in stages.plan(repo / CONFIGS / "occ_duke.yml")}
+    runs = {r.name: r.cfg for r in plans.plan(repo / CONFIGS / "occ_duke.yml")}
     assert list(runs) == ["prompts", "backbone", "anchors_warmup", "anchors"]
     for cfg in runs.values():
         assert tuple(cfg.INPUT.SIZE_TRAIN) == tuple(cfg.INPUT.SIZE_TEST) == (256, 128)

@@ -16,7 +16,7 @@ from small_runs import EMBEDDED_CLIP, QUICKSTART, SMALL_IMAGES
 from test_compat import test_installed_host_matches_its_record as assert_host_is_untouched
 
 from sagareid import compat
-from sagareid.engine import hooks, stages
+from sagareid.engine import hooks, plans, stages
 from sagareid.engine.trainer import SAGATrainer, StepTrainer
 from sagareid.modeling.build import hand_over
 from sagareid.synthetic import drawn as synthetic
@@ -78,7 +78,7 @@ DERIVED = (
 def test_a_stage_changes_what_it_declares_and_nothing_else(stage, trained, tiny_root, monkeypatch):
     """Fails for every stage if the optimizer bridge goes: FastReID's own optimizer then changes nothing at all."""
     monkeypatch.setenv("FASTREID_DATASETS", str(tiny_root))
-    run = next(r for r in stages.plan(QUICKSTART[1], [*map(str, SMALL), "OUTPUT_DIR", str(trained)]) if r.name == stage)
+    run = next(r for r in plans.plan(QUICKSTART[1], [*map(str, SMALL), "OUTPUT_DIR", str(trained)]) if r.name == stage)
     stages._setup(run, _arguments())
     trainer = SAGATrainer(run.cfg)
     trainer.resume_or_load(resume=False)

@@ -12,7 +12,7 @@ from small_runs import ONE_STAGE, SMALL
 
 from sagareid import compat, get_cfg
 from sagareid.config_checks import check_config
-from sagareid.engine import stages
+from sagareid.engine import plans, stages
 from sagareid.engine.hooks import Selection
 from sagareid.engine.options import training_parser
 from sagareid.engine.trainer import SAGATrainer, StepTrainer
@@ -121,7 +121,7 @@ def test_interrupted_and_resumed_is_the_same_run(where, scripted, shared, train_
 
 def test_cached_validation_gives_the_metrics_of_images(tiny_root, monkeypatch, tmp_path):
     monkeypatch.setenv("FASTREID_DATASETS", str(tiny_root))
-    [run] = stages.plan(RUN[1], [*map(str, RUN[2:]), "OUTPUT_DIR", str(tmp_path)])
+    [run] = plans.plan(RUN[1], [*map(str, RUN[2:]), "OUTPUT_DIR", str(tmp_path)])
     stages._setup(run, training_parser().parse_args([]))
     trainer = SAGATrainer(run.cfg)
     cached = trainer.validate()

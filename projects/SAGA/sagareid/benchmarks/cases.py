@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from fastreid.config import CfgNode
 
 from .. import compat
-from ..engine import stages
+from ..engine import plans
 from ..engine.trainer import HostScalars, SAGATrainer
 from ..modeling.prompt_head import PromptHead
 from ..modeling.saga_head import SAGAHead
@@ -68,7 +68,7 @@ class Setting:
             *("MODEL.BACKBONE.PRETRAIN", False, "MODEL.HEADS.NUM_CLASSES", size.identities),
             *("SOLVER.AMP.ENABLED", False, "MODEL.DEVICE", device),
         ]
-        self.cfgs = {stage.name: stage.cfg for stage in stages.plan(configs / size.config, opts)}
+        self.cfgs = {stage.name: stage.cfg for stage in plans.plan(configs / size.config, opts)}
 
     def model(self, stage: str) -> nn.Module:
         torch.manual_seed(0)

@@ -12,9 +12,10 @@ from ..cli import import_modules
 from ..config_files import find_config
 from ..data.datasets.build import DataSets
 from ..files import write_json
-from . import stages
+from . import plans, readiness, stages
 from .launch import is_first, launch, number_of_processes
 from .ownership import FolderLock, owned_folders
+from .results import RESULTS, beside_earlier, table
 
 __all__ = ["launch_runs"]
 
@@ -28,19 +29,20 @@ def launch_runs(args) -> None:
         raise ValueError("name a config with --config-file, such as configs/SAGA/quickstart.yml")
     args.config_file = str(find_config(args.config_file))
     import_modules(args.modules)
-    runs = stages.plan(args.config_file, args.opts, args.stage, last=args.eval_only)
+    runs = plans.plan(args.config_file, args.opts, args.stage, last=args.eval_only)
     datasets = DataSets()
     processes = number_of_processes(args)
     if int(os.environ.get("LOCAL_RANK", 0)) == 0:  # torchrun ends the others
-        for sentence in stages.without_effect(args.config_file, args.opts):
+        for sentence in plans.without_effect(args.config_file, args.opts):
             logger.warning(sentence)
-        stages.check_machine(runs, datasets, eval_only=args.eval_only, processes=processes)  # before any process starts
+        # before any process starts
+        readiness.check_machine(runs, datasets, eval_only=args.eval_only, processes=processes)
     folders = [run.folder for run in runs] if is_first(args) else []
     with owned_folders(folders, fresh=not (args.resume or args.eval_only)) as locks:
         launch(_work, (runs, datasets, args, locks), args, device=runs[0].cfg.MODEL.DEVICE)
 
 
-def _work(runs: list[stages.Run], datasets: DataSets, args, locks: list[FolderLock]) -> None:
+def _work(runs: list[plans.Run], datasets: DataSets, args, locks: list[FolderLock]) -> None:
     """What each process of the job does. locks: held as long as one of them lives."""
     import_modules(args.modules)
     try:
@@ -50,13 +52,13 @@ def _work(runs: list[stages.Run], datasets: DataSets, args, locks: list[FolderLo
         compat.close_logs()
 
 
-def _run(runs: list[stages.Run], datasets: DataSets, args) -> None:
+def _run(runs: list[plans.Run], datasets: DataSets, args) -> None:
     if args.eval_only:
         results = [stages.evaluate(runs[-1], args, datasets)]
     else:
         results = stages.run_all(runs, args, datasets)
     if not comm.is_main_process():
         return
-    file = runs[-1].whole_folder / ("evaluation.json" if args.eval_only else stages.RESULTS)
-    write_json(file, results if args.eval_only else stages.beside_earlier(results, file, runs[-1].siblings))
-    print(f"\n{stages.table(results)}\n\n{file}")
+    file = runs[-1].whole_folder / ("evaluation.json" if args.eval_only else RESULTS)
+    write_json(file, results if args.eval_only else beside_earlier(results, file, runs[-1].siblings))
+    print(f"\n{table(results)}\n\n{file}")

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from ..config import flatten
 from ..engine.hooks import CheckpointHook, by_set
-from ..engine.stages import RESULT, read_result, read_seconds
+from ..engine.results import RESULT, read_result, read_seconds
 from ..files import DamagedFile, read_json, read_utf8, read_yaml
 
 __all__ = ["Curve", "Stage", "flat_metrics", "read_run", "read_scalars"]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import compat
-from ..engine import stages
+from ..engine import plans
 from ..files import check_output, write_json, write_text
 from ..hardware import machine
 from ..studies.models import load_models
@@ -176,7 +176,7 @@ def run_study(
     start = time.perf_counter()
     if opts and not config_file:
         raise ValueError(f"{' '.join(opts)}: KEY VALUE pairs change a config; name it with --config-file")
-    last = stages.plan(config_file, opts, last=True)[-1] if config_file else None
+    last = plans.plan(config_file, opts, last=True)[-1] if config_file else None
     if weights:
         paths = list(weights)
     elif last is not None:

@@ -17,7 +17,7 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from ..deploy.load import load_model
-from ..engine import stages
+from ..engine import plans, stages
 from ..engine.hooks import by_set
 from ..engine.main import launch_runs
 from ..engine.options import training_parser
@@ -117,7 +117,7 @@ def compare(
         for name, config in zip(names_of(configs), configs)
     ]
     for trial in trials[: len(configs)]:
-        stages.plan(trial.config, [*opts, "OUTPUT_DIR", trial.folder])
+        plans.plan(trial.config, [*opts, "OUTPUT_DIR", trial.folder])
     with tqdm(trials, desc="comparing", unit="run", disable=None) as bar:
         for trial in bar:
             bar.set_postfix_str(f"{trial.name}, seed {trial.seed}")
@@ -147,7 +147,7 @@ def _train(trial: Trial, opts: Sequence[str], arguments: Sequence[str]) -> None:
 
 def _finished(trial: Trial, opts: Sequence[str]) -> list[dict] | None:
     """The results of all stages, where all are finished with this very configuration; None otherwise."""
-    runs = stages.plan(trial.config, opts)
+    runs = plans.plan(trial.config, opts)
     results = [result for run in runs if (result := run.result())]
     return results if len(results) == len(runs) and not any(stages.differences(run) for run in runs) else None
 

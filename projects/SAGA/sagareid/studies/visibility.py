@@ -89,7 +89,7 @@ class Tokens:
     conditions: np.ndarray
 
     @classmethod
-    def of(cls, extractor: Extractor, hidden: Hidden, *, batch_size: int, num_workers: int, name: str) -> Tokens:
+    def extract(cls, extractor: Extractor, hidden: Hidden, *, batch_size: int, num_workers: int, name: str) -> Tokens:
         """One pass.
 
         Raises:
@@ -208,22 +208,22 @@ def fit_visibility(
         ValueError: a data set without masks; a model without patches.
     """
     cfg = extractor.cfg
-    collect = functools.partial(Tokens.of, extractor, batch_size=batch_size, num_workers=num_workers)
+    collect = functools.partial(Tokens.extract, extractor, batch_size=batch_size, num_workers=num_workers)
     transform = build_transforms(cfg, is_train=False)
     measured = collect(_validation(cfg, validation, dataset, transform, options), name="validation people")
     training = collect(_training(cfg, dataset, transform, options), name="training people")
     readout = fit(training, options)
     found, truth = read(readout, measured), true_shares(measured.maps)
-    of = functools.partial(by_condition, conditions=measured.conditions)
+    agree = functools.partial(by_condition, conditions=measured.conditions)
     about = {
         "checkpoint_sha256": extractor.checkpoint_sha256,
         "trained_on": dataset,
         "measured_on": validation,
         "options": asdict(options),
         "less_than_half_seen": float((truth[:, 0] < 0.5).mean()),
-        "crop": of(found[:, 0], truth[:, 0]),
+        "crop": agree(found[:, 0], truth[:, 0]),
         "sixths": [agreement(found[:, 1 + i], truth[:, 1 + i]) for i in range(BANDS)],
-        "attention": None if measured.claims is None else of(measured.claims, truth[:, 0]),
+        "attention": None if measured.claims is None else agree(measured.claims, truth[:, 0]),
     }
     return readout, about
 
@@ -231,7 +231,7 @@ def fit_visibility(
 def _training(cfg: Any, name: str, transform: Any, options: ReadoutOptions) -> Hidden:
     data = build_dataset(cfg, name)
     images = ImageSet(name, list(data.train), 0, str(Path(compat.dataset_root()).absolute()), _masks(data, name))
-    order = np.random.default_rng(options.seed).integers(len(images.items), size=options.images)
+    order = np.random.default_rng(options.seed).integers(len(images.items), size=options.images).tolist()
     people = DistractorPeople(sorted(item[0] for item in images.items), images.mask_path)
     return Hidden(images, order, people, transform, options.seed)
 

@@ -13,7 +13,7 @@ from fastreid.utils.events import EventStorage
 
 from ... import compat
 from ...data import loaders
-from ...engine import stages
+from ...engine import plans
 from ...engine.feature_cache import CachedFeatures, build_feature_cache
 from ...engine.trainer import SAGATrainer, StepTrainer, train_loader
 from ...synthetic import drawn as synthetic
@@ -51,7 +51,7 @@ def loading_step(job: Job) -> None:
         *("OUTPUT_DIR", str(job.work / "loading"), "SOLVER.AMP.ENABLED", True),
     ]
     cfgs = {
-        r.name: r.cfg for r in stages.plan(job.repo / "configs" / "SAGA" / model_opts.config, list(map(str, options)))
+        r.name: r.cfg for r in plans.plan(job.repo / "configs" / "SAGA" / model_opts.config, list(map(str, options)))
     }
     with compat.quiet_host(), EventStorage(0):
         with job.part("loader"):
