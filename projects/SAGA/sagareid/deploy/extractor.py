@@ -15,18 +15,14 @@ from typing import Any, Literal, NamedTuple, overload
 
 import numpy as np
 import torch
-import torchvision.transforms.functional as TF
-from PIL import Image
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
-from torchvision.transforms import InterpolationMode
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from .. import compat
-from ..data.images import UnreadableImage, as_rgb, read_image, reason
-from ..data.transforms import build_transforms
+from ..data.images import UnreadableImage
 from ..evaluation.postprocess import l2
-from ..files import file_hash, printable
+from ..files import file_hash
 from ..hardware import compiler_problem
 from ..processes import loader_start
 from ..structures import CLIPFeatures
@@ -34,11 +30,10 @@ from .boxes import crop_boxes
 from .feature_model import FeatureModel
 from .load import checkpoint_file, load_model
 from .options import VISIBILITY
+from .prepare import ImageLike, Images, Prepare, checked, is_one_image
 from .visibility import BANDS, Readout, Visibility, load_readout
 
 __all__ = ["Batch", "Extractor", "ImageLike"]
-
-ImageLike = str | os.PathLike | Image.Image | np.ndarray | Tensor
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +93,7 @@ class Extractor:
         if problem:
             raise ValueError(f"compile=True: torch.compile does not work here: {problem}")
         self._compiled = torch.compile(self._module, dynamic=False) if compile else None
-        self._prepare = _Prepare(cfg, self._module.size)
+        self._prepare = Prepare(cfg, self._module.size)
         self._unknown_cameras: set[str | None] = set()  # those that the log has named
         self._checkpoint: Path | None = None
 
@@ -236,7 +231,7 @@ class Extractor:
             TypeError, ValueError: something that is no image, of another dtype, shape or range; it names the place.
         """
         features, maps = [], []
-        total = len(_checked(images))
+        total = len(checked(images))
         with tqdm(total=total, desc="features", unit="img", disable=not progress) as bar:
             batches = self.iterate(
                 images, batch_size=batch_size, cameras=cameras, attention=attention, num_workers=num_workers
@@ -326,7 +321,7 @@ class Extractor:
             if features.shape[1] != self.width:
                 raise ValueError(f"features are {tuple(features.shape)}; this extractor's are (n, {self.width})")
             return l2(features)
-        return self([value] if _is_one_image(value) else value)
+        return self([value] if is_one_image(value) else value)
 
     def iterate(
         self,
@@ -346,7 +341,7 @@ class Extractor:
         Raises:
             FileNotFoundError: `visibility` without a read-out beside the checkpoint.
         """
-        images = _checked(images)
+        images = checked(images)
         readout = self.readout if visibility else None
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; expected 1 or more")
@@ -362,7 +357,7 @@ class Extractor:
                 ", ".join(self.cameras),
             )
         loader = DataLoader(
-            _Images(images, self._prepare),
+            Images(images, self._prepare),
             batch_size=batch_size,
             num_workers=num_workers,
             multiprocessing_context=loader_start(num_workers),
@@ -417,84 +412,3 @@ class Extractor:
         found = [tensor.float().cpu().clone() for tensor in further]
         maps, shares = (found.pop(0) if wanted else None for wanted in (attention, readout is not None))
         return features.float().cpu().clone(), maps, shares
-
-
-def _is_one_image(value: Any) -> bool:
-    return isinstance(value, (str, os.PathLike, Image.Image)) or (
-        isinstance(value, (np.ndarray, Tensor)) and value.ndim == 3
-    )
-
-
-def _checked(images: Any) -> Sequence[ImageLike]:
-    """The images as a sequence of single ones."""
-    if _is_one_image(images):
-        raise TypeError("one image where a list of them is expected: pass [image]")
-    if isinstance(images, (np.ndarray, Tensor)) and images.ndim != 4:
-        raise ValueError(f"a batch of shape {tuple(images.shape)}; expected a (n, 3, H, W) tensor or a list of images")
-    if not hasattr(images, "__len__") or not hasattr(images, "__getitem__") or isinstance(images, dict):
-        raise TypeError(
-            f"images are a {type(images).__name__}; expected a list of paths, PIL images, arrays or tensors"
-        )
-    return images
-
-
-class _Images(Dataset):
-    """Images prepared for the model; for a file that cannot be read, the reason in its place."""
-
-    def __init__(self, images: Sequence[ImageLike], prepare: _Prepare):
-        self.images, self.prepare = images, prepare
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> Tensor | str:
-        try:
-            return self.prepare(self.images[index], index)
-        except UnreadableImage as error:
-            return str(error)
-
-
-class _Prepare:
-    """One image of any kind to (3, H, W) float RGB in 0..255, by the run's test transform."""
-
-    def __init__(self, cfg: Any, size: tuple[int, int]):
-        self._transform, self._size = build_transforms(cfg, is_train=False), size
-        self._resizing = InterpolationMode(cfg.INPUT.INTERPOLATION_TEST)
-
-    def __call__(self, image: ImageLike, index: int) -> Tensor:
-        if isinstance(image, (str, os.PathLike)):
-            return self._transform(read_image(image))
-        if isinstance(image, Image.Image):
-            try:
-                return self._transform(as_rgb(image))
-            except (OSError, SyntaxError, ValueError) as error:  # such as of a file that Pillow reads only now
-                name = printable(getattr(image, "filename", "") or "made in memory")
-                raise UnreadableImage(f"cannot read image {index}, {name} ({reason(error)})") from error
-        if isinstance(image, np.ndarray):
-            if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
-                raise ValueError(
-                    f"image {index} is an array {image.shape} of {image.dtype}; expected (H, W, 3) uint8, RGB"
-                )
-            return self._transform(Image.fromarray(np.ascontiguousarray(image)))
-        if isinstance(image, Tensor):
-            return self._tensor(image.detach().cpu(), index)
-        raise TypeError(
-            f"image {index} is a {type(image).__name__}; expected a path, a PIL image, a (H, W, 3) uint8 array or a "
-            "(3, H, W) tensor"
-        )
-
-    def _tensor(self, image: Tensor, index: int) -> Tensor:
-        if image.ndim != 3 or image.shape[0] != 3 or not image.numel():
-            raise ValueError(f"image {index} is a tensor {tuple(image.shape)}; expected (3, H, W), RGB")
-        if image.dtype == torch.uint8:
-            return self._transform(Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()))
-        if not image.is_floating_point():
-            raise ValueError(f"image {index} is a tensor of {image.dtype}; expected uint8 or floating, in 0..255")
-        low, high = float(image.min()), float(image.max())
-        if not ((low >= 0 and 1 < high <= 255) or low == high == 0):
-            hint = ": multiply by 255" if low >= 0 and high <= 1 else ": undo the normalisation, the model does its own"
-            raise ValueError(f"image {index} has values {low:.3g} to {high:.3g}; expected RGB in 0..255{hint}")
-        image = image.float()
-        if tuple(image.shape[1:]) != self._size:
-            image = TF.resize(image, list(self._size), self._resizing, antialias=True).clamp(0, 255)
-        return image
