@@ -3,6 +3,7 @@ nothing is deleted, and nothing is taken for what it is not."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +26,9 @@ from sagareid.modeling.clip.activation import trained_with_quick_gelu
 from sagareid.reports import run_page
 from sagareid.studies.cells import Cell
 from sagareid.synthetic import drawn, pretrain
-from sagareid.synthetic.options import PretrainConfig
+from sagareid.synthetic.options import PretrainConfig, StreetSpec
+from sagareid.synthetic.person import GENERATOR_VERSION
+from sagareid.synthetic.street import draw_street
 
 Case = tuple[Path, Callable[[], object]]  # a whole file, and who reads it
 
@@ -92,6 +95,13 @@ def attributes(folder: Path) -> Case:
     return folder / "attributes.json", lambda: drawn.load_attributes(folder)
 
 
+def drawn_street(folder: Path) -> Case:
+    spec = StreetSpec()
+    about = {"generator_version": GENERATOR_VERSION, "spec": dataclasses.asdict(spec), "video": False}
+    write_json(folder / "street.json", about)
+    return folder / "street.json", lambda: draw_street(folder, spec)
+
+
 def open_clip_config(folder: Path) -> Case:
     write_json(folder / "open_clip_config.json", {"model_cfg": {"quick_gelu": True}})
     return folder / "open_clip_config.json", lambda: trained_with_quick_gelu(folder / "weights.pt", ())
@@ -117,6 +127,7 @@ OBJECTS = {
     report: ("output", "images", "width"),
     result: ("stage", "metrics", "seconds", "steps"),
     attributes: ("people", "images"),
+    drawn_street: ("spec",),
     open_clip_config: ("model_cfg",),
     architecture: ("vision_cfg",),
 }

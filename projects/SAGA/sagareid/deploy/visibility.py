@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..files import write_atomically
+from ..files import parse_json, write_atomically
 from ..structures import CLIPFeatures
 from ..weights import read_file
 from .options import VISIBILITY
@@ -108,7 +108,8 @@ def load_readout(path: str | Path, checkpoint_sha256: str) -> Readout:
         )
     state = read_file(path)
     with safetensors.safe_open(path, "pt") as file:
-        about = json.loads((file.metadata() or {}).get("sagareid", "{}"))
+        text = (file.metadata() or {}).get("sagareid", "{}")
+    about = parse_json(text, path, remedy="Run tools/fit_visibility.py again")
     if "checkpoint_sha256" not in about:
         raise ValueError(f"{path} is no read-out of tools/fit_visibility.py; move it away, and make one")
     if about["checkpoint_sha256"] != checkpoint_sha256:

@@ -36,7 +36,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-from ..files import check_output
+from ..files import check_output, read_json
 from .canvas import Canvas, darker
 from .figure import draw_person
 from .options import StreetSpec
@@ -274,7 +274,8 @@ def draw_street(folder: str | Path, spec: StreetSpec | None = None, *, video: bo
     spec, folder = spec or StreetSpec(), Path(folder).expanduser().absolute()
     about = {"generator_version": GENERATOR_VERSION, "spec": dataclasses.asdict(spec), "video": video}
     if (folder / "street.json").is_file():
-        found = json.loads((folder / "street.json").read_text())
+        remedy = "Remove the folder, or name another: the street is drawn again"
+        found = read_json(folder / "street.json", remedy=remedy, required={"spec": dict})
         if any(found.get(key) != value for key, value in about.items()):
             raise FileExistsError(f"{folder}: found another street, {found['spec']}; name another folder, or remove it")
         return folder
