@@ -14,6 +14,7 @@ from sagareid import Extractor
 from sagareid.deploy import gallery
 from sagareid.deploy.adapters import appearance_threshold
 from sagareid.deploy.calibrate import faces_of, measure
+from sagareid.deploy.matches import table, write_matches
 from sagareid.deploy.threshold import Threshold
 from sagareid.evaluation.verification import Faces
 from sagareid.files import file_hash
@@ -141,12 +142,12 @@ def test_below_the_threshold_is_nobody(tmp_path, calibration, caplog):
         near, between = gallery.answers(index, matches, Threshold(0.8))
     assert [m.path for m in near] == ["right.jpg"] and near[0].rank == 1
     assert between[0].nobody and between[0].similarity == pytest.approx(np.sqrt(0.5)) and len(between) == 1
-    assert "nobody" in gallery.table([near, between]).splitlines()[-1]
-    gallery.write_matches([near, between], tmp_path / "m.json")
+    assert "nobody" in table([near, between]).splitlines()[-1]
+    write_matches([near, between], tmp_path / "m.json")
     first, second = json.loads((tmp_path / "m.json").read_text())
     assert set(first) == {"query", "matches"} and first["matches"][0]["path"] == "right.jpg"
     assert second == {"query": "between", "nobody": True, "best_similarity": between[0].similarity, "matches": []}
-    gallery.write_matches([near, between], tmp_path / "m.csv")
+    write_matches([near, between], tmp_path / "m.csv")
     assert (tmp_path / "m.csv").read_text().splitlines()[-1] == "between,0,0.707107,nobody"
     assert gallery.answers(index, matches, Threshold(0.70))[1][1].path in ("right.jpg", "up.jpg")
     assert not caplog.records

@@ -267,11 +267,12 @@ def test_equal_towers_run_once_and_give_what_each_gives(cfg):
     assert torch.equal(together[2].features, 2 * together[1].features)
 
 
-def test_attention_pooling_says_what_it_attends_to():
+def test_attention_pooling_says_what_it_attends_to(monkeypatch):
     from sagareid.modeling.baseline_heads import AttentionPoolHead
     from sagareid.structures import CLIPFeatures
 
-    head = AttentionPoolHead(num_heads=1, feat_dim=8, num_classes=2, neck_feat="before", embedding_dim=0).eval()
+    monkeypatch.setattr(AttentionPoolHead, "NUM_HEADS", 1)
+    head = AttentionPoolHead(feat_dim=8, num_classes=2, neck_feat="before", embedding_dim=0).eval()
     with torch.no_grad():  # values and output as they come, so that the feature is the weighted mean itself
         head.pooler.attn.in_proj_weight[16:] = torch.eye(8)
         head.pooler.attn.out_proj.weight.copy_(torch.eye(8))

@@ -26,6 +26,6 @@ def argument_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     args = argument_parser().parse_args(argv)
     with errors_in_one_line(args, after_interrupt="nothing was left behind"):
-        from ..synthetic.street import draw_street
+        from ..synthetic import street
 
-        print(draw_street(args.output, dataclass_of(StreetSpec, args), video=args.video))
+        print(street.draw_street(args.output, dataclass_of(StreetSpec, args), video=args.video))

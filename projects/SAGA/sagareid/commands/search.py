@@ -95,37 +95,41 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error("query: give images and --checkpoint, or --features")
     with errors_in_one_line(args):
         from ..deploy import gallery
+        from ..deploy.feature_set import FeatureSet
 
         if args.command == "build":
             check_output(args.output, folder=True)
-            features = gallery.FeatureSet(args.features)
+            features = FeatureSet(args.features)
             index = gallery.build(features, args.output, kind=args.index, memory_gib=args.memory)
             print(gallery.describe(index, features))
         elif args.command == "add":
-            print(gallery.describe(gallery.add(args.index, gallery.FeatureSet(args.features), args.folder)))
+            print(gallery.describe(gallery.add(args.index, FeatureSet(args.features), args.folder)))
         else:
             _query(args)
 
 
 def _query(args: argparse.Namespace) -> None:
     from ..deploy import gallery
+    from ..deploy import matches as lists
+    from ..deploy.feature_set import FeatureSet
+    from ..deploy.threshold import Threshold
 
     import_modules(args.modules)
     for path in filter(None, (args.output, args.picture)):
         check_output(path)
-    threshold = gallery.Threshold.read(args.threshold) if args.threshold is not None else None
+    threshold = Threshold.read(args.threshold) if args.threshold is not None else None
     index = gallery.Index.load(args.index)
     if args.features:
-        names, features = gallery.feature_queries(index, gallery.FeatureSet(args.features))
+        names, features = gallery.feature_queries(index, FeatureSet(args.features))
     else:
         names, features = gallery.image_queries(index, args.images, args.checkpoint, device=args.device)
     matches = index.matches(names, features, args.k, args.effort)
     if threshold is not None:
         matches = gallery.answers(index, matches, threshold)
     if args.output:
-        gallery.write_matches(matches, args.output)
+        lists.write_matches(matches, args.output)
     else:
-        print(gallery.table(matches))
+        print(lists.table(matches))
     if args.picture:
         from ..reports import ranked_lists
 

@@ -27,24 +27,18 @@ from ..errors import first_line
 from ..files import damaged, printable, read_record, write_atomically, write_json
 from .faiss_kinds import choose_kind, empty_index, random_sample
 from .feature_set import FeatureSet
-from .matches import Match, nobody_below, table, write_matches
+from .matches import Match, nobody_below
 from .threshold import Threshold
 
 __all__ = [
-    "FeatureSet",
     "Index",
-    "Match",
-    "Threshold",
     "add",
     "answers",
     "build",
-    "choose_kind",
     "describe",
     "feature_queries",
     "image_queries",
     "recall",
-    "table",
-    "write_matches",
 ]
 
 logger = logging.getLogger(__name__)
