@@ -429,6 +429,10 @@ def test_adding_to_a_gallery_whose_images_were_moved(tmp_path):
     more, y = stored(tmp_path / "h.parquet", n=5, seed=1, names="m{}.jpg", folder="/now")
     index = gallery.add((tmp_path / "index").rename(tmp_path / "other"), more, "/now")
     assert index.about.folder == "/now" and index.matches(["q"], y[3:4], 1)[0][0].path == "m3.jpg"
+    # a query that is in the gallery is left out of its own list, wherever the gallery is now
+    assert index.matches(["/now/m3.jpg"], y[3:4], 1)[0][0].path != "m3.jpg"
+    assert index.matches(["/later/m3.jpg"], y[3:4], 1, folder="/later")[0][0].path != "m3.jpg"
+    assert index.matches(["/later/m3.jpg"], y[3:4], 1)[0][0].path == "m3.jpg"
 
 
 def test_adding(tmp_path):

@@ -11,19 +11,30 @@ from test_evaluation import run as evaluate
 from test_report import scrolled_width
 
 from sagareid.config import get_cfg
-from sagareid.evaluation.features import available_features
-from sagareid.evaluation.tables import FEATURES, NOTHING, legend, without_gaps
+from sagareid.evaluation.features import EvaluationFeature, available_features
+from sagareid.evaluation.tables import NOTHING, legend, without_gaps
+from sagareid.registry import EVALUATION_FEATURE_REGISTRY
 from sagareid.reports import html, pictures, study_tables
 from sagareid.studies import compare
 
 
 def test_every_row_that_a_head_gives_has_a_meaning():
     for layout in (LAYOUT | {"parts": 4}, {"feature": 8}):
-        assert not set(available_features(layout)) - set(FEATURES)
+        assert all(legend([name]) for name in available_features(layout))
     assert legend(["cls", "mAP", "cls", "another"]).split("; ") == [
         "cls: CLIP's class token",
         "mAP: mean of the queries' average precision",
     ]
+
+
+def test_a_feature_of_ones_own_brings_its_meaning(monkeypatch):
+    class Waves(EvaluationFeature):
+        name, meaning = "waves", "how the patches swing"
+
+    monkeypatch.setitem(EVALUATION_FEATURE_REGISTRY._obj_map, "Waves", Waves)
+    assert legend(["waves"]) == "waves: how the patches swing"
+    monkeypatch.setattr(Waves, "meaning", "")
+    assert legend(["waves"]) == ""
 
 
 def test_the_log_of_an_evaluation_explains_its_rows(caplog):
@@ -31,7 +42,7 @@ def test_the_log_of_an_evaluation_explains_its_rows(caplog):
     evaluate(get_cfg(), *make_set()[:3], 30, LAYOUT)
     [text] = [r.getMessage() for r in caplog.records if "Result" in r.getMessage()]
     for name in ("fusion", "refined", "cls", "proj", "concat", "orth"):
-        assert re.search(rf"^\| {name} +\|", text, re.M) and f"{name}: {FEATURES[name]}" in text
+        assert re.search(rf"^\| {name} +\|", text, re.M) and legend([name]) in text
     assert not re.search(r"\| +\|", text), "an empty cell"
 
 

@@ -123,7 +123,7 @@ def _query(args: argparse.Namespace) -> None:
         names, features = gallery.feature_queries(index, FeatureSet(args.features))
     else:
         names, features = gallery.image_queries(index, args.images, args.checkpoint, device=args.device)
-    matches = index.matches(names, features, args.k, args.effort)
+    matches = index.matches(names, features, args.k, args.effort, folder=args.folder or "")
     if threshold is not None:
         matches = gallery.answers(index, matches, threshold)
     if args.output:

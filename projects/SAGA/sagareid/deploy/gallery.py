@@ -153,15 +153,25 @@ class Index:
         return self.vectors.search(np.ascontiguousarray(queries, np.float32), k, params=parameters)
 
     def matches(
-        self, names: Sequence[str], queries: np.ndarray, k: int, effort: int | None = None
+        self,
+        names: Sequence[str],
+        queries: np.ndarray,
+        k: int,
+        effort: int | None = None,
+        *,
+        folder: str | Path = "",
     ) -> list[list[Match]]:
-        """The ranked list of each query, with paths. A query that is in the gallery is left out of its own list."""
+        """The ranked list of each query, with paths. A query that is in the gallery is left out of its own list.
+
+        Args:
+            folder: where the gallery's images are now; empty: where they were when the index was built.
+        """
         similarities, numbers = self.search(queries, k + 1 if k > 0 else k, effort)  # one more, for the query itself
-        lists = []
+        lists, folder = [], folder or self.about.folder
         for name, scores, order in zip(names, similarities, numbers):
             itself = os.path.abspath(name)
             found = ((float(s), self.paths[int(number)].as_py()) for s, number in zip(scores, order) if number >= 0)
-            others = [(s, path) for s, path in found if os.path.abspath(Path(self.about.folder, path)) != itself]
+            others = [(s, path) for s, path in found if os.path.abspath(Path(folder, path)) != itself]
             lists.append([Match(name, rank, s, path) for rank, (s, path) in enumerate(others[:k], 1)])
         return lists
 

@@ -89,10 +89,12 @@ class EvaluationFeature:
 
     Attributes:
         name: what TEST.FEATURE and TEST.REPORT call it.
+        meaning: what it is, in the legend of a table; empty: it has no line there.
         joins: of a feature that is a part: whether "concat" holds it.
     """
 
     name: ClassVar[str] = ""
+    meaning: ClassVar[str] = ""
     joins: ClassVar[bool] = True
 
     @classmethod
@@ -144,6 +146,7 @@ class RefinedFeature(PartFeature):
     """A head's own pooled feature."""
 
     name = "refined"
+    meaning = "the head's own feature, pooled from the patches"
 
 
 @EVALUATION_FEATURE_REGISTRY.register()
@@ -151,6 +154,7 @@ class ClassTokenFeature(PartFeature):
     """CLIP's class token."""
 
     name = "cls"
+    meaning = "CLIP's class token"
 
 
 @EVALUATION_FEATURE_REGISTRY.register()
@@ -158,6 +162,7 @@ class ProjectionFeature(PartFeature):
     """The projection of CLIP's class token into the joint space."""
 
     name = "proj"
+    meaning = "the class token in the space that CLIP's images and texts share"
 
 
 @EVALUATION_FEATURE_REGISTRY.register()
@@ -165,6 +170,7 @@ class WholeFeature(EvaluationFeature):
     """The feature of a model that names no parts, as it gives it: FastReID's Euclidean distance reads its length."""
 
     name = "feature"
+    meaning = "what the head gives"
 
     def make(self, given: Parts) -> Tensor:
         return given.centralise(given.raw("feature"))
@@ -175,6 +181,7 @@ class ConcatFeature(EvaluationFeature):
     """The raw parts beside each other, of unit length as a whole."""
 
     name = "concat"
+    meaning = "all parts side by side, normalised together"
 
     @classmethod
     def available(cls, layout: Mapping[str, int]) -> bool:
@@ -189,6 +196,7 @@ class OrthFeature(EvaluationFeature):
     """The refined feature and, by TEST.FUSION.BETA, what the class token knows beyond it (`postprocess.orthogonal`)."""
 
     name = "orth"
+    meaning = "refined, and a share TEST.FUSION.BETA of what the class token has beyond it"
 
     def __init__(self, *, beta: float):
         self.beta = beta
@@ -210,6 +218,7 @@ class FusionFeature(EvaluationFeature):
     """The refined feature, the class token and its projection, weighted (`postprocess.fuse`); not of unit length."""
 
     name = "fusion"
+    meaning = "refined, cls and proj side by side, each normalised and weighted by TEST.FUSION"
     PARTS = ("refined", "cls", "proj")
 
     def __init__(self, *, weights: Mapping[str, float]):
@@ -246,6 +255,7 @@ class AnchorPartsFeature(PartFeature):
     """The features of the text anchors that claim most of an image, beside each other; zeros for the others."""
 
     name = "parts"
+    meaning = "features of single anchors side by side"
     joins = False  # it repeats what the refined feature holds
 
     @staticmethod

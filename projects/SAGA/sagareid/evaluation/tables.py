@@ -5,22 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-__all__ = ["FEATURES", "METRICS", "NOTHING", "legend", "without_gaps"]
+from ..registry import EVALUATION_FEATURE_REGISTRY, parts
+
+__all__ = ["METRICS", "NOTHING", "legend", "without_gaps"]
 
 NOTHING = "–"  # in a cell that has no value
 
-# What a model's images can be ranked by: the rows of a table.
-FEATURES = {
+# What stands in a column of features and is none.
+CHOICES = {
     "result": "by the feature of TEST.FEATURE (auto: fusion where there is one, else concat, else the only one)",
     "auto": "each model's result, the feature of its TEST.FEATURE",
-    "refined": "the head's own feature, pooled from the patches",
-    "cls": "CLIP's class token",
-    "proj": "the class token in the space that CLIP's images and texts share",
-    "concat": "all parts side by side, normalised together",
-    "orth": "refined, and a share TEST.FUSION.BETA of what the class token has beyond it",
-    "fusion": "refined, cls and proj side by side, each normalised and weighted by TEST.FUSION",
-    "parts": "features of single anchors side by side",
-    "feature": "what the head gives",
 }
 METRICS = {
     "Rank-1": "queries whose most similar image is right",
@@ -31,8 +25,9 @@ METRICS = {
 
 
 def legend(names: Iterable[str]) -> str:
-    """In a line: what features and metrics of these names are; names that are not known here are left out."""
-    meanings = FEATURES | METRICS
+    """In a line: what features and metrics of these names are; names without a meaning are left out."""
+    features = {name: feature.meaning for name, feature in parts(EVALUATION_FEATURE_REGISTRY).items()}
+    meanings = {name: meaning for name, meaning in (CHOICES | features | METRICS).items() if meaning}
     return "; ".join(f"{name}: {meanings[name]}" for name in dict.fromkeys(names) if name in meanings)
 
 
