@@ -157,6 +157,7 @@ def test_tool_draws_one_run_two_side_by_side_and_images(run_tool, tiny_run, trai
     assert run_tool("visualize.py", tiny_run, "--length", 99)[0] == 1
 
 
+@pytest.mark.slow
 def test_queries_are_hidden_and_the_gallery_is_not(run_tool, tiny_run, tmp_path, monkeypatch):
     """As the study hides them: ranking, maps and picture are of the same hidden query."""
     models = load_models([str(tiny_run)])

@@ -173,12 +173,13 @@ def as_tokens(patches: Tensor, grid: tuple[int, int]) -> Any:
 
 
 def agreement(found: np.ndarray, truth: np.ndarray) -> dict[str, float]:
-    """Of n scores with n true shares: rank correlation (Spearman), and the AUC of "less than half is seen"."""
+    """Of n scores with n true shares: rank correlation (Spearman; NaN where one does not vary), and the AUC of "less
+    than half is seen"."""
     known = np.isfinite(truth)
     found, truth = found[known], truth[known]
     return {
         "images": len(truth),
-        "rank_correlation": float(spearmanr(found, truth)[0]),
+        "rank_correlation": float(spearmanr(found, truth)[0]) if np.ptp(found) and np.ptp(truth) else float("nan"),
         "auc_less_than_half": float(roc_auc_score(truth < 0.5, -found)),
     }
 
