@@ -1,4 +1,4 @@
-"""Export a trained model as one file that needs neither this package nor FastReID: ONNX, TorchScript, torch.export.
+"""Export a trained model as one file that needs neither this package nor FastReID: ONNX, torch.export, TorchScript.
 
 B images, (H, W) input size, F feature width, K text anchors, (h, w) patch grid.
 

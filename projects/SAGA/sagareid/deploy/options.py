@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 # format: suffix of its files
-FORMATS = {"onnx": ".onnx", "torchscript": ".pt", "torch-export": ".pt2"}
+FORMATS = {"onnx": ".onnx", "torch-export": ".pt2", "torchscript": ".pt"}
 # suffix: format
 SUFFIXES = {suffix: format for format, suffix in FORMATS.items()} | {".torchscript": "torchscript"}
 # Consumers of an exported file, see `targets`.
