@@ -127,6 +127,21 @@ def _die_slowly(seconds: float) -> None:
     os._exit(1)
 
 
+def test_an_interrupt_while_workers_start_is_not_lost():
+    """Python drops one that falls into the callbacks of a fork."""
+    received = []
+
+    def start():
+        os.kill(os.getpid(), signal.SIGINT)
+        received.append("started")
+        return iter([1])
+
+    with pytest.raises(KeyboardInterrupt):
+        received.extend(compat.from_workers(start))
+    assert received == ["started"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
 @pytest.mark.parametrize("error", [ConnectionResetError("Connection reset by peer"), EOFError(), BrokenPipeError()])
 @pytest.mark.parametrize("fate", ["killed", "dying", "alive"])
 def test_a_worker_killed_while_it_hands_over_a_tensor(error, fate):
@@ -151,7 +166,7 @@ def test_a_worker_killed_while_it_hands_over_a_tensor(error, fate):
 
     received = []
     with pytest.raises(RuntimeError if killed else type(error)) as caught:
-        for batch in compat.from_workers(Batches()):
+        for batch in compat.from_workers(Batches):
             received.append(batch)
     assert received == ["first"] and not worker.is_alive()
     assert bool(lost_worker(caught.value)) == killed

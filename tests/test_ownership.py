@@ -171,3 +171,15 @@ def test_every_place_is_checked_before_training(train_net, repo, tmp_path, monke
     for path in ("cache", "out/anchors", "out/results.json"):
         assert f"cannot write {tmp_path}/{path} (" in error
     assert not (tmp_path / "out" / "prompts").exists()
+
+
+def test_runs_that_end_within_a_second_are_all_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(time, "strftime", lambda *args: "20260101-000000")
+    run = tmp_path / "run"
+    for number in range(3):
+        run.mkdir(exist_ok=True)
+        (run / "model_final.pth").write_text(str(number))
+        with owned_folders([run], fresh=True):
+            assert not list(run.glob("*.pth"))
+    kept = ["run.before-20260101-000000", "run.before-20260101-000000-2", "run.before-20260101-000000-3"]
+    assert [(tmp_path / name / "model_final.pth").read_text() for name in kept] == ["0", "1", "2"]

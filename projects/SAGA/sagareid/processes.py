@@ -9,9 +9,10 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from types import FrameType
 from typing import TypeVar
 
-__all__ = ["deaf_to_interrupts", "in_processes", "loader_start"]
+__all__ = ["deaf_to_interrupts", "in_processes", "interrupts_wait", "loader_start"]
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -64,3 +65,23 @@ def deaf_to_interrupts() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def interrupts_wait() -> Iterator[None]:
+    """Ctrl-C in here takes effect at the end; processes that are forked in here do not hear it.
+
+    Python ignores an interrupt that comes while its own callbacks of a fork run, and the program goes on.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield
+        return
+    came: list[tuple[int, FrameType | None]] = []
+    signal.signal(signal.SIGINT, lambda number, frame: came.append((number, frame)))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if came:
+        before(*came[0])

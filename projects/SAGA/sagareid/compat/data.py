@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import multiprocessing.connection
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
+
+from ..processes import interrupts_wait
 
 if TYPE_CHECKING:
     from torch.utils.data import Dataset, Sampler
@@ -49,17 +51,22 @@ def train_sampler(cfg: Any, dataset: Dataset) -> Sampler:
     return build._train_loader_from_config(cfg, train_set=dataset, transforms=())["sampler"]
 
 
-def from_workers(batches: Iterator[Any]) -> Iterator[Any]:
-    """The batches of a DataLoader's iterator, whose worker processes end with this generator.
+def from_workers(start: Callable[[], Iterator[Any]]) -> Iterator[Any]:
+    """The batches of a DataLoader's iterator, whose worker processes begin and end with this generator.
 
     Why: PyTorch ends workers when the garbage collector finds the iterator. Workers that are forked in the meantime
     inherit their pipes, and PyTorch then waits 5 seconds for each. And a worker that is killed while this process
     takes over a tensor's memory from it is no "DataLoader worker exited" there, but "Connection reset by peer".
     Goes when: PyTorch's iterator can be closed, and names a lost worker in every case.
 
+    Args:
+        start: makes the iterator, and with it the workers.
+
     Raises:
         RuntimeError: a worker is gone, in PyTorch's own words.
     """
+    with interrupts_wait():
+        batches = start()
     workers = getattr(batches, "_workers", ())  # none where this process loads by itself
     try:
         yield from batches

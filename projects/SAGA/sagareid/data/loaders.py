@@ -150,7 +150,7 @@ class DeviceLoader(DataLoader):
         # a generator: workers start at the first batch, so that `start_at` and a feature cache can be set before
         unreadable = None
         try:
-            for batch in compat.from_workers(super().__iter__()):
+            for batch in compat.from_workers(super().__iter__):
                 yield {
                     k: v.to(self.device, non_blocking=True) if isinstance(v, torch.Tensor) else v
                     for k, v in batch.items()

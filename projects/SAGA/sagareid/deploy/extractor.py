@@ -365,7 +365,7 @@ class Extractor:
             generator=torch.Generator(),  # nothing is drawn from the caller's random state
         )
         start = 0
-        for samples in compat.from_workers(iter(loader)):
+        for samples in compat.from_workers(loader.__iter__):
             readable = [i for i, sample in enumerate(samples) if isinstance(sample, Tensor)]
             unreadable = {start + i: s for i, s in enumerate(samples) if not isinstance(s, Tensor)}
             features, maps, shares = torch.zeros(0, self.width), None, None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import itertools
 import json
 import logging
 import os
@@ -178,11 +179,17 @@ def owned_folders(folders: Sequence[Path], *, fresh: bool) -> Iterator[list[Fold
         yield locks
 
 
+def _free_name(path: Path) -> Path:
+    """The path, or with `-2`, `-3` ... behind it where something is there: two runs may end within a second."""
+    names = itertools.chain([path], (path.with_name(f"{path.name}-{number}") for number in itertools.count(2)))
+    return next(name for name in names if not name.exists())
+
+
 def _set_aside(lock: FolderLock) -> FolderLock:
     folder = lock.folder
     if not any(folder.glob("*.pth")):
         return lock
-    aside = folder.with_name(f"{folder.name}.before-{time.strftime('%Y%m%d-%H%M%S')}")
+    aside = _free_name(folder.with_name(f"{folder.name}.before-{time.strftime('%Y%m%d-%H%M%S')}"))
     # the folder of a run without stages may hold those of other runs, and they stay
     apart = (folder / "config.yaml").is_file() and any(path.is_dir() for path in folder.iterdir())
     names = [path.name for path in folder.iterdir() if path.is_file() and path.name != FolderLock.FILE]

@@ -104,7 +104,7 @@ class Tokens:
         )
         patches, maps, claims = [], [], []
         with torch.inference_mode(), tqdm(total=len(hidden), desc=name, unit="img", disable=None) as bar:
-            for pixels, truth in compat.from_workers(iter(loader)):
+            for pixels, truth in compat.from_workers(loader.__iter__):
                 tower = as_features(extractor.tower(pixels))
                 if tower.grid[0] * tower.grid[1] < 2 * BANDS:
                     raise ValueError(
