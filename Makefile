@@ -80,7 +80,7 @@ interop: $(INTEROP)/.installed
 	PYTHONDONTWRITEBYTECODE=1 $(INTEROP)/bin/python -m pytest tests/interop -rs
 
 # Oldest and newest: Python-torch-torchvision. A pair that cannot be installed or fails is told, and the others go on.
-MATRIX := 3.11-2.10.0-0.25.0 3.11-2.11.0-0.26.0 3.11-2.14.1-0.29.1 3.13-2.14.1-0.29.1
+MATRIX := 3.11-2.10.0-0.25.0 3.11-2.11.0-0.26.0 3.11-2.14.1-0.29.1 3.12-2.14.1-0.29.1 3.13-2.14.1-0.29.1
 
 matrix:
 	@mkdir -p build; failed=0; \
