@@ -72,11 +72,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         picture = output.with_suffix(".png")
         for path in (output, picture):
             check_output(path)
-        extractor, sha256 = open_extractor(args.run, device=args.device, dtype="auto", feature=args.feature)
+        extractor, _ = open_extractor(args.run, device=args.device, dtype="auto", feature=args.feature)
         found = calibrate.calibrate(
             extractor,
             args.dataset or extractor.cfg.DATASETS.TESTS[0],
-            checkpoint_sha256=sha256,
             fmr=args.fmr,
             far=args.far,
             batch_size=args.batch_size,

@@ -27,7 +27,6 @@ def calibrate(
     extractor: Extractor,
     dataset: str,
     *,
-    checkpoint_sha256: str,
     fmr: float | None = None,
     far: float | None = None,
     batch_size: int = 64,
@@ -61,7 +60,7 @@ def calibrate(
     return {
         "sagareid": __version__,
         "date": datetime.date.today().isoformat(),
-        "checkpoint_sha256": checkpoint_sha256,
+        "checkpoint_sha256": extractor.checkpoint_sha256,
         "feature": extractor.feature,
         "dataset": described,
     } | found

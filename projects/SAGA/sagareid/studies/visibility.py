@@ -231,7 +231,10 @@ def fit_visibility(
 
 def _training(cfg: Any, name: str, transform: Any, options: ReadoutOptions) -> Hidden:
     data = build_dataset(cfg, name)
-    images = ImageSet(name, list(data.train), 0, str(Path(compat.dataset_root()).absolute()), _masks(data, name))
+    images = ImageSet(
+        name, list(data.train), 0, str(Path(compat.dataset_root()).absolute()), getattr(data, "mask_path", None)
+    )
+    _check_masks(images)
     order = np.random.default_rng(options.seed).integers(len(images.items), size=options.images).tolist()
     people = DistractorPeople(sorted(item[0] for item in images.items), images.mask_path)
     return Hidden(images, order, people, transform, options.seed)
@@ -240,15 +243,13 @@ def _training(cfg: Any, name: str, transform: Any, options: ReadoutOptions) -> H
 def _validation(cfg: Any, name: str, source: str, transform: Any, options: ReadoutOptions) -> Hidden:
     """Every query and gallery image once, behind people of the query and gallery of `source`, who are in neither."""
     images = ImageSet.read(cfg, name)
-    _masks(build_dataset(cfg, name), name)
+    _check_masks(images)
     people, _ = distractor_people(cfg, images, source)
     return Hidden(images, range(len(images.items)), people, transform, options.seed + 1)
 
 
-def _masks(data: Any, name: str) -> Any:
-    masks = getattr(data, "mask_path", None)
-    if masks is None:
+def _check_masks(images: ImageSet) -> None:
+    if images.mask_path is None:
         raise ValueError(
-            f"{name} has no masks, so that nobody knows what of a person is seen; SyntheticPedestrians has them"
+            f"{images.name} has no masks, so that nobody knows what of a person is seen; SyntheticPedestrians has them"
         )
-    return masks
