@@ -89,7 +89,8 @@ def test_openais_layout_is_quickgelu_or_refused(container, originals, tmp_path):
     assert difference(NAMES[True], path, originals[False]) > 1e-3
     with pytest.raises(ValueError, match=r"trained with QuickGELU .*but ViT-of-tests computes GELU") as caught:
         towers.read_clip_weights(NAMES[False], str(path))
-    assert "Set MODEL.CLIP.NAME ViT-of-tests-quickgelu; if they are open_clip's own" in str(caught.value)
+    assert "Set MODEL.CLIP.NAME ViT-of-tests-quickgelu. If they are open_clip's own" in str(caught.value)
+    assert '{"model_cfg": {"quick_gelu": false}}' in str(caught.value)
 
 
 @pytest.mark.parametrize("quick", [True, False])
@@ -114,19 +115,54 @@ def test_a_tag_decides(quick, originals, tmp_path, monkeypatch):
         towers.read_clip_weights(NAMES[not quick], "a_tag")
 
 
-def test_a_text_tower_of_its_own_is_open_clips(originals, tmp_path):
-    """In that layout there are no files of OpenAI's, so the name is believed."""
-    text = ("positional_embedding", "text_projection", "token_embedding", "transformer", "ln_final")
-    state = {f"text.{k}" if k.startswith(text) else k: v for k, v in originals[False].state_dict().items()}
-    assert difference(NAMES[False], write(tmp_path, state, "plain"), originals[False]) < 1e-5
+TEXT = ("positional_embedding", "text_projection", "token_embedding", "transformer", "ln_final")
+OTHER_LAYOUTS = {
+    "text tower of its own": lambda state: {f"text.{k}" if k.startswith(TEXT) else k: v for k, v in state.items()},
+    "image tower alone": lambda state: {k: v for k, v in state.items() if k.startswith("visual.")},
+}
 
 
-def test_no_model_of_the_other_activation(originals, tmp_path, session_tmp):
+@pytest.mark.parametrize("layout", OTHER_LAYOUTS)
+def test_a_layout_that_says_nothing_is_refused_under_either_name_until_told(layout, originals, tmp_path):
+    path = write(tmp_path, OTHER_LAYOUTS[layout](originals[True].state_dict()), "plain")
+    for quick, name in NAMES.items():
+        said = f'{{"model_cfg": {{"quick_gelu": {str(quick).lower()}}}}}'
+        with pytest.raises(ValueError, match="does not say whether it was trained with GELU or QuickGELU") as caught:
+            towers.read_clip_weights(name, str(path))
+        assert said in str(caught.value)
+        (tmp_path / "open_clip_config.json").write_text(said)  # the remedy, as it stands in the message
+        assert difference(name, path, originals[quick]) < 1e-5
+        with pytest.raises(ValueError, match=f"Set MODEL.CLIP.NAME {name}"):
+            towers.read_clip_weights(NAMES[not quick], str(path))
+        (tmp_path / "open_clip_config.json").unlink()
+
+
+def test_a_model_of_one_activation_needs_no_word(originals, tmp_path, alone):
+    state = OTHER_LAYOUTS["image tower alone"](originals[False].state_dict())
+    assert difference(alone, write(tmp_path, state, "plain"), originals[False]) < 1e-5
+
+
+def test_numbers_that_openai_never_wrote_are_said(originals, tmp_path, caplog):
+    state = originals[True].state_dict()
+    towers.read_clip_weights(NAMES[True], str(write(tmp_path, state, "plain")))
+    assert "which no file of OpenAI's does" in caplog.text
+    caplog.clear()
+    for values in ({k: v.half() for k, v in state.items()}, {k: v.half().float() for k, v in state.items()}):
+        towers.read_clip_weights(NAMES[True], str(write(tmp_path, values, "plain")))
+    assert "which no file of OpenAI's does" not in caplog.text
+
+
+@pytest.fixture
+def alone(session_tmp):
     name = "ViT-of-tests-alone"
     shutil.copy(session_tmp / f"{NAMES[False]}.json", session_tmp / f"{name}.json")
     open_clip.add_model_config(session_tmp / f"{name}.json")
-    with pytest.raises(ValueError, match="open_clip has no ViT-of-tests-alone with QuickGELU: use other weights"):
-        towers.read_clip_weights(name, str(write(tmp_path, originals[True].state_dict(), "plain")))
+    return name
+
+
+def test_no_model_of_the_other_activation(originals, tmp_path, alone):
+    with pytest.raises(ValueError, match="open_clip has no ViT-of-tests-alone with QuickGELU: use others"):
+        towers.read_clip_weights(alone, str(write(tmp_path, originals[True].state_dict(), "plain")))
 
 
 def test_a_damaged_configuration_is_named(originals, tmp_path):
@@ -169,3 +205,56 @@ def test_a_gelu_model_is_not_written_for_code_that_knows_quickgelu_alone(origina
             continue
         with pytest.raises(convert.ConversionError, match=r"trained with GELU \(ViT-of-tests\); the published code"):
             convert.convert_file(tmp_path / "run.pth", tmp_path / "published.pth")
+
+
+def run_config(name: str):
+    from sagareid import get_cfg
+
+    cfg = get_cfg()
+    cfg.MODEL.DEVICE, cfg.MODEL.BACKBONE.NAME = "cpu", "build_clip_vit_backbone"
+    cfg.MODEL.BACKBONE.FEAT_DIM, cfg.MODEL.BACKBONE.STRIDE_SIZE = 64, [16, 16]
+    cfg.MODEL.CLIP.NAME, cfg.MODEL.CLIP.TOKEN_LAYERS = name, [2]
+    cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.HEADS.NAME, cfg.MODEL.HEADS.NUM_CLASSES = "SAGABaseline", "CLSHead", 4
+    cfg.INPUT.SIZE_TRAIN = cfg.INPUT.SIZE_TEST = [SIZE, SIZE]
+    return cfg
+
+
+@pytest.mark.parametrize("layout", ["text tower of its own", "openai"])
+def test_a_converted_file_keeps_what_it_was_trained_with(layout, originals, tmp_path):
+    """It has no configuration; what the conversion knew is checked wherever MODEL.WEIGHTS reads it."""
+    from sagareid.modeling.agreement import check_converted
+    from sagareid.weights import load_state
+
+    state = OTHER_LAYOUTS.get(layout, dict)(originals[True].state_dict())
+    convert.convert_file(write(tmp_path, state, "plain"), tmp_path / "ours.pth")
+    checkpoint = load_state(tmp_path / "ours.pth")
+    if layout == "openai":
+        check_converted(checkpoint, run_config(NAMES[True]), "ours.pth")
+        with pytest.raises(
+            ValueError, match=r"trained with QuickGELU \(by its conversion\), but ViT-of-tests computes"
+        ):
+            check_converted(checkpoint, run_config(NAMES[False]), "ours.pth")
+        return
+    for name in NAMES.values():
+        cfg = run_config(name)
+        with pytest.raises(ValueError, match="converted from a file that did not say"):
+            check_converted(checkpoint, cfg, "ours.pth")
+        cfg.MODEL.ACCEPT_DIFFERENCES = ["MODEL.CLIP.NAME"]
+        check_converted(checkpoint, cfg, "ours.pth")
+
+
+@pytest.mark.parametrize("reader", ["evaluate", "start", "resume"])
+def test_every_reader_of_checkpoints_checks_it(reader, originals, tmp_path):
+    from sagareid.deploy.load import load_model
+    from sagareid.engine.checkpoint import RunCheckpointer
+
+    convert.convert_file(write(tmp_path, originals[True].state_dict(), "plain"), tmp_path / "ours.pth")
+    cfg = run_config(NAMES[False])
+    checkpointer = RunCheckpointer(torch.nn.Linear(1, 1), "", cfg=cfg)
+    read = {
+        "evaluate": lambda path: load_model(path, cfg, "cpu"),
+        "start": lambda path: checkpointer.start_from(path, ["heads.*"]),
+        "resume": checkpointer.resume_from,
+    }[reader]
+    with pytest.raises(ValueError, match="by its conversion.*Set MODEL.CLIP.NAME ViT-of-tests-quickgelu"):
+        read(str(tmp_path / "ours.pth"))

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from sagareid.errors import first_line
+from sagareid.errors import first_line, message_of
 from sagareid.weights import load_state, read_state_dict
 
 STATE = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.bias": torch.ones(2)}
@@ -32,13 +32,56 @@ def wrapped(prefix: str) -> dict:
         {"model": {"state_dict": wrapped("_orig_mod.module.")}},
         {"model_state": STATE, "best": np.float32(1), "history": np.arange(3), "flag": np.bool_(True)},
         {k: v.numpy() for k, v in STATE.items()},
+        {"student": {"x": torch.zeros(1)}, "teacher": wrapped("module."), "args": argparse.Namespace(arch="vit_base")},
+        {"student": STATE, "optimizer": {"lr": 1.0}, "module": None},
     ],
-    ids=["plain", "state_dict", "model", "numpy scalar and namespace", "two levels", "arrays beside", "arrays"],
+    ids="plain|state_dict|model|numpy scalar and namespace|two levels|arrays beside|arrays|teacher|student alone".split(
+        "|"
+    ),
 )
 def test_levels_and_prefixes_come_off_and_values_are_the_files(content, tmp_path):
     torch.save(content, tmp_path / "w.pth")
     for state in (read_state_dict(tmp_path / "w.pth"), load_state(tmp_path / "w.pth")["model"]):
         assert state.keys() == STATE.keys() and all(torch.equal(state[k], STATE[k]) for k in STATE)
+
+
+def test_which_of_two_networks_is_said(tmp_path, caplog):
+    torch.save({"student": {"x": torch.zeros(1)}, "teacher": STATE}, tmp_path / "w.pth")
+    with caplog.at_level("INFO"):
+        read_state_dict(tmp_path / "w.pth")
+    assert "w.pth: 'teacher' is taken, and not 'student'" in caplog.text
+
+
+ESCAPES = "\x1b[31mred\x1b[0m\x07\n\x9b1mlayer\u202e"
+
+
+def test_no_message_carries_what_a_terminal_obeys(tmp_path):
+    """Names out of a file, in every message that shows some, and a file's own name."""
+    from sagareid.interchange.convert import read_checkpoint
+    from sagareid.modeling.build import check_left_over, hand_over
+
+    folder = tmp_path / ESCAPES.replace("\n", "")
+    folder.mkdir()
+    torch.save({ESCAPES: 3}, folder / "keys.pth")
+    torch.save({ESCAPES: torch.zeros(2)}, folder / "tensors.pth")
+    (folder / "text.pth").write_text(ESCAPES)
+    state, model = {ESCAPES: torch.zeros(2), "weight": torch.zeros(3)}, torch.nn.Linear(1, 1)
+    for call in (
+        lambda: load_state(folder / "keys.pth"),
+        lambda: load_state(folder / "text.pth"),
+        lambda: load_state(folder / "none.pth"),
+        lambda: read_checkpoint(folder / "tensors.pth"),
+        lambda: hand_over(model, state, (), "w.pth"),
+        lambda: hand_over(model, {ESCAPES: torch.zeros(2)}, (), "w.pth"),
+        lambda: check_left_over(model, state, "w.pth"),
+    ):
+        with pytest.raises((ValueError, FileNotFoundError)) as caught:
+            call()
+        text = message_of(caught.value)
+        assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", text) and len(text.splitlines()) == 1
+    with pytest.raises(ValueError) as caught:
+        hand_over(model, {ESCAPES: torch.zeros(2)}, (), "w.pth")
+    assert r"\x1b[31mred" in str(caught.value), "it is in the message, to be recognised"
 
 
 def test_other_containers(tmp_path):

@@ -10,23 +10,39 @@ import shutil
 import sys
 from collections.abc import Iterable
 
-__all__ = ["did_you_mean", "disk_is_full", "first_few", "first_line", "lost_worker", "message_of", "out_of_memory"]
+__all__ = [
+    "did_you_mean",
+    "disk_is_full",
+    "first_few",
+    "first_line",
+    "lost_worker",
+    "message_of",
+    "out_of_memory",
+    "printable",
+]
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 # Errors whose text is meant for a reader; of any other class, the class is half of what there is to say.
 _SPEAKING = (ValueError, OSError, RuntimeError, ImportError)
+# Control characters (a terminal obeys them), bytes that were no UTF-8, and what turns the direction of the text
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str | os.PathLike) -> str:
+    """A path or name that any log, table and page can hold: what would act on a terminal is escaped."""
+    return _UNPRINTABLE.sub(lambda match: repr(match[0])[1:-1], os.fspath(text))
 
 
 def first_line(text: object) -> str:
     """The first line of an error or a text that says something, without a terminal's colour codes; may be empty."""
     plain = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", str(text))
-    return next((line.strip() for line in plain.splitlines() if line.strip()), "")
+    return printable(next((line.strip() for line in plain.splitlines() if line.strip()), ""))
 
 
 def first_few(names: Iterable[object], limit: int, separator: str = ", ") -> str:
-    """The first `limit` names in a line, and how many more there are."""
-    shown = [str(name) for name in names]
+    """The first `limit` names in a line, printable, and how many more there are."""
+    shown = [printable(str(name)) for name in names]
     more = f" and {len(shown) - limit} more" if len(shown) > limit else ""
     return separator.join(shown[:limit]) + more
 
@@ -38,7 +54,11 @@ def did_you_mean(name: object, names: Iterable[object], limit: int = 1, cutoff: 
 
 
 def message_of(error: BaseException) -> str:
-    """What a user reads of an error."""
+    """What a user reads of an error, with nothing in it that a terminal obeys: names may come from files."""
+    return "\n".join(map(printable, _message(error).split("\n")))
+
+
+def _message(error: BaseException) -> str:
     text = str(error) or type(error).__name__
     if lost := lost_worker(error):
         return lost

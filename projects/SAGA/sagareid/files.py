@@ -6,7 +6,6 @@ import errno
 import hashlib
 import json
 import os
-import re
 import tempfile
 import typing
 from collections.abc import Callable, Mapping
@@ -14,7 +13,7 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from .errors import disk_is_full, first_line, out_of_memory
+from .errors import disk_is_full, first_line, out_of_memory, printable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,7 +24,6 @@ __all__ = [
     "damaged",
     "file_hash",
     "parse_json",
-    "printable",
     "read_json",
     "read_npz",
     "read_record",
@@ -38,14 +36,6 @@ __all__ = [
 ]
 
 Record = TypeVar("Record")
-
-_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
-
-
-def printable(text: str | os.PathLike) -> str:
-    """A path or name that any log, table and page can hold: control characters, and bytes that are no UTF-8,
-    escaped."""
-    return _UNPRINTABLE.sub(lambda match: repr(match[0])[1:-1], os.fspath(text))
 
 
 def check_output(path: str | Path, *, folder: bool = False) -> Path:

@@ -1,12 +1,14 @@
 """Weights from files, without running code that a file brings: of torch.save, safetensors, or a TorchScript archive.
 
 A checkpoint of a run is {"model": state dict, "config": YAML text, ...}. Files of other code hold the state dict alone,
-or under another level ("state_dict"), or with a prefix before every name ("module."): both are taken off here.
+or under another level ("state_dict"), or with a prefix before every name ("module."): both are taken off here. Of the
+two networks of self-distillation (DINO's "student" and "teacher") the teacher is taken, as the papers' own code does.
 """
 
 from __future__ import annotations
 
 import argparse
+import logging
 import pickle
 import re
 import warnings
@@ -21,12 +23,14 @@ import torch
 from safetensors.torch import load_file as load_safetensors
 from torch import Tensor
 
-from .errors import first_line, out_of_memory
+from .errors import first_few, first_line, out_of_memory
 
-__all__ = ["is_torchscript", "load_state", "read_file", "read_state_dict", "state_dict_in"]
+__all__ = ["is_torchscript", "levels_in", "load_state", "read_file", "read_state_dict", "state_dict_in"]
 
-# Under which other code keeps its state dict, and what its wrappers put before every name.
-LEVELS = ("model", "state_dict", "model_state_dict", "model_state")
+logger = logging.getLogger(__name__)
+
+# Under which other code keeps its state dict, the one to take first, and what its wrappers put before every name.
+LEVELS = ("model", "state_dict", "model_state_dict", "model_state", "module", "teacher", "target_encoder", "student")
 PREFIXES = ("module.", "_orig_mod.")
 
 _MULTIARRAY = import_module("numpy._core.multiarray")  # NumPy 1's pickles name it by its old place
@@ -100,24 +104,37 @@ def is_torchscript(path: str | Path) -> bool:
         return any(name.endswith("constants.pkl") for name in archive.namelist())
 
 
+def levels_in(found: Any) -> list[list[str]]:
+    """Under which levels of a file its state dict is, from the outermost in; beside each, others that may hold one."""
+    levels = []
+    while isinstance(found, Mapping):
+        there = [level for level in LEVELS if isinstance(found.get(level), Mapping)]
+        if not there:
+            break
+        levels.append(there)
+        found = found[there[0]]
+    return levels
+
+
 def state_dict_in(found: Any, path: str | Path) -> dict[str, Tensor]:
     """The tensors by name in what a file holds: its levels and prefixes taken off, NumPy arrays made tensors.
+
+    Where a file has more than one state dict, a line in the log says which was taken.
 
     Raises:
         ValueError: there are none.
     """
-    while isinstance(found, Mapping):
-        inner = next((found[level] for level in LEVELS if isinstance(found.get(level), Mapping)), None)
-        if inner is None:
-            break
-        found = inner
+    for taken, *others in levels_in(found):
+        if others:
+            logger.info("%s: %r is taken, and not %s", path, taken, first_few(map(repr, others), 4))
+        found = found[taken]
     if isinstance(found, Mapping):
         tensors = {str(k): torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in found.items()}
         state = {k: v for k, v in tensors.items() if isinstance(v, Tensor)}
     else:
         state = {}
     if not state:
-        keys = ", ".join(map(str, list(found)[:6])) if isinstance(found, Mapping) else ""
+        keys = first_few(list(found), 6) if isinstance(found, Mapping) else ""
         held = f"the keys {keys}" if keys else "nothing" if isinstance(found, Mapping) else type(found).__name__
         raise ValueError(f"{path} holds no tensors by name, but {held}; expected a state dict")
     while prefix := next((p for p in PREFIXES if all(k.startswith(p) for k in state)), None):

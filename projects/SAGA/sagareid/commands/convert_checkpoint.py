@@ -11,6 +11,7 @@ import argparse
 from collections.abc import Sequence
 
 from ..cli import errors_in_one_line, tool_parser
+from ..errors import printable
 from ..files import check_output
 
 
@@ -57,10 +58,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             from_stride=args.from_stride,
             head=args.head,
         )
-        print(f"{args.input}: {convert.describe(result)}")
-        print(f"{args.output}: {side}, {count} tensors")
+        print(f"{printable(args.input)}: {convert.describe(result)}")
+        print(f"{printable(args.output)}: {side}, {count} tensors")
         for note in result.notes:
-            print(f"note: {note}")
+            print(f"note: {printable(note)}")
         print("config keys that fit it:")
         for key, value in convert.config_keys(result).items():
-            print(f"  {key} {value}")
+            print(f"  {key} {printable(str(value))}")

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from ..hardware import pick_device
-from ..modeling.agreement import check_agreement, trained_config
+from ..modeling.agreement import check_agreement, check_converted, trained_config
 from ..modeling.build import build_model, check_left_over, hand_over
 from ..weights import load_state
 
@@ -67,6 +67,8 @@ def load_model(path: str | os.PathLike, cfg: Any | None = None, device: str | No
         cfg = trained
     elif trained is not None:
         check_agreement(trained, cfg, str(path))
+    else:
+        check_converted(checkpoint, cfg, str(path))
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.BACKBONE.PRETRAIN = False

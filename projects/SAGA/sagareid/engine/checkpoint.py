@@ -20,7 +20,7 @@ from fastreid.utils.checkpoint import Checkpointer
 
 from ..data.record import TrainingRecord
 from ..files import damaged, printable, read_utf8, save_torch, write_text
-from ..modeling.agreement import accepted, check_agreement, check_hand_over, trained_config
+from ..modeling.agreement import accepted, check_agreement, check_converted, check_hand_over, trained_config
 from ..modeling.build import check_left_over, fresh_weights, hand_over
 from ..weights import load_state
 
@@ -129,6 +129,8 @@ class RunCheckpointer(Checkpointer):
         if (trained := trained_config(checkpoint, str(path))) is not None:
             check_agreement(trained, self._cfg, str(path))
             self._check_cameras(trained, checkpoint["model"], set(), str(path))
+        else:
+            check_converted(checkpoint, self._cfg, str(path))
         self._check_training_set(checkpoint, str(path))
         hand_over(self.model, checkpoint["model"], (), str(path), starts=False)
         for key, obj in self.checkpointables.items():
@@ -154,6 +156,8 @@ class RunCheckpointer(Checkpointer):
             taken = [n for n, _ in self.model.named_parameters() if n in source and n not in fresh]
             check_hand_over(trained, self._cfg, taken, str(path))
             self._check_cameras(trained, source, fresh, str(path))
+        else:
+            check_converted(checkpoint, self._cfg, str(path))
         self._check_people(checkpoint, fresh, str(path))
         hand_over(self.model, source, new_weights, str(path))
         if trained is None and any(n.startswith("backbone.") and n not in fresh for n in source):

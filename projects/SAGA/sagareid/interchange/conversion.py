@@ -23,7 +23,8 @@ class Conversion:
         notes: what a user should know, one sentence each.
         made_for: ((H, W), stride) after `resize`.
         clip_name: MODEL.CLIP.NAME of a checkpoint that says so; empty for the others.
-        quick_gelu: the activation that it was trained with; the published code knows QuickGELU alone.
+        quick_gelu: whether it was trained with QuickGELU, the only activation that the published code knows; None for
+            CLIP's weights that do not say.
     """
 
     layout: str
@@ -33,4 +34,4 @@ class Conversion:
     notes: list[str] = field(default_factory=list)
     made_for: tuple[tuple[int, int], int] | None = None
     clip_name: str = ""
-    quick_gelu: bool = True
+    quick_gelu: bool | None = True

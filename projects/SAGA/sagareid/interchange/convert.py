@@ -27,7 +27,7 @@ from torch import Tensor
 from ..files import save_torch
 from ..modeling.agreement import trained_config
 from ..modeling.clip import towers
-from ..modeling.clip.activation import trained_with_quick_gelu
+from ..modeling.clip.activation import HF_CONFIG, trained_with_quick_gelu
 from ..modeling.clip.text import CONTEXT_SLOTS, PROMPT_LENGTH
 from ..weights import read_file, state_dict_in
 from .conversion import Conversion, ConversionError
@@ -140,11 +140,14 @@ def read_checkpoint(path: str | Path, *, head: str | None = None) -> Conversion:
         if (trained := trained_config(found, str(path))) is not None:
             result.clip_name = trained.MODEL.CLIP.NAME
             result.quick_gelu = towers.clip_dims(result.clip_name).quick_gelu
+        elif "quick_gelu" in found:
+            result.quick_gelu = found["quick_gelu"]
         return result
     result = from_published(state, head=head, carried=getattr(found, "sagareid", None))
-    if result.layout == "clip" and (activation := trained_with_quick_gelu(path, state)):
-        result.quick_gelu, reason = activation
-        result.notes.append(f"trained with {'QuickGELU' if result.quick_gelu else 'GELU'} ({reason})")
+    if result.layout == "clip":
+        result.quick_gelu, reason = trained_with_quick_gelu(path, state) or (None, "")
+        known = {True: "QuickGELU", False: "GELU", None: f"GELU or QuickGELU: only {HF_CONFIG} beside it can say"}
+        result.notes.append(f"trained with {known[result.quick_gelu]}{f' ({reason})' if reason else ''}")
     return result
 
 
@@ -171,16 +174,17 @@ def convert_file(
     if sizes.get("size") or sizes.get("stride"):
         resize(result, **sizes)
     if to == "published":
-        if result.layout == "ours" and not result.quick_gelu:
+        back_to_clip = result.published.get("layout") == "clip" and not result.clip_name  # as it came, untrained
+        if result.layout == "ours" and result.quick_gelu is False and not back_to_clip:
             raise ConversionError(
-                f"{source} was trained with GELU ({result.clip_name}); the published code computes QuickGELU, so the "
-                "same weights would give other features there"
+                f"{source} was trained with GELU ({result.clip_name or 'by its conversion'}); the published code "
+                "computes QuickGELU, so the same weights would give other features there"
             )
         state, notes = to_published(result.model, result.published)
         result.notes += notes
         save_torch(target, state)
         return result, to, len(state)
-    content = {"model": result.model}
+    content: dict[str, object] = {"model": result.model, "quick_gelu": result.quick_gelu}
     if result.published:
         content["published"] = result.published
     save_torch(target, content)

@@ -20,8 +20,8 @@ def config_keys(result: Conversion) -> dict[str, object]:
     width, patch = model["backbone.visual.conv1.weight"].shape[0], model["backbone.visual.conv1.weight"].shape[-1]
     names = {(768, 16): "ViT-B-16", (768, 32): "ViT-B-32", (1024, 14): "ViT-L-14"}
     name = names.get((width, patch))
-    if name and result.quick_gelu:
-        name += "-quickgelu"
+    if name and result.quick_gelu is not False:
+        name = f"{name}-quickgelu" if result.quick_gelu else f"({name} or {name}-quickgelu: the file does not say)"
     keys: dict[str, object] = {
         "MODEL.HEADS.NAME": {"saga": "SAGAHead", "cls": "CLSHead", "prompts": "PromptHead"}[result.head],
         "MODEL.CLIP.NAME": result.clip_name or name or f"(a ViT of width {width} and patch {patch})",

@@ -22,12 +22,15 @@ from fastreid.config import CfgNode
 from ..config import flatten, get_cfg
 from ..errors import first_few
 from ..retired import take_out
+from .clip.activation import HF_CONFIG, check_activation, names_of_both
+from .clip.towers import clip_dims
 
 __all__ = [
     "COUNTED",
     "TRAINING_ONLY",
     "accepted",
     "check_agreement",
+    "check_converted",
     "check_hand_over",
     "differing_keys",
     "trained_config",
@@ -175,6 +178,31 @@ def check_hand_over(trained: CfgNode, cfg: CfgNode, handed_over: Collection[str]
     # Images of a stage are its own, but a position embedding was made for a grid.
     size = {"INPUT.SIZE_TRAIN"} if any(re.search(r"pos(itional)?_embed", name) for name in tower) else set()
     _refuse({k: v for k, v in different.items() if not k.startswith("INPUT.") or k in size}, cfg, origin)
+
+
+def check_converted(checkpoint: Mapping[str, Any], cfg: CfgNode, origin: str) -> None:
+    """See that a converted checkpoint, which holds no configuration, is computed with its activation.
+
+    The conversion writes it as "quick_gelu". Files of before have it not: the published code knows QuickGELU alone.
+
+    Raises:
+        ValueError: MODEL.CLIP.NAME computes the other one.
+    """
+    published = checkpoint.get("published")
+    published_here = isinstance(published, Mapping) and published.get("layout") not in (None, "clip")
+    if not ("quick_gelu" in checkpoint or published_here) or accepted("MODEL.CLIP.NAME", cfg):
+        return
+    name, quick_gelu = cfg.MODEL.CLIP.NAME, checkpoint.get("quick_gelu", True)
+    if not any(key.startswith("backbone.visual.") for key in checkpoint["model"]):
+        return
+    if quick_gelu is not None:
+        check_activation(origin, (bool(quick_gelu), "by its conversion"), name, clip_dims(name).quick_gelu)
+    elif both := names_of_both(name):
+        raise ValueError(
+            f"{origin} was converted from a file that did not say whether it was trained with GELU or QuickGELU, and "
+            f"both {both[0]} and {both[1]} have its shapes: put its {HF_CONFIG} beside that file and convert it again, "
+            """or name "MODEL.CLIP.NAME" in MODEL.ACCEPT_DIFFERENCES where you know it"""
+        )
 
 
 def _refuse(different: Mapping[str, tuple[Any, Any]], cfg: CfgNode, origin: str) -> None:

@@ -221,7 +221,7 @@ def _read_clip_weights(name: str, pretrained: str) -> dict[str, Tensor]:
     quick_gelu = clip_dims(name).quick_gelu
     tag = None if Path(pretrained).is_file() else open_clip.get_pretrained_cfg(name, pretrained)
     found = trained_with_quick_gelu(path, raw, tag)
-    if found is not None:
+    if "token_embedding.trained_ids" not in raw:  # the embedded CLIP: its name is the only one that it has
         check_activation(path, found, name, quick_gelu)
     activation = "QuickGELU" if quick_gelu else "GELU"
     logger.info(
