@@ -84,12 +84,10 @@ def join(found: list[tuple], features: np.ndarray, folder: Path) -> Callable[[fl
     The most alike are joined first; people who are seen at the same time are never one.
     """
     np.savez(folder / "tracks.npz", features=features, paths=[f"{name}/{track:g}" for name, track, *_ in found])
-    index = gallery.build(gallery.FeatureSet(folder / "tracks.npz"), folder / "index", kind="flat")
-    similarity, order = index.search(features, len(found))
-    pairs = sorted(
-        ((float(s), i, int(j)) for i, (row, places) in enumerate(zip(similarity, order)) for s, j in zip(row, places)),
-        reverse=True,
-    )
+    crops = gallery.build(gallery.FeatureSet(folder / "tracks.npz"), folder / "index", kind="flat")
+    place = {f"{name}/{track:g}": j for j, (name, track, *_) in enumerate(found)}
+    hits = crops.query(features, len(found))
+    pairs = sorted(((hit.similarity, i, place[hit.id]) for i, own in enumerate(hits) for hit in own), reverse=True)
 
     def people(least: float) -> list[int]:
         group = list(range(len(found)))

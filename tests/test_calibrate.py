@@ -133,7 +133,7 @@ def stored_gallery(tmp_path, folder="/yard/crops", kind="flat"):
     index = gallery.build(gallery.FeatureSet(tmp_path / "g.npz"), tmp_path / "index", kind=kind)
     angles = np.deg2rad([10, 45])
     queries = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
-    return index, index.matches(["near", "between"], queries, 2)
+    return index, gallery.matches(index, ["near", "between"], queries, 2)
 
 
 def test_below_the_threshold_is_nobody(tmp_path, calibration, caplog):

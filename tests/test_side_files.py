@@ -48,7 +48,7 @@ def features(folder: Path) -> Path:
 
 def index(folder: Path) -> Case:
     gallery.build(gallery.FeatureSet(features(folder)), folder / "index", kind="flat")
-    return folder / "index" / "index.json", lambda: gallery.Index.load(folder / "index")
+    return folder / "index" / "gallery.json", lambda: gallery.open_gallery(folder / "index")
 
 
 def extraction(folder: Path, output: str) -> Callable[[], object]:
@@ -121,7 +121,7 @@ def architecture(folder: Path) -> Case:
 
 
 OBJECTS = {
-    index: ("kind", "width", "vectors", "paths", "bytes_per_vector"),
+    index: ("format", "kind", "model", "segments", "deleted_count", "bytes_per_vector"),
     manifest: ("shards",),
     manifest_of_the_next_extraction: ("key",),
     report: ("output", "images", "width"),
@@ -320,12 +320,15 @@ def test_a_shard_of_features(change, wrong, tmp_path):
     refuses((shard, lambda: gallery.FeatureSet(tmp_path / "f")), change(shard.read_bytes()), wrong)
 
 
-@pytest.mark.parametrize("name, wrong", [("paths-1.parquet", "it cannot be read"), ("vectors-1.faiss", "it cannot")])
-def test_the_other_files_of_an_index(name, wrong, tmp_path):
+@pytest.mark.parametrize(
+    "name, wrong",
+    [("rows-000001-new.arrow", "it cannot be read"), ("vectors-000001-new.bin", "it holds 4 bytes, expected 64")],
+)
+def test_the_other_files_of_a_gallery(name, wrong, tmp_path):
     file, read = index(tmp_path)
     refuses((file.with_name(name), read), b"torn", wrong)
     file.with_name(name).unlink()
-    with pytest.raises(DamagedFile, match=f"{name} is damaged: it is missing. Build the index again"):
+    with pytest.raises(DamagedFile, match=f"{name} is damaged: it is missing. Build the gallery again"):
         read()
 
 

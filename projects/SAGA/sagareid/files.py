@@ -30,6 +30,7 @@ __all__ = [
     "read_utf8",
     "read_yaml",
     "save_torch",
+    "sync_folder",
     "write_atomically",
     "write_json",
     "write_text",
@@ -92,6 +93,15 @@ def write_atomically(path: str | Path, write: Callable[[str], object]) -> None:
         if disk_is_full(error):
             raise _unwritable(path, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))) from error
         raise
+
+
+def sync_folder(folder: str | Path) -> None:
+    """See that the names of a folder's files are on the disk, too: a renamed file is then there after a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def save_torch(path: str | Path, value: Any) -> None:

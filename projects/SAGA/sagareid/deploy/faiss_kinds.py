@@ -10,16 +10,16 @@ n gallery images, F feature width; bytes of a vector in memory::
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import Any, NamedTuple, Protocol
 
 import faiss
 import numpy as np
 from tqdm import tqdm
 
-from .feature_set import FeatureSet
 from .options import KINDS
 
-__all__ = ["Empty", "choose_kind", "empty_index", "random_sample"]
+__all__ = ["Empty", "Features", "choose_kind", "empty_index", "random_sample"]
 
 # Up to this many bytes of vectors an exact search is quick enough, about 0.1 s a query on one core.
 FLAT_BYTES = 2**30
@@ -27,6 +27,17 @@ NEIGHBOURS = 32
 HNSW_LINKS = 264  # bytes: 2 * 32 links of 4 bytes in the lowest layer of HNSW, and a few for the others
 TRAIN_PER_CELL = 40  # FAISS warns below 39
 SEED = 0
+
+
+class Features(Protocol):
+    """n features (n, F), read batch by batch."""
+
+    @property
+    def count(self) -> int: ...
+    @property
+    def width(self) -> int: ...
+    def batches(self) -> Iterator[tuple[Any, np.ndarray]]:
+        """Names or numbers, and (m, F) float32 features, in a fixed order."""
 
 
 def choose_kind(count: int, width: int, memory: float) -> str:
@@ -53,7 +64,7 @@ class Empty(NamedTuple):
     effort: int
 
 
-def empty_index(kind: str, features: FeatureSet, memory: float) -> Empty:
+def empty_index(kind: str, features: Features, memory: float) -> Empty:
     """An index of a kind for these features, trained where the kind learns from them.
 
     Raises:
@@ -64,17 +75,17 @@ def empty_index(kind: str, features: FeatureSet, memory: float) -> Empty:
     return {"flat": _flat, "hnsw": _hnsw, "ivfpq": _ivfpq}[kind](features, memory)
 
 
-def _flat(features: FeatureSet, memory: float) -> Empty:
+def _flat(features: Features, memory: float) -> Empty:
     return Empty(faiss.IndexFlatIP(features.width), 4 * features.width, effort=0)
 
 
-def _hnsw(features: FeatureSet, memory: float) -> Empty:
+def _hnsw(features: Features, memory: float) -> Empty:
     vectors = faiss.IndexHNSWFlat(features.width, NEIGHBOURS, faiss.METRIC_INNER_PRODUCT)
     vectors.hnsw.efConstruction = 80
     return Empty(vectors, 4 * features.width + HNSW_LINKS, effort=128)
 
 
-def _ivfpq(features: FeatureSet, memory: float) -> Empty:
+def _ivfpq(features: Features, memory: float) -> Empty:
     """4 sqrt(n) cells, trained on a sample; a query looks at one in 32 of them, and at 8 or more."""
     n, width = features.count, features.width
     if n < 256:
@@ -93,7 +104,7 @@ def _ivfpq(features: FeatureSet, memory: float) -> Empty:
     return Empty(vectors, code + 8, effort=max(8, cells // 32))
 
 
-def random_sample(features: FeatureSet, wanted: int, description: str) -> tuple[np.ndarray, np.ndarray]:
+def random_sample(features: Features, wanted: int, description: str) -> tuple[np.ndarray, np.ndarray]:
     """The numbers (s,) in rising order and the features (s, F) of a seeded random sample."""
     size = min(wanted, features.count)
     numbers = np.sort(np.random.default_rng(SEED).choice(features.count, size, replace=False))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,9 @@ class FeatureSet:
         count: n.
         width: F.
         checkpoint_sha256, feature: the model that they come from; "" where the file does not say.
+        size: (height, width) of the images that the model was given, in pixels; [] where the file does not say.
         folder: the folder of the images; "" where the file does not say.
+        schema: of the other columns, what is known of each image; without any in a .npz file.
     """
 
     def __init__(self, path: str | Path):
@@ -67,6 +69,7 @@ class FeatureSet:
         self._arrays: tuple[np.ndarray, list[str]] | None = None
         self._files: list[Path] = []
         about: dict[str, Any] = {}
+        self.schema = pa.schema([])
         if self.path.suffix == ".npz" and self.path.is_file():
             arrays = read_npz(self.path, remedy=REMEDY)
             if not {"features", "paths"} <= arrays.keys():
@@ -93,8 +96,10 @@ class FeatureSet:
             about = about_parquet(schema, self._files[0])
             self.count = sum(_rows(f) for f in self._files)
             self.width = schema.field("feature").type.list_size
+            self.schema = pa.schema([field for field in schema if field.name not in ("path", "feature", "state")])
         self.checkpoint_sha256 = about.get("checkpoint_sha256", "")
         self.feature, self.folder = about.get("feature", ""), about.get("folder", "")
+        self.size = list(about.get("size", []))
 
     def _parquet_files(self) -> list[Path]:
         if self.path.is_file():
@@ -122,19 +127,40 @@ class FeatureSet:
         Args:
             size: features of a batch; None takes as many as BATCH_BYTES holds.
         """
+        for rows, features in self.rows((), size):
+            yield rows["path"].to_pylist(), features
+
+    def rows(self, columns: Sequence[str], size: int | None = None) -> Iterator[tuple[pa.Table, np.ndarray]]:
+        """`path` and other columns (m), with features as of `batches`.
+
+        Raises:
+            ValueError: a shard lacks a column that the first one has, or has features of another width.
+        """
         size = size or max(1, BATCH_BYTES // (4 * self.width))
         if self._arrays is not None:
             features, paths = self._arrays
             for start in range(0, self.count, size):
-                yield paths[start : start + size], self._unit(features[start : start + size], start)
+                names = pa.array(paths[start : start + size], pa.string())
+                yield pa.table({"path": names}), self._unit(features[start : start + size], start)
             return
         start = 0
         for file in self._files:
             with whole_parquet(file), pq.ParquetFile(file) as parquet:
-                for batch in parquet.iter_batches(size, columns=["path", "feature"]):
+                self._check_like_the_first(file, parquet.schema_arrow, columns)
+                for batch in parquet.iter_batches(size, columns=["path", "feature", *columns]):
                     features = batch["feature"].flatten().to_numpy(zero_copy_only=False).reshape(-1, self.width)
-                    yield batch["path"].to_pylist(), self._unit(features, start)
+                    yield pa.Table.from_batches([batch]).drop_columns(["feature"]), self._unit(features, start)
                     start += len(features)
+
+    def _check_like_the_first(self, file: Path, schema: pa.Schema, columns: Sequence[str]) -> None:
+        for name in ("path", "feature", *columns):
+            if name not in schema.names:
+                raise ValueError(f"{file} has no column {name!r}, which {self._files[0].name} has; extract it again")
+        kind = schema.field("feature").type
+        if not pa.types.is_fixed_size_list(kind) or kind.list_size != self.width:
+            raise ValueError(
+                f"{file} has features of type {kind}, expected {self.width} numbers each; extract it again"
+            )
 
     def _unit(self, features: np.ndarray, start: int) -> np.ndarray:
         """Features divided by their norms; `start` is the number of the first."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -28,11 +29,15 @@ def draw(matches: Sequence[Sequence[Match]], path: str | Path, *, folder: str = 
         if one:
             query = _tile(Path(query_folder, one[0].query), "query", "query")
             if one[0].nobody:
-                found = [Tile(Image.new("RGB", (64, 128), NOBODY), f"nobody; best {one[0].similarity:.3f}")]
+                found = [Tile(Image.new("RGB", (64, 128), NOBODY), _nobody(one[0]))]
             else:
                 found = [_tile(Path(folder, m.path), f"{m.similarity:.3f} {Path(m.path).name}") for m in one]
             blocks.append(Block(one[0].query, [Row([query, *found])]))
     pictures.draw(blocks, path, columns=1 + max(len(one) for one in matches))
+
+
+def _nobody(match: Match) -> str:
+    return "nobody" if math.isnan(match.similarity) else f"nobody; best {match.similarity:.3f}"
 
 
 def _tile(path: Path, title: str, mark: str = "") -> Tile:
