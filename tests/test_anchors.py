@@ -17,7 +17,7 @@ from sagareid.modeling import fast
 from sagareid.modeling.heads import text_towers
 from sagareid.modeling.pooling import AnchorPool, anchor_features
 from sagareid.modeling.refinement import RefinementLayer
-from sagareid.structures import CLIPFeatures
+from sagareid.structures import CLIPFeatures, as_batch
 
 from fastreid.modeling.heads import build_heads
 from fastreid.modeling.meta_arch import build_model
@@ -460,10 +460,8 @@ def test_losses_of_the_head_are_scaled_and_named():
         torch.manual_seed(0)
         model = build_model(cfg).train()
         f = features()
-        grid = math.prod(model.backbone.grid)
-        cached = {"patches": f.patches.repeat(1, 4, 1)[:, :grid], "cls": f.cls, "proj": f.proj}
         with EventStorage(0):
-            terms.append(model({**cached, "targets": torch.tensor([0, 0, 1])}))
+            terms.append(model({**as_batch(f), "targets": torch.tensor([0, 0, 1])}))
     own = {"loss_anchor_div", "loss_classifier_div", "loss_anchor_cons", "loss_decorr"}
     assert set(terms[0]) == own | {"loss_cls", "loss_triplet"}
     for name in own:

@@ -8,7 +8,7 @@ from test_interchange import CLASSES, OUR_HEADS, SIZE, TARGETS, B, batch, config
 
 from sagareid.evaluation.features import available_features
 from sagareid.modeling.baseline_heads import AttentionPoolHead
-from sagareid.structures import CLIPFeatures
+from sagareid.structures import CLIPFeatures, as_batch
 
 from fastreid.modeling.meta_arch import build_model
 from fastreid.utils.events import EventStorage
@@ -53,8 +53,7 @@ def test_every_head_trains_from_cached_features(name):
     data = batch()
     with EventStorage(), torch.no_grad():
         tower = model.backbone(model.preprocess_image(data))
-        fields = {k: getattr(tower, k) for k in ("patches", "cls", "proj", "layer_cls")}
-        live, cached = model(data), model({**fields, "targets": TARGETS})
+        live, cached = model(data), model({**as_batch(tower), "targets": TARGETS})
     assert live.keys() == cached.keys()
     for key in live:
         torch.testing.assert_close(live[key], cached[key])

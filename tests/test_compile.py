@@ -15,6 +15,7 @@ from sagareid.config_checks import check_config
 from sagareid.engine.trainer import SAGATrainer, StepTrainer
 from sagareid.hardware import compiler_problem
 from sagareid.modeling import meta_arch
+from sagareid.structures import as_batch
 
 from fastreid.modeling.meta_arch import build_model
 from fastreid.utils.events import EventStorage
@@ -48,7 +49,7 @@ def _cached_batch(model) -> dict:
     batch = models.model_batch("cpu")
     with torch.no_grad():
         features = model.extract(batch)
-    fields = {name: getattr(features, name).half() for name in ("patches", "cls", "proj", "layer_cls")}
+    fields = {k: v.half() if isinstance(v, torch.Tensor) else v for k, v in as_batch(features).items()}
     return fields | {"targets": batch["targets"], "img_paths": ["a.jpg"]}
 
 

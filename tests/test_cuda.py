@@ -14,6 +14,7 @@ from sagareid.benchmarks.gpu import models
 from sagareid.engine.checkpoint import random_state, restore_random_state
 from sagareid.engine.trainer import SAGATrainer, StepTrainer
 from sagareid.evaluation.ranking import rank_in_blocks
+from sagareid.structures import as_batch
 
 from fastreid.modeling.meta_arch import build_model
 from fastreid.utils.events import EventStorage
@@ -54,7 +55,7 @@ def test_cached_features_train_as_images_do(head):
     batch = models.model_batch("cuda")
     with EventStorage(), torch.no_grad():
         tower = model.backbone(model.preprocess_image(batch))
-        fields = {k: getattr(tower, k).cpu() for k in ("patches", "cls", "proj", "layer_cls")}
+        fields = {k: v.cpu() if isinstance(v, torch.Tensor) else v for k, v in as_batch(tower).items()}
         live, cached = model(batch), model({**fields, "targets": batch["targets"].cpu()})
     for name in live:
         torch.testing.assert_close(live[name], cached[name], rtol=1e-4, atol=1e-5)
@@ -71,7 +72,7 @@ def test_compiled_steps_train_as_eager_ones_do(head, mode):
     batch = models.model_batch("cuda")
     with torch.no_grad():
         tower = eager.extract(batch)
-    batch = {k: getattr(tower, k) for k in ("patches", "cls", "proj")} | {"targets": batch["targets"]}
+    batch = as_batch(tower) | {"targets": batch["targets"]}
     compiled = copy.deepcopy(eager)
     compiled.compile_mode = mode
     seen = []

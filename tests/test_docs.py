@@ -219,7 +219,7 @@ def guide(repo, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page, runs", [("new_head.md", 1), ("new_backbone.md", 2)])
+@pytest.mark.parametrize("page, runs", [("new_head.md", 1), ("new_backbone.md", 3)])
 def test_what_a_guide_builds_trains_and_evaluates_by_its_own_commands(page, runs, guide, train_net, tmp_path):
     commands = guide(page)
     assert len(commands) == runs

@@ -19,6 +19,7 @@ from sagareid.interchange import convert
 from sagareid.modeling import anchors as A
 from sagareid.modeling import losses
 from sagareid.modeling.clip import towers
+from sagareid.structures import as_batch
 
 from fastreid.modeling.heads import build_heads
 from fastreid.modeling.meta_arch import build_model
@@ -104,7 +105,7 @@ def x4(model) -> SimpleNamespace:
 def x8(model) -> SimpleNamespace:
     """One training step's losses on x8, each with scale 1, and the features they were computed from."""
     features = model.extract({"images": R.images(8, 321)})
-    cached = {"patches": features.patches, "cls": features.cls, "proj": features.proj}
+    cached = as_batch(features, ("patches", "cls", "proj"))
     statistics = {k: v.clone() for k, v in model.heads.bottleneck.state_dict().items()}
     model.train()
     try:

@@ -156,8 +156,17 @@ def test_several_sets_count_alike():
         (["SOLVER.PATIENCE", 3], "SOLVER.PATIENCE 3"),
         (["DATASETS.VALIDATION", ["SyntheticPedestriansVal"], "TEST.SELECT_BEST", True], "one of the two"),
         (
-            ["DATASETS.VALIDATION", ["SyntheticPedestriansVal"], "CACHE.ENABLED", True, "CACHE.FIELDS", ["patches"]],
-            "CACHE.FIELDS",
+            [
+                *("DATASETS.VALIDATION", ["SyntheticPedestriansVal"], "CACHE.ENABLED", True),
+                *("CACHE.FIELDS", ["patches"]),
+                *("MODEL.META_ARCHITECTURE", "SAGABaseline", "MODEL.BACKBONE.NAME", "build_clip_vit_backbone"),
+            ],
+            "CACHE.FIELDS with cls and proj",
+        ),
+        (["CACHE.ENABLED", True], "META_ARCHITECTURE Baseline does not read: set SAGABaseline"),
+        (
+            ["CACHE.ENABLED", True, "MODEL.FREEZE_LAYERS", ["backbone"], "SOLVER.FREEZE_ITERS", 10],
+            "FREEZE_LAYERS opens it after SOLVER.FREEZE_ITERS 10",
         ),
     ],
 )

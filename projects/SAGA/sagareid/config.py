@@ -74,6 +74,10 @@ def add_saga_config(cfg: CN) -> None:
     # What the backbone hands to the head. tokens: CLIPFeatures; map: (B, D, h, w) patch tokens;
     # cls: (B, D, 1, 1) class token. The last two serve FastReID's own heads.
     cfg.MODEL.BACKBONE.OUTPUT = "tokens"
+    # Modules at the end of a backbone that gives a map, by name and in the order in which they run, that are left to
+    # the head: it reads the map that goes into the first of them, and PatchPoolHead trains a copy of them. Such as
+    # [conv4.1, conv5] of OSNet or [layer4.2] of a ResNet. Empty: the head reads the backbone's own map.
+    cfg.MODEL.BACKBONE.LAST_MODULES = []
     # Recompute block activations in the backward pass: less memory, about a third more time.
     cfg.MODEL.BACKBONE.GRAD_CHECKPOINT = False
     # Compile training steps by torch.compile: default (fused kernels), reduce-overhead (also CUDA graphs: one launch
@@ -101,15 +105,16 @@ def add_saga_config(cfg: CN) -> None:
     # Worker processes of the test loader. -1: as DATALOADER.NUM_WORKERS.
     cfg.DATALOADER.NUM_WORKERS_TEST = -1
 
-    # ---- cached features of a frozen image tower --------------------------------------------------------------------
+    # ---- cached features of a frozen backbone -----------------------------------------------------------------------
     cfg.CACHE = CN()
-    # Train from cached tower outputs instead of images. Needs a frozen backbone.
+    # Train from cached outputs of the backbone instead of images. Needs a frozen one, of any kind.
     cfg.CACHE.ENABLED = False
     # Cached augmentation views of each image; training draws one at random. 1 with AUGMENT False: the test transform.
     cfg.CACHE.NUM_VIEWS = 4
     cfg.CACHE.AUGMENT = True
-    # Which outputs are kept: patches, cls, proj, layer_cls (the token layer's class token; LastBlockHead reads it).
-    cfg.CACHE.FIELDS = ["patches", "cls", "proj"]
+    # Which outputs of the backbone are kept: all that it gives, or some of patches, cls, proj, layer_cls (the token
+    # layer's class token; LastBlockHead reads it); of FastReID's backbones, which give one map (B, D, h, w), map.
+    cfg.CACHE.FIELDS = ["all"]
     cfg.CACHE.DTYPE = "float16"  # float16, bfloat16 or float32
     # Folder of the cache. Empty: OUTPUT_DIR/feature_cache beside the stages.
     cfg.CACHE.DIR = ""

@@ -15,7 +15,7 @@ from typing import Any
 from fastreid.config import CfgNode as CN
 
 from .compat import registered
-from .config import VALIDATION_OF, custom_datasets, flatten, own_parameters, reads_cameras
+from .config import VALIDATION_OF, clip_tokens, custom_datasets, flatten, own_parameters, reads_cameras
 from .errors import did_you_mean
 from .evaluation.features import available_features
 from .hardware import compiler_problem
@@ -29,6 +29,7 @@ from .registry import (
     fastreid_registries,
     parts,
 )
+from .structures import OUTPUTS
 from .values import numbers, one_of, texts, within
 
 __all__ = ["check_config", "check_configs"]
@@ -70,8 +71,8 @@ def _problems(cfg: CN) -> list[str]:
 # Keys, as glob patterns, of lists of texts.
 _TEXTS = """
     MODEL.FREEZE_LAYERS MODEL.TRAINABLE MODEL.NEW_WEIGHTS MODEL.ACCEPT_DIFFERENCES MODEL.EVAL_MODE MODEL.LOSSES.NAME
-    MODEL.CLIP.CAMERAS KD.MODEL_CONFIG KD.MODEL_WEIGHTS DATASETS.NAMES DATASETS.TESTS DATASETS.VALIDATION CACHE.FIELDS
-    TEST.REPORT
+    MODEL.BACKBONE.LAST_MODULES MODEL.CLIP.CAMERAS KD.MODEL_CONFIG KD.MODEL_WEIGHTS DATASETS.NAMES DATASETS.TESTS
+    DATASETS.VALIDATION CACHE.FIELDS TEST.REPORT
 """.split()
 # Lists that must not be empty.
 _FILLED = ("MODEL.LOSSES.NAME", "MODEL.CLIP.TOKEN_LAYERS", "DATASETS.TESTS", "CACHE.FIELDS")
@@ -197,7 +198,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
         "ImbalancedDatasetSampler",
     ),
     "CACHE.DTYPE": ("float16", "bfloat16", "float32"),
-    "CACHE.FIELDS": ("patches", "cls", "proj", "layer_cls"),
+    "CACHE.FIELDS": ("all", *OUTPUTS),
     "SOLVER.SCHED": SCHEDULES,
     "SOLVER.WARMUP_METHOD": ("constant", "linear", "exp"),
     "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": ("norm", "value"),
@@ -290,6 +291,8 @@ def _check_parts(cfg: CN) -> Iterator[str]:
     for feature in parts(EVALUATION_FEATURE_REGISTRY).values():
         if hasattr(feature, "check"):
             yield from feature.check(cfg)
+    if model.BACKBONE.LAST_MODULES and model.META_ARCHITECTURE != "SAGABaseline":
+        yield "MODEL.BACKBONE.LAST_MODULES are left to the head by MODEL.META_ARCHITECTURE SAGABaseline alone"
     if reads_cameras(cfg) and model.META_ARCHITECTURE != "SAGABaseline":
         yield "camera embeddings reach the model through MODEL.META_ARCHITECTURE SAGABaseline"
 
@@ -407,12 +410,19 @@ def _check_solver(cfg: CN) -> Iterator[str]:
 def _check_cache(cfg: CN) -> Iterator[str]:
     if not cfg.CACHE.ENABLED:
         return
-    if cfg.MODEL.BACKBONE.NAME != "build_clip_vit_backbone" or cfg.MODEL.META_ARCHITECTURE != "SAGABaseline":
+    meta_arch = registered(fastreid_registries().meta_arch).get(cfg.MODEL.META_ARCHITECTURE)
+    if meta_arch is not None and not getattr(meta_arch, "reads_cached_features", False):
         yield (
-            "CACHE.ENABLED keeps CLIP's tokens: it needs MODEL.BACKBONE.NAME build_clip_vit_backbone and "
-            "MODEL.META_ARCHITECTURE SAGABaseline"
+            "CACHE.ENABLED trains the head from cached outputs of the backbone, which MODEL.META_ARCHITECTURE "
+            f"{cfg.MODEL.META_ARCHITECTURE} does not read: set SAGABaseline, which runs any backbone and head"
         )
-    if cfg.DATASETS.VALIDATION and not {"cls", "proj"} <= set(cfg.CACHE.FIELDS):
+    if "backbone" in cfg.MODEL.FREEZE_LAYERS and cfg.SOLVER.FREEZE_ITERS > 0:
+        yield (
+            "CACHE.ENABLED needs a backbone that stays frozen, and MODEL.FREEZE_LAYERS opens it after "
+            f"SOLVER.FREEZE_ITERS {cfg.SOLVER.FREEZE_ITERS}: take it out there; MODEL.TRAINABLE ['heads.*'] freezes it"
+        )
+    kept = set(cfg.CACHE.FIELDS)
+    if cfg.DATASETS.VALIDATION and clip_tokens(cfg) and "all" not in kept and not {"cls", "proj"} <= kept:
         yield "DATASETS.VALIDATION is read from the feature cache, too, for evaluation: CACHE.FIELDS with cls and proj"
 
 

@@ -5,15 +5,20 @@ B images, N patch tokens, D token width, E width of CLIP's joint space, (h, w) p
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["TENSORS", "CLIPFeatures", "as_features"]
+__all__ = ["OUTPUTS", "TENSORS", "CLIPFeatures", "as_batch", "as_features", "from_batch", "named_outputs"]
 
-# The tensors of `CLIPFeatures`: what a feature cache can hold in place of images.
+# The tensors of `CLIPFeatures`.
 TENSORS = ("patches", "cls", "proj", "layer_cls")
+# What a backbone may give, by name: these, or the one map of a backbone that gives (B, D, h, w). A feature cache holds
+# some of them in place of images.
+OUTPUTS = (*TENSORS, "map")
 
 
 @dataclass
@@ -64,3 +69,38 @@ def as_features(features: CLIPFeatures | Tensor) -> CLIPFeatures:
         return CLIPFeatures(patches=features.flatten(2).transpose(1, 2), grid=(height, width))
     found = f"a {features.dim()}-D tensor" if isinstance(features, torch.Tensor) else type(features).__name__
     raise TypeError(f"head input is {found}; expected CLIPFeatures or a (B, D, h, w) map")
+
+
+# ---- a batch of outputs in place of images --------------------------------------------------------------------------
+
+
+def named_outputs(features: CLIPFeatures | Tensor) -> dict[str, Tensor]:
+    """What a backbone gives, by names of `OUTPUTS`: the tensors that are there.
+
+    Raises:
+        TypeError: neither CLIPFeatures nor a 4-D tensor.
+    """
+    if isinstance(features, Tensor) and features.dim() == 4:
+        return {"map": features}
+    found = as_features(features)
+    return {name: tensor for name in TENSORS if (tensor := getattr(found, name)) is not None}
+
+
+def as_batch(features: CLIPFeatures | Tensor, names: Collection[str] = OUTPUTS) -> dict[str, Any]:
+    """The batch that `from_batch` makes these outputs of: those of `names`, and the form of the patch grid."""
+    form = {} if isinstance(features, Tensor) else {"grid": features.grid, "num_layers": features.num_layers}
+    return form | {name: tensor for name, tensor in named_outputs(features).items() if name in names}
+
+
+def from_batch(batch: Mapping[str, Any], camids: Tensor | None = None) -> CLIPFeatures | Tensor:
+    """The outputs that a batch holds in place of images: a float32 map, or CLIPFeatures.
+
+    Without "patches", for heads that read the class token alone, CLIPFeatures has patch tokens of width 0.
+    """
+    if "map" in batch:
+        return batch["map"].float()
+    tensors = {name: batch[name] for name in TENSORS if name in batch}
+    (height, width), layers = batch["grid"], batch["num_layers"]
+    some = next(iter(tensors.values()))
+    patches = tensors.pop("patches", some.new_empty(len(some), layers * height * width, 0))
+    return CLIPFeatures(patches=patches, grid=(height, width), num_layers=layers, camids=camids, **tensors)

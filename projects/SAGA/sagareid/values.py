@@ -98,6 +98,9 @@ def texts(cfg: Any, key: str) -> Iterator[str]:
 
 def needs_cached(part: type, cfg: Any, *fields: str) -> Iterator[str]:
     """For `check` of a part that reads these outputs of the tower, where they come from a feature cache."""
-    missing = [field for field in fields if field not in cfg.CACHE.FIELDS]
-    if cfg.CACHE.ENABLED and missing:
+    kept = set(cfg.CACHE.FIELDS)
+    if not cfg.CACHE.ENABLED or "all" in kept:
+        return
+    missing = [field for field in fields if field not in kept and not (field == "patches" and "map" in kept)]
+    if missing:
         yield f"{part.__name__} reads {', '.join(missing)} from the feature cache: add it to CACHE.FIELDS"

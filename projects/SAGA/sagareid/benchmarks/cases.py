@@ -21,6 +21,7 @@ from ..engine import plans
 from ..engine.trainer import HostScalars, SAGATrainer
 from ..modeling.prompt_head import PromptHead
 from ..modeling.saga_head import SAGAHead
+from ..structures import OUTPUTS, as_batch
 from .plain import (
     PlainTextTower,
     plain_anchor_losses,
@@ -99,8 +100,8 @@ class Setting:
 def _cached_features(model: nn.Module, images: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
     """What a feature cache holds of a batch: float16 tower outputs."""
     with torch.no_grad():
-        features = model.extract({"images": images})
-    return {name: getattr(features, name).half() for name in names}
+        batch = as_batch(model.extract({"images": images}), OUTPUTS if "all" in names else names)
+    return {k: v.half() if isinstance(v, Tensor) else v for k, v in batch.items()}
 
 
 def optimizer_step(optimizer: torch.optim.Optimizer, losses: Callable[[], dict[str, Tensor]]) -> Callable[[], None]:

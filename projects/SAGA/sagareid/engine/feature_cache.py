@@ -1,8 +1,9 @@
-"""Outputs of a frozen image tower, kept on disk for stages that train on top of it and are validated on the way.
+"""Outputs of a frozen backbone, kept on disk for stages that train on top of it and are validated on the way.
 
-V views, n images, P*N patch tokens, D token width, E joint width. A cache is a folder named by the hash of everything
-that changes its content: tower weights, image list, `cache_settings`. It is written in
-blocks; a byte per block says that the block is whole, so an interrupted build goes on where it stopped.
+V views, n images. What is kept is what the backbone gives its head (`structures.OUTPUTS`): the fields of CLIPFeatures,
+or the map of FastReID's own. A cache is a folder named by the hash of everything that changes its content: the
+backbone's weights and buffers, image list, `cache_settings`. It is written in blocks; a byte per block says that the
+block is whole, so an interrupted build goes on where it stopped.
 
 The processes of a machine share the work and the files, which they map into memory. Another machine builds a cache of
 its own, CACHE.DIR/machine<n>: maps of one file do not stay in step over a network.
@@ -19,6 +20,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,7 @@ from ..config import flatten
 from ..data.loaders import DeviceLoader, ReIDDataset
 from ..data.seeding import SampleKey, SeededSamples, sample_seed
 from ..files import write_json
+from ..structures import as_batch, named_outputs
 from ..version import __version__
 from .ownership import FolderLock, FolderTaken
 from .precision import autocast_dtype
@@ -49,12 +52,25 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 BLOCK = 128  # images; also the extraction batch
-# Keys of these sections that cannot change a tower's output: where its weights came from (they are part of the cache's
-# name themselves), how gradients are made, and the other tower.
+# Keys below MODEL and INPUT, as glob patterns, that cannot change a backbone's output: where weights came from (they
+# are part of the cache's name themselves), what of the model trains and how, and the keys of what comes behind it.
 NO_EFFECT = (
     "MODEL.BACKBONE.PRETRAIN",
     "MODEL.BACKBONE.PRETRAIN_PATH",
     "MODEL.BACKBONE.GRAD_CHECKPOINT",
+    "MODEL.WEIGHTS",
+    "MODEL.NEW_WEIGHTS",
+    "MODEL.ACCEPT_DIFFERENCES",
+    "MODEL.TRAINABLE",
+    "MODEL.FREEZE_LAYERS",
+    "MODEL.EVAL_MODE",
+    "MODEL.COMPILE",
+    "MODEL.DEVICE",
+    "MODEL.QUEUE_SIZE",
+    "MODEL.HEADS.*",
+    "MODEL.LOSSES.*",
+    "MODEL.PROMPT.*",
+    "MODEL.SAGA.*",
 )
 
 
@@ -63,11 +79,20 @@ class FeatureCache:
 
     Attributes:
         fields: name -> (V, n, ...) tensor over the file; reading touches only the rows asked for.
+        form: what a batch of fields says beside them, see `structures.as_batch`.
         done: (V, blocks) uint8, 1 for a block that is whole.
     """
 
-    def __init__(self, folder: Path, shapes: Mapping[str, Sequence[int]], dtype: torch.dtype, views: int, images: int):
-        self.folder, self.views, self.images = folder, views, images
+    def __init__(
+        self,
+        folder: Path,
+        shapes: Mapping[str, Sequence[int]],
+        dtype: torch.dtype,
+        views: int,
+        images: int,
+        form: Mapping[str, Any] | None = None,
+    ):
+        self.folder, self.views, self.images, self.form = folder, views, images, dict(form or {})
         self.shapes, self.dtype = {k: tuple(v) for k, v in shapes.items()}, dtype
         self.blocks = -(-images // BLOCK)
         self.fields = {k: self._map(f"{k}.bin", (views, images, *s), dtype) for k, s in self.shapes.items()}
@@ -125,10 +150,10 @@ class CachedFeatures(Dataset):
         return self.images.cameras
 
     def __getitems__(self, keys: Sequence[SampleKey]) -> dict[str, Any]:
-        """A whole batch: the fields of the cache, (B, ...), and the labels of FastReID's batches."""
+        """A whole batch: the fields of the cache, (B, ...), their form, and the labels of FastReID's batches."""
         index = torch.tensor([k.index for k in keys])
         view = torch.tensor([k.seed % self.cache.views for k in keys])
-        batch = {name: field[view, index] for name, field in self.cache.fields.items()}
+        batch = self.cache.form | {name: field[view, index] for name, field in self.cache.fields.items()}
         batch |= {name: labels[index] for name, labels in self._labels.items()}
         batch["img_paths"] = [self.img_items[k.index][0] for k in keys]
         return batch
@@ -136,7 +161,8 @@ class CachedFeatures(Dataset):
 
 def _digest(model: nn.Module, dataset: ReIDDataset, settings: Mapping[str, Any]) -> str:
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    for name, tensor in sorted(model.backbone.state_dict().items()):
+    # buffers, too: statistics of batch norms, and those that no checkpoint keeps
+    for name, tensor in sorted([*model.backbone.named_parameters(), *model.backbone.named_buffers()]):
         digest.update(name.encode())
         digest.update(
             tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data if tensor.dim() else str(tensor).encode()
@@ -150,7 +176,7 @@ def _digest(model: nn.Module, dataset: ReIDDataset, settings: Mapping[str, Any])
 
 
 def build_feature_cache(cfg, model: nn.Module, dataset: ReIDDataset) -> FeatureCache:
-    """Open the cache of a frozen tower and a training set, building what is missing of it. Called on every process.
+    """Open the cache of a frozen backbone and a training set, building what is missing of it. Called on every process.
 
     Of several jobs that need it, one builds it and the others wait. A finished one is only read.
 
@@ -172,14 +198,15 @@ def build_feature_cache(cfg, model: nn.Module, dataset: ReIDDataset) -> FeatureC
     machine = comm.get_rank() // comm.get_local_size()
     place = Path(cache_folder(cfg), f"machine{machine}" if machine else "")
     folder = place / _digest(model, dataset, settings)
-    shape = (_field_shapes(cfg, model), dtype, cfg.CACHE.NUM_VIEWS, len(dataset))
+    shapes, form = _fields(cfg, model, dataset)
+    shape = (shapes, dtype, cfg.CACHE.NUM_VIEWS, len(dataset))
     with _one_builder(folder, lambda: _is_whole(folder, *shape)) as builder:
         if builder and comm.get_local_rank() == 0:
             _announce(folder, FeatureCache.nbytes(*shape))
             write_json(folder / "settings.json", settings)
             FeatureCache(folder, *shape)  # the files, before the other processes map them
         comm.synchronize()
-        cache = FeatureCache(folder, *shape)
+        cache = FeatureCache(folder, *shape, form)
         whole = cache.complete
         comm.synchronize()  # nobody fills before everybody has looked
         if not whole:
@@ -226,15 +253,14 @@ def _is_whole(folder: Path, shapes: Mapping[str, Sequence[int]], dtype: torch.dt
 
 
 def cache_settings(cfg, dataset: ReIDDataset) -> dict[str, Any]:
-    """What decides the content of a cache beside the tower's weights and the images.
+    """What decides the content of a cache beside the backbone's weights and the images.
 
     Whole sections of the config: a key that a backbone or a transform reads tomorrow is among them.
     """
-    sections = {"MODEL": {"BACKBONE": cfg.MODEL.BACKBONE, "CLIP": cfg.MODEL.CLIP}, "INPUT": cfg.INPUT}
+    read = flatten({"MODEL": cfg.MODEL, "INPUT": cfg.INPUT})
     return {
         "version": __version__,
-        "model": cfg.MODEL.META_ARCHITECTURE,
-        "built from": {key: value for key, value in flatten(sections).items() if key not in NO_EFFECT},
+        "built from": {k: v for k, v in read.items() if not any(fnmatchcase(k, pattern) for pattern in NO_EFFECT)},
         "transform": repr(dataset.transform),
         "fields": sorted(cfg.CACHE.FIELDS),
         "views": cfg.CACHE.NUM_VIEWS,
@@ -265,14 +291,34 @@ def _seed(cfg) -> int:
     return cfg.CACHE.SEED if cfg.CACHE.SEED >= 0 else cfg.SEED
 
 
-def _field_shapes(cfg, model: nn.Module) -> dict[str, tuple[int, ...]]:
-    height, width = cfg.INPUT.SIZE_TRAIN
-    with torch.no_grad():
-        features = model.extract({"images": torch.zeros(1, 3, height, width)})
-    unknown = [f for f in cfg.CACHE.FIELDS if getattr(features, f, None) is None]
+def _fields(cfg, model: nn.Module, dataset: ReIDDataset) -> tuple[dict[str, tuple[int, ...]], dict[str, Any]]:
+    """The shape of each field of an image, and what a batch says beside them."""
+    sample = _ViewedSamples(dataset, _seed(cfg), [(0, 0)])[0]
+    batch = {"images": sample["images"][None], "cameras": torch.tensor([sample["cameras"]])}
+    with _evaluating(model), torch.no_grad():
+        features = model.extract(batch)
+    given = as_batch(features)
+    names = list(named_outputs(features))
+    wanted = names if "all" in cfg.CACHE.FIELDS else cfg.CACHE.FIELDS
+    unknown = [name for name in wanted if name not in names]
     if unknown:
-        raise ValueError(f"CACHE.FIELDS names {', '.join(unknown)}, which {cfg.MODEL.BACKBONE.NAME} does not give")
-    return {f: tuple(getattr(features, f).shape[1:]) for f in cfg.CACHE.FIELDS}
+        raise ValueError(
+            f"CACHE.FIELDS names {', '.join(unknown)}, which {cfg.MODEL.BACKBONE.NAME} does not give; it gives "
+            f"{', '.join(names)}"
+        )
+    return {k: tuple(given[k].shape[1:]) for k in wanted}, {k: v for k, v in given.items() if k not in names}
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode inside the scope, as it was behind it: no statistics change, nothing is dropped."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
 
 
 def _check_files(folder: Path, shapes: Mapping[str, Sequence[int]], dtype: torch.dtype, rows: int) -> None:
@@ -338,8 +384,6 @@ def _fill(cfg, model: nn.Module, dataset: ReIDDataset, cache: FeatureCache, auto
         generator=torch.Generator(),  # building the cache draws nothing from the run's random state
     )
     batches = iter(loader)
-    training = model.training
-    model.eval()
     bar = tqdm(
         total=len(keys),
         unit="img",
@@ -347,18 +391,18 @@ def _fill(cfg, model: nn.Module, dataset: ReIDDataset, cache: FeatureCache, auto
         disable=not (comm.is_main_process() and sys.stderr.isatty()),
     )
     try:
-        for (view, block), indices, batch in zip(todo, rows, batches):
-            with (
-                torch.inference_mode(),
-                torch.autocast(model.device.type, dtype=autocast, enabled=autocast is not None),
-            ):
-                features = model.extract(batch)
-            for name, field in cache.fields.items():
-                field[view, indices[0] : indices[-1] + 1] = getattr(features, name).to(device="cpu", dtype=cache.dtype)
-            cache.done[view, block] = 1
-            bar.update(len(indices))
+        with _evaluating(model):
+            for (view, block), indices, batch in zip(todo, rows, batches):
+                with (
+                    torch.inference_mode(),
+                    torch.autocast(model.device.type, dtype=autocast, enabled=autocast is not None),
+                ):
+                    outputs = named_outputs(model.extract(batch))
+                for name, field in cache.fields.items():
+                    field[view, indices[0] : indices[-1] + 1] = outputs[name].to(device="cpu", dtype=cache.dtype)
+                cache.done[view, block] = 1
+                bar.update(len(indices))
     finally:
         bar.close()
         batches.close()  # ends the worker processes
-        model.train(training)
     logger.info("feature cache: %d images extracted", len(keys))

@@ -30,6 +30,7 @@ from .heads import (
     identity_classifier,
     needs_clip_tokens,
 )
+from .last_modules import LastModules
 from .terms import CrossEntropyLoss, TripletLoss
 
 __all__ = ["AttentionPoolHead", "CLSHead", "LastBlockHead", "PartStripesHead", "PatchPoolHead", "SequentialHead"]
@@ -167,13 +168,20 @@ class PatchHead(ClassifierHead):
 
 @REID_HEADS_REGISTRY.register()
 class PatchPoolHead(PatchHead):
-    """Patch tokens pooled without anchors: their mean, their maximum, or their generalised mean (GeM)."""
+    """Patch tokens pooled without anchors: their mean, their maximum, or their generalised mean (GeM).
+
+    With MODEL.BACKBONE.LAST_MODULES a trained copy of the backbone's end comes first, which is what a head's own
+    layers are to be held against on a frozen convolutional backbone, as `LastBlockHead` is on CLIP's.
+    """
 
     POOLS = ("mean", "max", "gem")
 
     @configurable
-    def __init__(self, *, pool_type: str, **kwargs):
+    def __init__(self, *, pool_type: str, last_modules: LastModules | None = None, **kwargs):
+        """last_modules: applied to the map before it is pooled."""
         super().__init__(**kwargs)
+        if last_modules is not None:
+            self.last_modules = last_modules
         if pool_type not in self.POOLS:
             raise ValueError(f"MODEL.HEADS.PATCH_POOL is {pool_type!r}; expected one of {', '.join(self.POOLS)}")
         self.pool_type = pool_type
@@ -192,10 +200,19 @@ class PatchPoolHead(PatchHead):
 
     @classmethod
     def from_config(cls, cfg):
-        return super().from_config(cfg) | {"pool_type": cfg.MODEL.HEADS.PATCH_POOL}
+        own = {"pool_type": cfg.MODEL.HEADS.PATCH_POOL, "last_modules": LastModules.from_config(cfg)}
+        return super().from_config(cfg) | own
+
+    def initialize(self, backbone: nn.Module, source: dict[str, Tensor]) -> None:
+        """Start the copy of the backbone's end, where there is one."""
+        if hasattr(self, "last_modules"):
+            self.last_modules.initialize(backbone)
 
     def pool(self, features) -> Tensor:
         patches = _patches(features)
+        if hasattr(self, "last_modules"):
+            grid = as_features(features).grid
+            patches = self.last_modules(patches.transpose(1, 2).unflatten(2, grid)).flatten(2).transpose(1, 2)
         if self.pool_type == "mean":
             return patches.mean(1)
         if self.pool_type == "max":

@@ -4,7 +4,7 @@ float32."""
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,9 +16,10 @@ from fastreid.modeling.meta_arch import META_ARCH_REGISTRY
 from fastreid.modeling.meta_arch.baseline import Baseline
 
 from ..registry import FASTREID_LOSSES, computed_losses
-from ..structures import TENSORS, CLIPFeatures
+from ..structures import OUTPUTS, CLIPFeatures, from_batch
 from . import losses as L
 from .backbones.clip import CLIPBackbone
+from .last_modules import input_of
 from .terms import build_terms, compute_terms
 
 __all__ = ["SAGABaseline"]
@@ -29,16 +30,22 @@ class SAGABaseline(Baseline):
     """Backbone and head of any kind, ours or FastReID's.
 
     Beside FastReID's batch keys it reads `cameras` (index of the training camera, negative for unknown), and cached
-    tower outputs `patches`, `cls`, `proj`, `layer_cls` in place of `images`. The head's own `losses` join the loss
-    dict.
+    outputs of the backbone in place of `images` (`structures.as_batch`). The head's own `losses` join the loss dict.
     """
 
     registered_losses = True  # it computes the terms of LOSS_REGISTRY, for heads that say what they give
+    reads_cached_features = True  # in place of images
 
     @configurable
-    def __init__(self, *, terms: nn.ModuleDict | None = None, **kwargs):
-        """terms: of `build_terms`. kwargs: of FastReID's `Baseline`."""
+    def __init__(self, *, terms: nn.ModuleDict | None = None, last_modules: Sequence[str] = (), **kwargs):
+        """
+        Args:
+            terms: of `build_terms`.
+            last_modules: modules at the end of the backbone that are left to the head (see `last_modules`).
+            kwargs: of FastReID's `Baseline`.
+        """
         super().__init__(**kwargs)
+        self.last_modules = list(last_modules)
         self.terms = nn.ModuleDict() if terms is None else terms
         self.modules_in_eval: list[nn.Module] = []
         self.compile_mode = ""  # of torch.compile for training steps (MODEL.COMPILE), the trainer's to set
@@ -51,7 +58,10 @@ class SAGABaseline(Baseline):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        return super().from_config(cfg) | {"terms": build_terms(cfg)}
+        return super().from_config(cfg) | {
+            "terms": build_terms(cfg),
+            "last_modules": cfg.MODEL.BACKBONE.LAST_MODULES,
+        }
 
     def initialize_heads(self, source: dict[str, Tensor]) -> None:
         """Let the head start what it has no weights for from the backbone; `source` is a starting checkpoint's
@@ -60,8 +70,14 @@ class SAGABaseline(Baseline):
             self.heads.initialize(self.backbone, source)
 
     def train(self, mode: bool = True):
-        """As usual, but `modules_in_eval` (MODEL.EVAL_MODE) stay in evaluation mode."""
+        """As usual, but `modules_in_eval` (MODEL.EVAL_MODE) stay in evaluation mode.
+
+        So does a backbone that is frozen altogether: its batch norms keep their statistics, which no gradient holds,
+        and nothing is dropped. What it gives is then a function of the image, from a feature cache or live.
+        """
         super().train(mode)
+        if self.backbone_frozen:
+            self.backbone.eval()
         for module in self.modules_in_eval:
             module.eval()
         return self
@@ -96,22 +112,15 @@ class SAGABaseline(Baseline):
         cameras = batch.get("cameras")
         cameras = cameras.to(self.device) if cameras is not None else None
         if "images" not in batch:
-            cached = {k: batch[k].to(self.device) for k in TENSORS if k in batch}
-            return self.from_cache(cached, cameras)
+            return from_batch(batch | {k: batch[k].to(self.device) for k in OUTPUTS if k in batch}, cameras)
         images = self.preprocess_image(batch)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.backbone_frozen):
+            if self.last_modules:
+                return input_of(self.backbone, self.last_modules[0], images)
             if not isinstance(self.backbone, CLIPBackbone):
                 return self.backbone(images)
             features = self.backbone(images, camids=cameras)
         return replace(features, camids=cameras) if isinstance(features, CLIPFeatures) else features
-
-    def from_cache(self, cached: dict[str, Tensor], cameras: Tensor | None) -> CLIPFeatures:
-        some = next(iter(cached.values()))
-        layers = len(self.backbone.token_layers)
-        grid = self.backbone.grid
-        if "patches" not in cached:  # a head that reads the class token alone
-            cached["patches"] = some.new_empty(len(some), layers * grid[0] * grid[1], 0)
-        return CLIPFeatures(grid=grid, num_layers=layers, camids=cameras, **cached)
 
     def forward(self, batched_inputs):
         """
@@ -132,9 +141,10 @@ class SAGABaseline(Baseline):
             if hasattr(self.heads, "prepare"):
                 self.heads.prepare()
             torch.compiler.cudagraph_mark_step_begin()  # the last step's losses may be overwritten
-            # nothing but tensors on the device enters a compiled step
+            # nothing but tensors on the device enters a compiled step, and the form of a grid, which is one for all
             tensors = {k: v for k, v in batched_inputs.items() if isinstance(v, Tensor)}
-            batched_inputs = {k: v.to(self.device, non_blocking=True) for k, v in tensors.items()}
+            form = {k: batched_inputs[k] for k in ("grid", "num_layers") if k in batched_inputs}
+            batched_inputs = form | {k: v.to(self.device, non_blocking=True) for k, v in tensors.items()}
             step = functools.partial(_compiled_step(self.compile_mode), self)
         terms, self.measured = step(batched_inputs)
         return terms
