@@ -37,6 +37,13 @@ def argument_parser() -> argparse.ArgumentParser:
         help="features whose metrics are listed beside the result's (default: refined)",
     )
     parser.add_argument(
+        "--tower",
+        default="",
+        metavar="CONFIG",
+        help="config file whose tower takes the place of each config's own: MODEL.BACKBONE, its weights, size and "
+        "normalisation of images (default: each its own)",
+    )
+    parser.add_argument(
         "--num-gpus", default="1", help="GPUs of each run; runs follow each other (default: %(default)s)"
     )
     add_import_argument(parser)
@@ -52,6 +59,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         import_modules(args.modules)
         check_output(args.output, folder=True)
         configs, seeds, opts = compare.split_words(args.words, args.seeds)
-        trials = compare.compare(configs, seeds, args.output, opts, arguments, args.rows)
+        trials = compare.compare(configs, seeds, args.output, opts, arguments, args.rows, args.tower)
     print(f"\n{compare.table(compare.summarise(trials, args.rows), trials)}\n\n{args.output / 'comparison.md'}")
     sys.exit(any(trial.error for trial in trials))

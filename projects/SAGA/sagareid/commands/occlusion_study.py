@@ -68,7 +68,15 @@ def argument_parser() -> argparse.ArgumentParser:
         "--distractors",
         default=Options.distractors,
         metavar="SOURCE",
-        help="where pasted people come from: train, or a data set's name (default: the test set's own choice)",
+        help="where pasted people come from: train, a data set's name, or a folder of crops, a path with a slash "
+        "(default: the test set's own choice)",
+    )
+    parser.add_argument(
+        "--queries",
+        type=int,
+        default=Options.queries,
+        metavar="N",
+        help="queries studied, spread evenly over the test set's; 0: all (default: %(default)s)",
     )
     parser.add_argument(
         "--feature",
@@ -123,6 +131,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             features=tuple(args.feature),
             seed=args.seed,
             resamples=args.bootstrap,
+            queries=args.queries,
         )
         from ..reports.study_page import run_study
 

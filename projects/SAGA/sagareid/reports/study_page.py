@@ -129,12 +129,18 @@ _HOW_TO_READ_SAMPLES = (
 
 def _introduction(data: Mapping[str, Any], occlude: str) -> str:
     hidden = {"query": "the query", "gallery": "the gallery", "both": "query and gallery"}[occlude]
+    some = f" of {data['queries_of']}, spread evenly over them" if data["queries"] < data["queries_of"] else ""
     text = (
-        f"{data['name']}: {data['queries']} queries, {data['gallery']} gallery pictures. A growing share of the "
+        f"{data['name']}: {data['queries']} queries{some}, {data['gallery']} gallery pictures. A growing share of the "
         f"visible person in {hidden} is hidden, in the same way for every model. The person is {data['person']}. "
     )
     if data["distractors"]:
-        text += f"Pasted people come from {data['distractors']}; none of them is in the test set."
+        text += f"Pasted people come from {data['distractors']}; "
+        text += (
+            "none of them is in the test set."
+            if data["distractors_known"]
+            else "who they are is not known, so nobody of the test set could be left out."
+        )
     return text
 
 

@@ -25,6 +25,7 @@ from ..errors import message_of
 from ..evaluation.tables import legend, without_gaps
 from ..files import write_json, write_text
 from .complexity import complexity
+from .on_tower import on_tower
 
 __all__ = ["Trial", "compare", "names_of", "split_words", "summarise", "table"]
 
@@ -99,6 +100,7 @@ def compare(
     opts: Sequence[str] = (),
     arguments: Sequence[str] = (),
     rows: Sequence[str] = ("refined",),
+    tower: str = "",
 ) -> list[Trial]:
     """Train and evaluate each config with each seed; write `comparison.json` and `comparison.md` after each.
 
@@ -106,6 +108,7 @@ def compare(
         opts: KEY VALUE pairs for all runs.
         arguments: further arguments of tools/train_net.py, such as ["--num-gpus", "2"].
         rows: features that the table shows beside the result's, where a model gives them.
+        tower: a config whose tower takes the place of each config's own (see `on_tower`); empty for none.
 
     Raises:
         ValueError, FileNotFoundError: a config that cannot be planned; nothing is trained then.
@@ -116,12 +119,13 @@ def compare(
         for seed in seeds
         for name, config in zip(names_of(configs), configs)
     ]
+    opts_of = {str(config): [*(on_tower(config, tower) if tower else []), *opts] for config in configs}
     for trial in trials[: len(configs)]:
-        plans.plan(trial.config, [*opts, "OUTPUT_DIR", trial.folder])
+        plans.plan(trial.config, [*opts_of[trial.config], "OUTPUT_DIR", trial.folder])
     with tqdm(trials, desc="comparing", unit="run", disable=None) as bar:
         for trial in bar:
             bar.set_postfix_str(f"{trial.name}, seed {trial.seed}")
-            _train(trial, opts, arguments)
+            _train(trial, opts_of[trial.config], arguments)
             done = [t for t in trials if t.result or t.error]
             _write(output, done, summarise(done, rows))
     return trials

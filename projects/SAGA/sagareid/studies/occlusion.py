@@ -18,9 +18,9 @@ from PIL import Image
 from .. import compat
 from ..data import occluders
 from ..data.datasets.build import DataSets, build_dataset
-from ..data.datasets.layout import say_counts
+from ..data.datasets.layout import no_images, say_counts
 from ..data.datasets.names import Names, SetNames, identity_name
-from ..data.images import read_image
+from ..data.images import image_files, read_image
 from ..data.loaders import ReIDDataset
 from .options import Occlusion
 
@@ -50,19 +50,31 @@ class ImageSet:
     mask_path: Callable[[str], Path] | None
     run_names: SetNames = field(default_factory=SetNames)
     names: Names = field(default_factory=Names)
+    all_queries: int = 0  # of the data set; of a share of them `num_query` is the number
 
     @classmethod
-    def read(cls, cfg, name: str) -> ImageSet:
+    def read(cls, cfg, name: str, queries: int = 0) -> ImageSet:
         """The test split of a registered data set.
 
+        Args:
+            queries: how many of its queries, spread evenly over them in the order of their paths; 0 for all.
+
         Raises:
-            ValueError: one of its splits is empty.
+            ValueError: one of its splits is empty, or it has fewer queries.
         """
         data = DataSets().test(cfg, name)
         say_counts(data, name, ("query", "gallery"))
-        root = os.path.abspath(compat.dataset_root())
-        items, masks = data.query + data.gallery, getattr(data, "mask_path", None)
-        return cls(name, items, len(data.query), root, masks, SetNames().add(data, items), Names(data))
+        root, whole = os.path.abspath(compat.dataset_root()), len(data.query)
+        if queries > whole:
+            raise ValueError(f"{queries} queries are asked for, and {name} has {whole}; expected at most as many")
+        kept = data.query
+        if queries:  # a data set may list its files in any order
+            ordered = sorted(data.query, key=lambda item: _inside(item[0], root))
+            kept = [ordered[i * whole // queries] for i in range(queries)]
+        items, masks = kept + data.gallery, getattr(data, "mask_path", None)
+        # everyone of the test set has a name here, those whose query is not studied, too
+        names = SetNames().add(data, data.query + data.gallery)
+        return cls(name, items, len(kept), root, masks, names, Names(data), whole)
 
     def key(self, path: str) -> str:
         """The picture's path inside the data root, the same on every machine."""
@@ -91,10 +103,14 @@ def silhouette(path: str, mask_path: Callable[[str], Path] | None, image: Image.
 
 
 class DistractorPeople:
-    """Pictures of people to paste, none of them in the test set."""
+    """Pictures of people to paste.
 
-    def __init__(self, paths: Sequence[str], mask_path: Callable[[str], Path] | None):
-        self.paths, self.mask_path = list(paths), mask_path
+    Attributes:
+        known: whether it is known who they are, so that nobody of the test set is among them.
+    """
+
+    def __init__(self, paths: Sequence[str], mask_path: Callable[[str], Path] | None, *, known: bool = True):
+        self.paths, self.mask_path, self.known = list(paths), mask_path, known
 
     def choose(self, rng: np.random.Generator) -> Image.Image:
         """RGBA cut-out of one of them, drawn until one is seen whole."""
@@ -116,18 +132,22 @@ def distractor_people(cfg, test: ImageSet, source: str = "") -> tuple[Distractor
 
     Args:
         cfg: knows the data sets of DATASETS.CUSTOM.
-        source: "train" takes the data set's own training pictures, the name of a registered data set its query and
-            gallery; empty takes what the data set's class names as `distractor_source`, or "train".
+        source: "train" takes the data set's own training pictures; the name of a data set its query and gallery; a
+            path with a slash every image in and below that folder, which may be one of the folder of data sets; empty
+            takes what the data set's class names as `distractor_source`, or "train".
 
     Returns:
         The people and the name of their source. Everyone in the query or gallery under test is left out, by the data
-        set's name and the pid, and so are pids of 0 and below, which are no particular person.
+        set's name and the pid, and so are pids of 0 and below, which are no particular person. Of a folder it is not
+        known who its people are, and it should hold nobody of the training or test people.
 
     Raises:
-        ValueError: nobody is left.
+        ValueError: nobody is left, or no image is in the folder.
     """
     data = build_dataset(cfg, test.name)
     source = source or getattr(data, "distractor_source", "train")
+    if "/" in source:
+        return _crops_of(source, test.root)
     if source == "train":
         found = [(identity_name(data, pid), path) for path, pid, _ in data.train]
     else:
@@ -141,6 +161,22 @@ def distractor_people(cfg, test: ImageSet, source: str = "") -> tuple[Distractor
             "people who are not in its query or gallery; name another data set with --distractors"
         )
     return DistractorPeople(paths, getattr(data, "mask_path", None)), source
+
+
+def _crops_of(source: str, root: str) -> tuple[DistractorPeople, str]:
+    """Every image in and below a folder, whoever they show."""
+    places = [Path(source).expanduser(), Path(root, source)]
+    folder = next((place for place in places if place.is_dir()), None)
+    if folder is None:
+        raise ValueError(
+            f"distractors from {source!r}: no folder {' or '.join(map(str, dict.fromkeys(places)))}. Expected a folder "
+            "of crops of people, train, or a data set's name"
+        )
+    listing = image_files(folder)
+    if not listing.names:
+        raise ValueError(no_images("distractors", listing))
+    paths = sorted(map(str, listing.images), key=lambda path: _inside(path, root))
+    return DistractorPeople(paths, None, known=False), f"the crops in {_inside(str(folder), root)}"
 
 
 class Occluder:

@@ -65,7 +65,7 @@ class Study:
     cells: dict[tuple[str, str, float], Cell] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.images = ImageSet.read(self.cfg, self.dataset)
+        self.images = ImageSet.read(self.cfg, self.dataset, self.options.queries)
         self._people: DistractorPeople | None = None
         if "distractor" in self.options.conditions:
             self._people, self.source = distractor_people(self.cfg, self.images, self.options.distractors)
@@ -265,12 +265,14 @@ class Study:
                 "name": self.dataset,
                 "digest": self.data_key,
                 "queries": q,
+                "queries_of": self.images.all_queries,
                 "queries_with_a_match": len(first.queries),
                 "gallery": len(self.images.items) - q,
                 "person": "the silhouette of its mask"
                 if self.images.mask_path
                 else "the whole picture, as there are no masks",
                 "distractors": self.source or None,
+                "distractors_known": self._people.known if self._people else None,
                 "distractor_pictures": len(self._people.paths) if self._people else 0,
             },
             "options": asdict(self.options) | {"occlusion_version": occluders.VERSION},

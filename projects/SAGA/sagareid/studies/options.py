@@ -49,6 +49,7 @@ class Options:
         occlude: one of `OCCLUDE`.
         features: what the evaluator ranks by; "auto": the feature that each model's config names.
         distractors: see `occlusion.distractor_people`.
+        queries: how many of the test set's, spread evenly over them; 0: all.
     """
 
     conditions: tuple[str, ...] = occluders.CONDITIONS
@@ -60,8 +61,11 @@ class Options:
     features: tuple[str, ...] = (AUTO,)
     seed: int = Occlusion.seed
     resamples: int = 1000
+    queries: int = 0
 
     def __post_init__(self) -> None:
+        if self.queries < 0:
+            raise ValueError(f"queries is {self.queries}; expected 1 or more, or 0 for all")
         for name, valid in (("conditions", occluders.CONDITIONS), ("shapes", occluders.SHAPES)):
             wrong = [v for v in getattr(self, name) if v not in valid]
             if wrong or not getattr(self, name):

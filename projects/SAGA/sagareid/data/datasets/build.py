@@ -16,7 +16,7 @@ from . import builtin
 from .layout import refuse_training
 
 
-__all__ = ["DataSets", "build_dataset", "queries_without_match"]
+__all__ = ["DataSets", "build_dataset", "queries_without_match", "registered_dataset"]
 
 
 def build_dataset(cfg, name: str, **options) -> ImageDataset:
@@ -37,13 +37,28 @@ def build_dataset(cfg, name: str, **options) -> ImageDataset:
             + f" Known: {', '.join(sorted(known, key=str.lower))}. Another is registered by its module (--import)"
         )
     cls, own = known[name]
-    root = compat.dataset_root()
+    return _build(name, cls, compat.dataset_root(), own | options)
+
+
+def registered_dataset(name: str, root: str) -> ImageDataset:
+    """The data set that is registered by a name; no entry of DATASETS.CUSTOM.
+
+    Raises:
+        ValueError: there is none. Others as `build_dataset`.
+    """
+    known = compat.registered(DATASET_REGISTRY)
+    if name not in known:
+        raise ValueError(f"{name} is no registered data set; known: {', '.join(sorted(known, key=str.lower))}")
+    return _build(name, known[name], root, {})
+
+
+def _build(name: str, cls: type, root: str, options: dict) -> ImageDataset:
     if not builtin.is_builtin(cls):
-        return cls(root=root, **own, **options)
+        return cls(root=root, **options)
     cls, root, folder = builtin.find_folder(name, cls, root)
     builtin.check_names(cls.__name__, folder)
     try:
-        return cls(root=root, **own, **options)
+        return cls(root=root, **options)
     except (AssertionError, RuntimeError, OSError) as error:
         what = str(error).rstrip(".") or "a file of another name than it expects"
         raise RuntimeError(f"{name}: {what}. Expected the whole data set in {folder}; was it fully unpacked?") from error
