@@ -119,20 +119,21 @@ def test_interrupted_and_resumed_is_the_same_run(where, scripted, shared, train_
     assert same(weights(uninterrupted, "model_final"), weights(tmp_path / "part", "model_final"))
 
 
-def test_cached_validation_gives_the_metrics_of_images(tiny_root, monkeypatch, tmp_path):
+@pytest.mark.parametrize("which", ["VALIDATION", "TESTS"])
+def test_cached_evaluation_gives_the_metrics_of_images(which, tiny_root, monkeypatch, tmp_path):
     monkeypatch.setenv("FASTREID_DATASETS", str(tiny_root))
-    [run] = plans.plan(RUN[1], [*map(str, RUN[2:]), "OUTPUT_DIR", str(tmp_path)])
+    [run] = plans.plan(RUN[1], [*map(str, RUN[2:]), "OUTPUT_DIR", str(tmp_path), "CACHE.TESTS", "True"])
     stages._setup(run, training_parser().parse_args([]))
     trainer = SAGATrainer(run.cfg)
-    cached = trainer.validate()
-    monkeypatch.setattr(type(trainer.model), "extract", None)  # a second look reads the cache alone
-    with pytest.raises(TypeError):
-        trainer.validate()
+    evaluate = {"VALIDATION": trainer.validate, "TESTS": trainer.evaluate}[which]
+    cached = evaluate()
+    monkeypatch.setattr(type(trainer.model), "preprocess_image", None)  # a second look reads the cache alone
+    assert evaluate() == cached
     monkeypatch.undo()
     monkeypatch.setenv("FASTREID_DATASETS", str(tiny_root))
     cfg = run.cfg.clone()
     cfg.defrost()
-    cfg.DATASETS.TESTS = cfg.DATASETS.VALIDATION
+    cfg.DATASETS.TESTS = cfg.DATASETS[which]
     assert SAGATrainer.test(cfg, trainer.model) == pytest.approx(cached, abs=0.2)
     assert (tmp_path / "feature_cache").is_dir()
     compat.close_logs()
@@ -163,6 +164,7 @@ def test_several_sets_count_alike():
             ],
             "CACHE.FIELDS with cls and proj",
         ),
+        (["CACHE.TESTS", True], "set CACHE.ENABLED True, too"),
         (["CACHE.ENABLED", True], "META_ARCHITECTURE Baseline does not read: set SAGABaseline"),
         (
             ["CACHE.ENABLED", True, "MODEL.FREEZE_LAYERS", ["backbone"], "SOLVER.FREEZE_ITERS", 10],

@@ -115,6 +115,9 @@ def add_saga_config(cfg: CN) -> None:
     # Which outputs of the backbone are kept: all that it gives, or some of patches, cls, proj, layer_cls (the token
     # layer's class token; LastBlockHead reads it); of FastReID's backbones, which give one map (B, D, h, w), map.
     cfg.CACHE.FIELDS = ["all"]
+    # Evaluate DATASETS.TESTS from cached outputs, too, as DATASETS.VALIDATION always is: for many heads on one
+    # backbone. --eval-only reads images all the same.
+    cfg.CACHE.TESTS = False
     cfg.CACHE.DTYPE = "float16"  # float16, bfloat16 or float32
     # Folder of the cache. Empty: OUTPUT_DIR/feature_cache beside the stages.
     cfg.CACHE.DIR = ""

@@ -409,6 +409,8 @@ def _check_solver(cfg: CN) -> Iterator[str]:
 
 def _check_cache(cfg: CN) -> Iterator[str]:
     if not cfg.CACHE.ENABLED:
+        if cfg.CACHE.TESTS:
+            yield "CACHE.TESTS evaluates from the cache that a run trains from: set CACHE.ENABLED True, too"
         return
     meta_arch = registered(fastreid_registries().meta_arch).get(cfg.MODEL.META_ARCHITECTURE)
     if meta_arch is not None and not getattr(meta_arch, "reads_cached_features", False):
@@ -422,8 +424,9 @@ def _check_cache(cfg: CN) -> Iterator[str]:
             f"SOLVER.FREEZE_ITERS {cfg.SOLVER.FREEZE_ITERS}: take it out there; MODEL.TRAINABLE ['heads.*'] freezes it"
         )
     kept = set(cfg.CACHE.FIELDS)
-    if cfg.DATASETS.VALIDATION and clip_tokens(cfg) and "all" not in kept and not {"cls", "proj"} <= kept:
-        yield "DATASETS.VALIDATION is read from the feature cache, too, for evaluation: CACHE.FIELDS with cls and proj"
+    read = [k for k, v in (("DATASETS.VALIDATION", cfg.DATASETS.VALIDATION), ("DATASETS.TESTS", cfg.CACHE.TESTS)) if v]
+    if read and clip_tokens(cfg) and "all" not in kept and not {"cls", "proj"} <= kept:
+        yield f"{read[0]} is read from the feature cache, too, for evaluation: CACHE.FIELDS with cls and proj"
 
 
 def _check_input(cfg: CN) -> Iterator[str]:

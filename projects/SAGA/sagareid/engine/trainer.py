@@ -217,18 +217,18 @@ class SAGATrainer(OpenTrainer):
         return _evaluate(cfg, model, {n: cls.build_evaluator(cfg, n, model=model, datasets=datasets) for n in names})
 
     def evaluate(self) -> OrderedDict:
-        """As `test`, of this run's model, whose loaders are kept for the next time."""
-        self.last_metrics = self._evaluate_on(self.cfg.DATASETS.TESTS)
+        """As `test`, of this run's model, whose loaders are kept for the next time; with CACHE.TESTS from cached
+        features."""
+        self.last_metrics = self._evaluate_on(self.cfg.DATASETS.TESTS, self.cfg.CACHE.TESTS)
         return self.last_metrics
 
     def validate(self) -> OrderedDict:
-        """As `evaluate`, on DATASETS.VALIDATION; from cached features where training reads them, unless TEST.FLIP needs
-        images."""
-        return self._evaluate_on(
-            self.cfg.DATASETS.VALIDATION, cached=self.cfg.CACHE.ENABLED and not self.cfg.TEST.FLIP.ENABLED
-        )
+        """As `evaluate`, on DATASETS.VALIDATION, from cached features where training reads them."""
+        return self._evaluate_on(self.cfg.DATASETS.VALIDATION, self.cfg.CACHE.ENABLED)
 
-    def _evaluate_on(self, names: Sequence[str], cached: bool = False) -> OrderedDict:
+    def _evaluate_on(self, names: Sequence[str], cached: bool) -> OrderedDict:
+        """cached: from cached features, unless TEST.FLIP needs images."""
+        cached = cached and not self.cfg.TEST.FLIP.ENABLED
         for name in names:
             if name not in self._evaluated:
                 loader, evaluator = self.build_evaluator(self.cfg, name, model=self.model, datasets=self.datasets)
