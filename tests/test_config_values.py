@@ -106,13 +106,16 @@ def problems(cfg) -> str:
         (["CACHE.NUM_VIEWS", 0], "CACHE.NUM_VIEWS is 0; expected 1 or more"),
         (
             ["CACHE.FIELDS", "[patch]"],
-            "CACHE.FIELDS is 'patch'; valid: cls, layer_cls, patches, proj. Did you mean patches?",
+            "CACHE.FIELDS is 'patch'; valid: all, cls, layer_cls, map, patches, proj. Did you mean patches?",
         ),
         (
             ["CACHE.ENABLED", True, "CACHE.FIELDS", "[cls, proj]"],
             "SAGAHead reads patches from the feature cache: add it",
         ),
-        (head("LastBlockHead", "CACHE.ENABLED", True), "LastBlockHead reads layer_cls from the feature cache"),
+        (
+            head("LastBlockHead", "CACHE.ENABLED", True, "CACHE.FIELDS", "[patches, cls, proj]"),
+            "LastBlockHead reads layer_cls from the feature cache",
+        ),
         (["OUTPUT_DIR", ""], "OUTPUT_DIR is empty"),
         # models
         (["MODEL.LOSSES.NAME", "[]"], "MODEL.LOSSES.NAME is empty"),

@@ -35,6 +35,7 @@ class SAGABaseline(Baseline):
 
     registered_losses = True  # it computes the terms of LOSS_REGISTRY, for heads that say what they give
     reads_cached_features = True  # in place of images
+    last_modules: Sequence[str] = ()
 
     @configurable
     def __init__(self, *, terms: nn.ModuleDict | None = None, last_modules: Sequence[str] = (), **kwargs):
