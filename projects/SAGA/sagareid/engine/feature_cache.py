@@ -277,10 +277,13 @@ def cache_folder(cfg) -> Path:
 
 
 def cached_test_loader(cfg, model: nn.Module, loader: DataLoader) -> DataLoader:
-    """The batches of a test loader, as cached features instead of images. Called on every process."""
+    """The batches of a test loader, as cached features instead of images. Called on every process.
+
+    They are computed in float32, as evaluation is, whatever training steps are computed in.
+    """
     once = cfg.clone()
     once.defrost()
-    once.CACHE.NUM_VIEWS, once.CACHE.AUGMENT = 1, False
+    once.CACHE.NUM_VIEWS, once.CACHE.AUGMENT, once.SOLVER.AMP.ENABLED = 1, False, False
     cached = CachedFeatures(loader.dataset)
     cached.attach(build_feature_cache(once, model, loader.dataset))
     batches = [[SampleKey(i, 0) for i in batch] for batch in loader.batch_sampler]
