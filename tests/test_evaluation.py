@@ -1,8 +1,9 @@
-"""Evaluation against slow oracles written from the definitions, and against FastReID's own evaluator."""
+"""Evaluation against slow oracles written from the definitions, and against FastReID's own evaluator.
+
+The ranking itself is in test_ranking.py."""
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import warnings
 
@@ -11,14 +12,12 @@ import pytest
 import torch
 
 from sagareid.config import get_cfg
-from sagareid.evaluation import postprocess, ranking
+from sagareid.evaluation import postprocess
 from sagareid.evaluation.evaluator import SAGAEvaluator
 from sagareid.evaluation.features import WholeFeature, available_features
-from sagareid.evaluation.ranking import rank_in_blocks
 
 from fastreid.evaluation import ReidEvaluator
 from fastreid.evaluation.query_expansion import aqe
-from fastreid.evaluation.rank import evaluate_rank
 from fastreid.evaluation.rerank import re_ranking
 from fastreid.utils.compute_dist import build_dist
 
@@ -49,97 +48,6 @@ def run_host(cfg, features, pids, cams, queries):
     evaluator = ReidEvaluator(cfg, queries)
     evaluator.process({"targets": torch.from_numpy(pids), "camids": torch.from_numpy(cams)}, features)
     return evaluator.evaluate()
-
-
-def oracle(distance, q_pids, g_pids, q_cams, g_cams, ranks=50):
-    """CMC, AP and INP by the definition, one query and one gallery image after the other."""
-    cmc, aps, inps = [], [], []
-    for d, pid, cam in zip(distance, q_pids, q_cams):
-        kept = [j for j in np.argsort(d, kind="stable") if not (g_pids[j] == pid and g_cams[j] == cam)]
-        hits = [g_pids[j] == pid for j in kept]
-        if not any(hits):
-            continue
-        places = [place for place, hit in enumerate(hits, start=1) if hit]
-        cmc.append([float(places[0] <= k) for k in range(1, ranks + 1)])
-        aps.append(np.mean([count / place for count, place in enumerate(places, start=1)]))
-        inps.append(len(places) / places[-1])
-    return np.mean(cmc, axis=0), np.array(aps), np.array(inps)
-
-
-# ---- ranking -------------------------------------------------------------------------------------------------------
-def rank(distance, *ids, **options):
-    return rank_in_blocks(lambda a, b: torch.from_numpy(distance[a:b]), *ids, **options)
-
-
-@pytest.mark.parametrize("where", ["cpu", "device"])
-@pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("gallery", [150, 55, 30, 7, 3])
-def test_ranking_equals_the_definition(seed, gallery, where, monkeypatch):
-    """Also for galleries smaller than the CMC's 50 ranks, where the host's Cython reads stale values.
-
-    What ranks on a GPU runs on the CPU's tensors here.
-    """
-    if where == "device":
-        monkeypatch.setattr(ranking, "_rank_on_cpu", ranking._rank_on_device)
-    rng = np.random.default_rng(seed)
-    distance = rng.permutation(40 * gallery).reshape(40, gallery).astype(np.float32)
-    ids = [rng.integers(0, 4, n) for n in (40, gallery)] + [rng.integers(0, 2, n) for n in (40, gallery)]
-    cmc, ap, inp = oracle(distance, *ids)
-    found = rank(distance, *ids, block=9)
-    np.testing.assert_allclose(found.cmc, cmc, atol=1e-6)
-    np.testing.assert_allclose(found.ap, ap, atol=1e-6)
-    np.testing.assert_allclose(found.inp, inp, atol=1e-6)
-    assert found.skipped == 40 - len(ap)
-
-
-def test_host_alone_is_wrong_on_small_galleries():
-    """Why `rank_in_blocks` pads. When this fails the host is mended and the padding can go."""
-    distance = np.array([[1, 2, 3, 4], [1, 2, 4, 3]], np.float32)
-    ids = np.array([6, 5]), np.array([5, 5, 5, 6]), np.array([1, 0]), np.array([0, 0, 1, 0])
-    # The second query has two images left; FastReID's Cython takes ranks 3 and 4 from the first query, and its Python
-    # cannot average curves of different lengths.
-    with contextlib.suppress(ValueError):
-        assert list(evaluate_rank(distance, *ids)[0]) == [0, 0.5, 0, 1]
-    assert list(rank(distance, *ids).cmc[:4]) == [0, 0.5, 0.5, 1]
-
-
-@pytest.mark.parametrize("block", [1, 7, 30, 64, 1000])
-@pytest.mark.parametrize("levels", [3, 40, 10**6])
-def test_blocks_equal_the_whole_matrix_bit_for_bit(block, levels):
-    """Few levels: most distances are tied, and blocks must resolve ties as the whole matrix does."""
-    rng = np.random.default_rng(levels)
-    distance = rng.integers(0, levels, (64, 300)).astype(np.float32)
-    ids = [rng.integers(0, 20, n) for n in (64, 300)] + [rng.integers(0, 3, n) for n in (64, 300)]
-    cmc, ap, inp = evaluate_rank(distance, *ids)
-    found = rank(distance, *ids, block=block)
-    np.testing.assert_array_equal(found.cmc, np.asarray(cmc, np.float32))
-    np.testing.assert_array_equal(found.ap, ap)
-    np.testing.assert_array_equal(found.inp, inp)
-
-
-def test_block_of_queries_without_a_match():
-    distance = np.random.default_rng(0).random((6, 60), dtype=np.float32)
-    q_pids, g_pids = np.array([9, 9, 9, 1, 1, 9]), np.ones(60, int)
-    found = rank(distance, q_pids, g_pids, np.zeros(6, int), np.ones(60, int), block=3)
-    assert found.skipped == 4 and len(found.ap) == 2 and found.cmc[0] == 1
-
-
-def test_single_camera_is_an_error_that_says_so():
-    distance = np.zeros((2, 60), np.float32)
-    with pytest.raises(ValueError, match="none of the 2 queries .* another camera"):
-        rank(distance, np.ones(2, int), np.ones(60, int), np.zeros(2, int), np.zeros(60, int))
-
-
-def test_memory_budget_bounds_the_block(monkeypatch):
-    sizes = []
-
-    def distances(start, stop):
-        sizes.append(stop - start)
-        return torch.rand(stop - start, 100)
-
-    monkeypatch.setattr(ranking, "BLOCK_BYTES", 10 * 100 * ranking.PAIR_BYTES)
-    rank_in_blocks(distances, np.zeros(25, int), np.zeros(100, int), np.zeros(25, int), np.ones(100, int))
-    assert sizes == [10, 10, 5]
 
 
 # ---- the evaluator against the host's ------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Measure time and memory of ranking a test set: our blocks of queries, and FastReID's own evaluator.
+"""Measure time and memory of ranking a test set: ours, FastReID's own evaluator, and the way of published code.
 
 python tools/benchmark_ranking.py
 python tools/benchmark_ranking.py --sizes 3368x15913 --rounds 3 --output ranking.json
@@ -10,7 +10,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..benchmarks.options import RANKING_SIZES, RankingSize
+from ..benchmarks.options import RANKING_SIZES, SPREADS, RankingSize
 from ..cli import command_line, errors_in_one_line, tool_parser
 from ..files import check_output, write_json
 
@@ -22,15 +22,24 @@ def argument_parser() -> argparse.ArgumentParser:
         "--sizes", nargs="+", metavar="QxG", help=f"test set sizes, as queries x gallery images (default: {default})"
     )
     parser.add_argument("--width", type=int, default=2048, help="numbers of a feature (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=2, help="pairs of timings of each size (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=2, help="timings of each way at each size (default: %(default)s)")
+    parser.add_argument(
+        "--spreads",
+        nargs="+",
+        choices=SPREADS,
+        default=list(SPREADS),
+        help="features to rank: close, as of a trained model, or chance, where matches stand among everybody and most "
+        "are tied with somebody (default: both)",
+    )
     parser.add_argument(
         "--memory",
         type=float,
         default=6.0,
         metavar="GIB",
-        help="FastReID's evaluator is left out where its matrices need more (default: %(default)g GiB)",
+        help="memory for matrices; a way that needs more ranks as many queries as fit, and its time is scaled to all "
+        "(default: %(default)g GiB)",
     )
-    parser.add_argument("--threads", type=int, help="PyTorch's CPU threads (default: PyTorch's own choice)")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's own choice)")
     parser.add_argument("--output", type=Path, help="JSON file for the measurements (default: none)")
     return parser
 
@@ -56,6 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             width=args.width,
             rounds=args.rounds,
             memory_gib=args.memory,
+            spreads=args.spreads,
             command=command_line(),
             done=save,
         )

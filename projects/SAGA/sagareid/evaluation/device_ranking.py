@@ -5,27 +5,12 @@ m queries of a block, G gallery images.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
-__all__ = ["RankedBlock", "rank_block"]
+from .cpu_ranking import RankedBlock
 
-
-class RankedBlock(NamedTuple):
-    """What the ranking of m queries gives, as tensors on the device of their distances.
-
-    Attributes:
-        hits: (max_rank,) int64, queries whose first match is among the first k.
-        ap, inp: (m,) float64, 0..1.
-        nearest: (m, count) int64 places in the gallery, without the same person in the same camera.
-    """
-
-    hits: Tensor
-    ap: Tensor
-    inp: Tensor
-    nearest: Tensor
+__all__ = ["rank_block"]
 
 
 def rank_block(
@@ -38,6 +23,9 @@ def rank_block(
     Args:
         distances: (m, G), finite. q_pids, q_camids: (m,). g_pids, g_camids: (G,). All on one device.
         count: nearest gallery images to return.
+
+    Returns:
+        On the CPU; `ap` and `inp` in double precision.
     """
     same = q_pids[:, None] == g_pids
     ignored = same & (q_camids[:, None] == g_camids)
@@ -50,4 +38,5 @@ def rank_block(
     last = torch.where(matches, places, 0).amax(1)
     first = matches.to(torch.int8).argmax(1).clamp(max=max_rank)
     hits = torch.bincount(first, minlength=max_rank + 1)[:max_rank].cumsum(0)
-    return RankedBlock(hits, precision.sum(1, dtype=torch.float64) / total, total / last, order[:, :count])
+    ranked = hits, precision.sum(1, dtype=torch.float64) / total, total / last, order[:, :count]
+    return RankedBlock(*(x.cpu().numpy() for x in ranked))

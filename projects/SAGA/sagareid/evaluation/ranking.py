@@ -1,13 +1,13 @@
 """The ranking of a gallery for every query, a block of queries at a time.
 
-Distances and ranks are made for a block of queries and handed to FastReID's own `evaluate_rank`, so memory beyond the
-features stays near `BLOCK_BYTES` where FastReID holds three Q x G matrices. Metrics equal FastReID's.
+Memory beyond the features stays near `BLOCK_BYTES` where FastReID holds three Q x G matrices. Metrics equal FastReID's.
 
 Q queries, m of a block, G gallery images.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -16,15 +16,17 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .device_ranking import rank_block
+from . import cpu_ranking, device_ranking
+from .cpu_ranking import Gallery, RankedBlock
 
 __all__ = ["Distances", "Ranking", "rank_in_blocks", "roc_metrics"]
 
 MAX_RANK = 50
 NEAREST = 10
 BLOCK_BYTES = 256 * 2**20
-# Per query and gallery image: float32 distance, its int64 place in the order, temporaries of the two.
-PAIR_BYTES = 24
+BLOCK_QUERIES = 256  # a product of as many is as fast as a larger one, and processes share blocks
+PAIR_BYTES = 4  # of a query and a gallery image: their float32 distance
+ORDER_BYTES = 24  # of a pair where the gallery is ordered: distance, int64 place, temporaries of the two
 
 Distances = Callable[[int, int], Tensor]  # (start, stop) -> (stop - start, G), of those queries
 
@@ -58,47 +60,50 @@ def rank_in_blocks(
     block: int | None = None,
     description: str = "",
 ) -> Ranking:
-    """Rank the gallery for every query, a block of queries at a time.
-
-    Through FastReID's `evaluate_rank` where the distances are on the CPU, and by `rank_block` where they are on a GPU.
+    """Rank the gallery for every query, a block of queries at a time, where the distances are: CPU or GPU.
 
     A query's gallery images of the same person from the same camera do not count. Queries without any other match are
-    skipped. CMC curves of the blocks are turned back into counts, so the metrics equal those of one whole matrix.
-
-    FastReID's Cython reads past the end of a query's list where fewer than 50 gallery images are left for it, and its
-    Python refuses. Such galleries get images of nobody at infinite distance, which change no metric.
+    skipped. CMC, AP and INP equal those of FastReID's `evaluate_rank` of the whole matrix, on a CPU to the last bit.
+    (FastReID's Cython reads past the end of a query's list where fewer than 50 gallery images are left for it, and its
+    Python refuses; such galleries are ranked as any other here.)
 
     Args:
         distances: gives the distances of some of the queries to the gallery.
-        block: queries at a time; None: as many as `BLOCK_BYTES` holds.
+        block: queries at a time, at most; None: `BLOCK_QUERIES`, or as many as `BLOCK_BYTES` holds.
 
     Raises:
         ValueError: there is no query, no gallery image, or no query with a match.
     """
-    num_query, num_gallery = len(q_pids), len(g_pids)
     valid, same_camera = _with_a_match(q_pids, g_pids, q_camids, g_camids)
-    shortest = num_gallery - int(same_camera[valid].max())
-    padding = max(0, MAX_RANK - shortest)
-    if block is None:
-        block = max(1, BLOCK_BYTES // (PAIR_BYTES * (num_gallery + padding)))
-
-    blocks: list[_Block] = []
-    with tqdm(total=num_query, desc=f"ranking {description}".strip(), unit="query", disable=None, leave=False) as bar:
-        for start in range(0, num_query, block):
-            stop = min(start + block, num_query)
-            use = valid[start:stop]
-            if use.any():
-                block_distances = distances(start, stop)
-                if not use.all():
-                    block_distances = block_distances[torch.from_numpy(use).to(block_distances.device)]
-                ids = (q_pids[start:stop][use], g_pids, q_camids[start:stop][use], g_camids)
-                rank = _rank_on_device if block_distances.is_cuda else _rank_on_cpu
-                blocks.append(rank(block_distances, ids, padding, min(NEAREST, shortest)))
+    gallery = Gallery(g_pids, g_camids)
+    count = min(NEAREST, len(gallery) - int(same_camera[valid].max()))
+    blocks: list[RankedBlock] = []
+    with tqdm(total=len(valid), desc=f"ranking {description}".strip(), unit="query", disable=None, leave=False) as bar:
+        for start, stop in _blocks(len(valid), len(gallery), block):
+            use = np.flatnonzero(valid[start:stop])
+            if len(use):
+                values = distances(start, stop)
+                rank = _rank_on_device if values.is_cuda else _rank_on_cpu
+                blocks.append(rank(values, use, q_pids[start:stop], q_camids[start:stop], gallery, count))
             bar.update(stop - start)
-    hits = sum((block[0] for block in blocks), np.zeros(MAX_RANK, np.int64))
-    ap, inp, nearest = (np.concatenate(column) for column in list(zip(*blocks))[1:])
+    hits, ap, inp, nearest = _joined(blocks)
     cmc = hits.astype(np.float32) / np.float32(len(ap))
-    return Ranking(cmc, ap, inp, num_query - len(ap), np.flatnonzero(valid), nearest)
+    return Ranking(cmc, ap, inp, len(valid) - len(ap), np.flatnonzero(valid), nearest)
+
+
+def _blocks(num_query: int, num_gallery: int, block: int | None) -> list[tuple[int, int]]:
+    """Begin and end of blocks of about equal size: a product of a single query may round otherwise than one of many."""
+    if block is None:
+        block = max(1, min(BLOCK_QUERIES, BLOCK_BYTES // (PAIR_BYTES * num_gallery)))
+    number = -(-num_query // block)
+    ends = [num_query * i // number for i in range(number + 1)]
+    return list(itertools.pairwise(ends))
+
+
+def _joined(blocks: list[RankedBlock]) -> RankedBlock:
+    """One block of the queries of several, in their order."""
+    hits, *columns = zip(*blocks)
+    return RankedBlock(sum(hits), *(np.concatenate(column) for column in columns))
 
 
 def _with_a_match(
@@ -116,40 +121,34 @@ def _with_a_match(
     return valid, same_camera
 
 
-_Block = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # hits, AP, INP, nearest
-_Ids = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # pids of queries and gallery, camids of both
+def _rank_on_cpu(
+    distances: Tensor, use: np.ndarray, q_pids: np.ndarray, q_camids: np.ndarray, gallery: Gallery, count: int
+) -> RankedBlock:
+    """The queries `use` of a block, in PyTorch's number of threads."""
+    values = np.asarray(distances.numpy(), np.float32)
+    return cpu_ranking.rank_block(
+        values if len(use) == len(values) else values[use],
+        q_pids[use],
+        q_camids[use],
+        gallery,
+        max_rank=MAX_RANK,
+        count=count,
+        threads=torch.get_num_threads(),
+    )
 
 
-def _rank_on_cpu(distances: Tensor, ids: _Ids, padding: int, count: int) -> _Block:
-    """One block through FastReID. padding: images of nobody to add to the gallery."""
-    from fastreid.evaluation.rank import evaluate_rank  # here: the first import may compile it
-
-    q_pids, g_pids, q_camids, g_camids = ids
-    values = distances.numpy()
-    if padding:
-        values = np.pad(values, ((0, 0), (0, padding)), constant_values=np.inf)
-        g_pids = np.concatenate([g_pids, np.full(padding, min(q_pids.min(), g_pids.min()) - 1)])
-        g_camids = np.concatenate([g_camids, np.full(padding, -1)])
-    cmc, ap, inp = evaluate_rank(values, q_pids, g_pids, q_camids, g_camids, MAX_RANK)
-    hits = np.rint(np.asarray(cmc, np.float64) * len(ap)).astype(np.int64)
-    return hits, np.asarray(ap), np.asarray(inp), _nearest(values, q_pids, g_pids, q_camids, g_camids, count)
-
-
-def _rank_on_device(distances: Tensor, ids: _Ids, padding: int, count: int) -> _Block:
-    """One block where the distances are. padding: `rank_block` needs none."""
-    tensors = (torch.from_numpy(x).to(distances.device) for x in ids)
-    ranked = rank_block(distances, *tensors, max_rank=MAX_RANK, count=count)
-    hits, ap, inp, nearest = (x.cpu().numpy() for x in ranked)
-    return hits, ap, inp, nearest
-
-
-def _nearest(distances: np.ndarray, q_pids, g_pids, q_camids, g_camids, count: int) -> np.ndarray:
-    """(m, count) gallery indices by distance; ``distances`` (m, G)."""
-    kept = np.where((q_pids[:, None] == g_pids) & (q_camids[:, None] == g_camids), np.inf, distances)
-    some = np.argpartition(kept, count - 1, axis=1)[:, :count]
-    some.sort(axis=1)  # of equal distances the earlier image first
-    order = np.take_along_axis(kept, some, 1).argsort(axis=1, kind="stable")
-    return np.take_along_axis(some, order, 1)
+def _rank_on_device(
+    distances: Tensor, use: np.ndarray, q_pids: np.ndarray, q_camids: np.ndarray, gallery: Gallery, count: int
+) -> RankedBlock:
+    """The queries `use` of a block, ordered where the distances are, as many at a time as `BLOCK_BYTES` holds."""
+    device = distances.device
+    g_pids, g_camids = (torch.from_numpy(x).to(device) for x in (gallery.pids, gallery.camids))
+    blocks = []
+    for some in torch.from_numpy(use).split(max(1, BLOCK_BYTES // (ORDER_BYTES * len(gallery)))):
+        pids, camids = (torch.from_numpy(x)[some].to(device) for x in (q_pids, q_camids))
+        values = distances[some.to(device)]
+        blocks.append(device_ranking.rank_block(values, pids, g_pids, camids, g_camids, max_rank=MAX_RANK, count=count))
+    return _joined(blocks)
 
 
 def _count(values: np.ndarray, among: np.ndarray) -> np.ndarray:
@@ -174,7 +173,7 @@ def roc_metrics(distances: Distances, q_pids, g_pids, q_camids, g_camids) -> dic
 
     from fastreid.evaluation.roc import evaluate_roc
 
-    block = max(1, BLOCK_BYTES // (PAIR_BYTES * len(g_pids)))
+    block = max(1, BLOCK_BYTES // (ORDER_BYTES * len(g_pids)))
     scores, labels = [], []
     for start in range(0, len(q_pids), block):
         part = slice(start, start + block)
