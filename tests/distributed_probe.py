@@ -1,7 +1,8 @@
 """Imported into every process of a job (`--import distributed_probe`): tells what it holds, or comes to grief on
 request.
 
-PROBE_SAVE=folder: each rank writes its weights at the end of a stage and the features it ranks.
+PROBE_SAVE=folder: each rank writes its weights at the end of a stage, and the features of all images, of which it ranks
+its share of the queries.
 PROBE_TROUBLE="<kind> <rank> <step>": kill, hang, raise or interrupt, at this training step of this rank, in stage
 PROBE_STAGE.
 """
@@ -13,6 +14,7 @@ import signal
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from sagareid import compat
@@ -20,6 +22,7 @@ from sagareid.engine import plans, stages
 from sagareid.engine.options import training_parser
 from sagareid.engine.trainer import SAGATrainer, StepTrainer
 from sagareid.evaluation.evaluator import SAGAEvaluator
+from sagareid.evaluation.ranking import rank_together
 from sagareid.modeling import distributed as D
 from sagareid.modeling import losses as L
 from sagareid.modeling.refinement import SemanticRefinement
@@ -50,7 +53,7 @@ def _watch(folder: str | None, trouble: str, stage: str) -> None:
 
     def watched_evaluate(self, features, pids, camids, layout):
         if folder:
-            torch.save(features, Path(folder, "features.pt"))
+            torch.save(features, Path(folder, f"features.rank{comm.get_rank()}.pt"))
         return evaluate(self, features, pids, camids, layout)
 
     SAGATrainer.train, StepTrainer.run_step, SAGAEvaluator._evaluate = watched_train, watched_step, watched_evaluate
@@ -157,3 +160,30 @@ def save_refined(folder: str) -> None:
             refined, _ = layers(patches[own], text, domain[own])
             found.append(refined - torch.cat(attended["parts"]))
     torch.save((found, torch.get_rng_state()), Path(folder, f"refined.{processes}.rank{rank}.pt"))
+
+
+# ---- a ranking shared by processes ----------------------------------------------------------------------------------
+
+
+def save_ranking(folder: str) -> None:
+    """Write this rank's ranking of a set whose images the processes hold in unequal shares, and the queries that it
+    asked for."""
+    rng = np.random.default_rng(0)
+    queries, gallery = 700, 900
+    pids, camids = rng.integers(0, 40, queries + gallery), rng.integers(0, 4, queries + gallery)
+    pids[:300] += 1000  # the first block has nobody to find
+    x = torch.from_numpy((pids[:, None] + rng.normal(size=(len(pids), 24)) * 8).astype(np.float32))
+    rank, processes = comm.get_rank(), comm.get_world_size()
+    ends = {1: (0, 1), 2: (0, 0.25, 1), 4: (0, 0.5, 0.5, 0.75, 1)}[processes]
+    share = slice(*(int(end * len(x)) for end in ends[rank : rank + 2]))
+    parts = (part[share] for part in (x, torch.from_numpy(pids), torch.from_numpy(camids)))
+    features, pids, camids = (compat.gather_rows(part if len(part) else None) for part in parts)
+    asked = []
+
+    def distances(start: int, stop: int) -> torch.Tensor:
+        asked.append((start, stop))
+        return torch.cdist(features[start:stop], features[queries:]).round(decimals=1)
+
+    pids, camids = pids.numpy(), camids.numpy()
+    ranking = rank_together(distances, pids[:queries], pids[queries:], camids[:queries], camids[queries:])
+    torch.save((ranking and ranking._asdict(), asked), Path(folder, f"ranking.{processes}.rank{rank}.pt"))

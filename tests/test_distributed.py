@@ -15,6 +15,7 @@ import sys
 import time
 
 import distributed_probe
+import numpy as np
 import pytest
 import torch
 
@@ -181,7 +182,7 @@ def test_dropout_masks_are_those_of_the_whole_batch(processes, tmp_path):
 
 @pytest.mark.slow
 def test_evaluation_is_identical(runs, tiny_root, tmp_path):
-    """Features bit for bit, and the metrics, for one, two and four processes; rank 0 alone writes."""
+    """Features in every process bit for bit, and the metrics, for one, two and four processes; rank 0 alone writes."""
     found = {}
     for processes in (2, 4):
         folder = tmp_path / str(processes)
@@ -189,9 +190,34 @@ def test_evaluation_is_identical(runs, tiny_root, tmp_path):
         more = ["--eval-only"]
         trained = ["MODEL.WEIGHTS", runs[1] / "anchors" / "model_final.pth"]
         assert train(folder, processes, tiny_root, *more, opts=trained, PROBE_SAVE=str(folder)) == 0
-        found[processes] = torch.load(folder / "features.pt"), metrics_of_evaluation(folder)
+        features, *others = (torch.load(folder / f"features.rank{rank}.pt") for rank in range(processes))
+        assert all(torch.equal(features, other) for other in others)
+        found[processes] = features, metrics_of_evaluation(folder)
     assert torch.equal(found[2][0], found[4][0]) and found[2][1] == found[4][1]
     assert found[2][1] == metrics(runs[1] / "anchors" / "result.json")
+
+
+@pytest.mark.slow
+def test_a_ranking_is_shared_and_the_same_bits(tmp_path):
+    """By one, two and four processes, of images that one of them may hold none of. Each asks for the distances of its
+    own blocks."""
+    found, asked = {}, {}
+    for processes in (1, 2, 4):
+        if processes == 1:
+            distributed_probe.save_ranking(str(tmp_path))
+        else:
+            launch.launch(distributed_probe.save_ranking, (str(tmp_path),), options(num_gpus=processes), device="cpu")
+        files = [tmp_path / f"ranking.{processes}.rank{rank}.pt" for rank in range(processes)]
+        loaded = [torch.load(file, weights_only=False) for file in files]
+        found[processes], *others = (ranking for ranking, _ in loaded)
+        assert others == [None] * (processes - 1)
+        asked[processes] = [blocks for _, blocks in loaded]
+    assert 0.05 < found[1]["ap"].mean() < 0.95 and found[1]["skipped"] == 300
+    for processes in (2, 4):
+        for name, value in found[1].items():
+            np.testing.assert_array_equal(found[processes][name], value, name)
+        assert sorted(block for blocks in asked[processes] for block in blocks) == asked[1][0] and len(asked[1][0]) == 2
+        assert max(map(len, asked[processes])) == 1
 
 
 def metrics_of_evaluation(folder) -> dict:

@@ -98,7 +98,7 @@ class _Watch:
 def _watched() -> Iterator[_Watch]:
     """Whatever is ranked in the scope tells the watch."""
     watch = _Watch()
-    host_rank, our_rank, order = rank.evaluate_rank, ours.rank_in_blocks, cpu_ranking._places_by_order
+    host_rank, our_rank, order = rank.evaluate_rank, ours.rank_together, cpu_ranking._places_by_order
     host_distances, plain_distances = reid_evaluation.build_dist, plain_ranking.distances
 
     def rank_host(*args, **kwargs):
@@ -114,13 +114,13 @@ def _watched() -> Iterator[_Watch]:
         watch.ordered += 1
         return order(*args)
 
-    rank.evaluate_rank, ours.rank_in_blocks, cpu_ranking._places_by_order = rank_host, rank_ours, places_by_order
+    rank.evaluate_rank, ours.rank_together, cpu_ranking._places_by_order = rank_host, rank_ours, places_by_order
     reid_evaluation.build_dist = watch.timed(host_distances)
     plain_ranking.distances = watch.timed(plain_distances)
     try:
         yield watch
     finally:
-        rank.evaluate_rank, ours.rank_in_blocks, cpu_ranking._places_by_order = host_rank, our_rank, order
+        rank.evaluate_rank, ours.rank_together, cpu_ranking._places_by_order = host_rank, our_rank, order
         reid_evaluation.build_dist, plain_ranking.distances = host_distances, plain_distances
 
 

@@ -24,7 +24,7 @@ from collections.abc import Mapping, Sequence
 
 from .data import dataset_root, from_workers, registered, train_sampler
 from .imports import FastReIDFinder, hide_storage_warning, legacy_names, quiet_host
-from .processes import as_one_process, close_logs, forget_groups, quiet_logs, set_machine_group
+from .processes import as_one_process, close_logs, forget_groups, gather_rows, quiet_logs, set_machine_group
 from .ranking import cython_ranking_active
 from .solver import build_optimizer
 
@@ -37,6 +37,7 @@ __all__ = [
     "dataset_root",
     "forget_groups",
     "from_workers",
+    "gather_rows",
     "hide_storage_warning",
     "install",
     "legacy_names",

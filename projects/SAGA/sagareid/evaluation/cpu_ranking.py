@@ -12,7 +12,7 @@ m queries of a block, G gallery images, P matches of a query.
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -102,7 +102,7 @@ def _rank_query(
     ordered = np.sort(distances)
     own, dropped = np.sort(distances[matches]), np.sort(distances[ignored])
 
-    def others(side: str) -> np.ndarray:
+    def others(side: Literal["left", "right"]) -> np.ndarray:
         """(P,) images of other people that are nearer than each match ("left"), or nearer or as far ("right")."""
         everybody, matching, gone = (np.searchsorted(x, own, side) for x in (ordered, own, dropped))
         return everybody - matching - gone

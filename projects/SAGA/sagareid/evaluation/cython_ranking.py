@@ -180,9 +180,9 @@ def warn_once(error: Exception) -> None:
     if not _failed:
         _failed = True
         logger.warning(
-            "FastReID's Cython ranking could not be compiled (%s); FastReID's own evaluator and TEST.ROC use its Python: "
-            "the same metrics, about 30 times slower. To have it, install a C compiler and `pip install Cython "
-            "setuptools`, then run again.",
+            "FastReID's Cython ranking could not be compiled (%s); FastReID's own evaluator and TEST.ROC use its "
+            "Python: the same metrics, about 30 times slower. To have it, install a C compiler and `pip install "
+            "Cython setuptools`, then run again.",
             error,
         )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -15,11 +14,11 @@ from torch import Tensor
 
 from fastreid.config import CfgNode
 from fastreid.evaluation import DatasetEvaluator
-from fastreid.utils import comm
 
+from .. import compat
 from . import postprocess
 from .features import EvaluationFeature, Parts, build_feature, reported_features
-from .ranking import Distances, Ranking, rank_in_blocks, roc_metrics
+from .ranking import Distances, Ranking, rank_together, roc_metrics
 from .tables import legend
 
 __all__ = ["SAGAEvaluator"]
@@ -76,20 +75,17 @@ class SAGAEvaluator(DatasetEvaluator):
     def evaluate(self):
         """The metrics of all batches since the last call, by name; empty in every process but the first.
 
+        Every process gets all features and ranks a part of the queries (`rank_together`).
+
         Raises:
             ValueError: no image, features that are not finite, or nothing to rank.
         """
         batches, self._batches = self._batches, []
-        if comm.get_world_size() > 1:
-            comm.synchronize()
-            gathered = comm.gather(batches, dst=0)
-            if not comm.is_main_process():
-                return {}
-            batches = list(itertools.chain(*gathered))
-        if not batches:
-            raise ValueError("no image was evaluated; the test set is empty")
-        features, pids, camids = (torch.cat(parts) for parts in zip(*batches))
+        columns = [torch.cat(parts) for parts in zip(*batches)] or [None] * 3
         del batches  # they hold the features a second time
+        features, pids, camids = (compat.gather_rows(column) for column in columns)
+        if features is None:
+            raise ValueError("no image was evaluated; the test set is empty")
         layout = self._layout or {"feature": features.shape[1]}
         return self._evaluate(features, pids.numpy(), camids.numpy(), layout)
 
@@ -106,7 +102,9 @@ class SAGAEvaluator(DatasetEvaluator):
         table: dict[str, OrderedDict[str, float]] = {}
         for name in reported_features(self.cfg, layout):
             distances = self.distances(name, features, layout)
-            ranking = rank_in_blocks(distances, *ids, description=name)
+            ranking = rank_together(distances, *ids, description=name)
+            if ranking is None:  # the first process has them all
+                continue
             metrics = table[name] = _metrics(ranking)
             if len(table) > 1:
                 results.update((f"{name}/{key}", metrics[key]) for key in ("Rank-1", "mAP", "mINP"))
@@ -121,7 +119,8 @@ class SAGAEvaluator(DatasetEvaluator):
                 )
             if self.cfg.TEST.ROC.ENABLED:
                 results.update(roc_metrics(distances, *ids))
-        self._log(table, len(pids) - q, results)
+        if table:
+            self._log(table, len(pids) - q, results)
         return results
 
     def _log(self, table: Mapping[str, Mapping[str, float]], num_gallery: int, results: Mapping[str, float]) -> None:
@@ -142,7 +141,7 @@ class SAGAEvaluator(DatasetEvaluator):
         )
 
     def distances(self, name: str, features: Tensor, layout: Mapping[str, int]) -> Distances:
-        """Of the queries to the gallery by a feature, for `rank_in_blocks`.
+        """Of the queries to the gallery by a feature, for `rank_together` or `rank_in_blocks`.
 
         Args:
             features: (n, F) of the model, queries first.

@@ -16,10 +16,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from fastreid.utils import comm
+
 from . import cpu_ranking, device_ranking
 from .cpu_ranking import Gallery, RankedBlock
 
-__all__ = ["Distances", "Ranking", "rank_in_blocks", "roc_metrics"]
+__all__ = ["Distances", "Ranking", "rank_in_blocks", "rank_together", "roc_metrics"]
 
 MAX_RANK = 50
 NEAREST = 10
@@ -74,36 +76,81 @@ def rank_in_blocks(
     Raises:
         ValueError: there is no query, no gallery image, or no query with a match.
     """
-    valid, same_camera = _with_a_match(q_pids, g_pids, q_camids, g_camids)
-    gallery = Gallery(g_pids, g_camids)
-    count = min(NEAREST, len(gallery) - int(same_camera[valid].max()))
-    blocks: list[RankedBlock] = []
-    with tqdm(total=len(valid), desc=f"ranking {description}".strip(), unit="query", disable=None, leave=False) as bar:
-        for start, stop in _blocks(len(valid), len(gallery), block):
-            use = np.flatnonzero(valid[start:stop])
-            if len(use):
-                values = distances(start, stop)
-                rank = _rank_on_device if values.is_cuda else _rank_on_cpu
-                blocks.append(rank(values, use, q_pids[start:stop], q_camids[start:stop], gallery, count))
-            bar.update(stop - start)
-    hits, ap, inp, nearest = _joined(blocks)
-    cmc = hits.astype(np.float32) / np.float32(len(ap))
-    return Ranking(cmc, ap, inp, len(valid) - len(ap), np.flatnonzero(valid), nearest)
+    test_set = _TestSet(q_pids, g_pids, q_camids, g_camids)
+    return test_set.ranking(test_set.rank(distances, test_set.blocks(block), description))
 
 
-def _blocks(num_query: int, num_gallery: int, block: int | None) -> list[tuple[int, int]]:
-    """Begin and end of blocks of about equal size: a product of a single query may round otherwise than one of many."""
-    if block is None:
-        block = max(1, min(BLOCK_QUERIES, BLOCK_BYTES // (PAIR_BYTES * num_gallery)))
-    number = -(-num_query // block)
-    ends = [num_query * i // number for i in range(number + 1)]
-    return list(itertools.pairwise(ends))
+def rank_together(
+    distances: Distances,
+    q_pids: np.ndarray,
+    g_pids: np.ndarray,
+    q_camids: np.ndarray,
+    g_camids: np.ndarray,
+    *,
+    description: str = "",
+) -> Ranking | None:
+    """`rank_in_blocks` by all processes of the job, each of which calls it and ranks its share of the blocks.
+
+    They are the blocks of one process: the metrics are the same bits whatever the number of processes.
+
+    Returns:
+        None in every process but the first.
+    """
+    test_set = _TestSet(q_pids, g_pids, q_camids, g_camids)
+    rank, processes = comm.get_rank(), comm.get_world_size()
+    blocks = test_set.blocks()
+    shares = comm.gather(test_set.rank(distances, blocks[rank::processes], description))
+    if rank:
+        return None
+    return test_set.ranking([shares[i % processes][i // processes] for i in range(len(blocks))])
+
+
+class _TestSet:
+    """Who is to be ranked: ids of queries and gallery, which queries have a match, blocks of them."""
+
+    def __init__(self, q_pids: np.ndarray, g_pids: np.ndarray, q_camids: np.ndarray, g_camids: np.ndarray):
+        self.pids, self.camids = q_pids, q_camids
+        self.valid, same_camera = _with_a_match(q_pids, g_pids, q_camids, g_camids)
+        self.gallery = Gallery(g_pids, g_camids)
+        self.nearest = min(NEAREST, len(g_pids) - int(same_camera[self.valid].max()))
+
+    def blocks(self, size: int | None = None) -> list[tuple[int, int]]:
+        """Begin and end of blocks of at most so many queries, of about equal size: a product of a single query may
+        round otherwise than one of many."""
+        if size is None:
+            size = max(1, min(BLOCK_QUERIES, BLOCK_BYTES // (PAIR_BYTES * len(self.gallery))))
+        number = -(-len(self.pids) // size)
+        return list(itertools.pairwise(len(self.pids) * i // number for i in range(number + 1)))
+
+    def rank(self, distances: Distances, blocks: list[tuple[int, int]], description: str) -> list[RankedBlock | None]:
+        """Each of the blocks; None for one without any query that has a match."""
+        shown = None if comm.is_main_process() else True
+        return [
+            self._rank_block(distances, start, stop)
+            for start, stop in tqdm(
+                blocks, desc=f"ranking {description}".strip(), unit="block", disable=shown, leave=False
+            )
+        ]
+
+    def _rank_block(self, distances: Distances, start: int, stop: int) -> RankedBlock | None:
+        use = np.flatnonzero(self.valid[start:stop])
+        if not len(use):
+            return None
+        values = distances(start, stop)
+        rank = _rank_on_device if values.is_cuda else _rank_on_cpu
+        return rank(values, use, self.pids[start:stop], self.camids[start:stop], self.gallery, self.nearest)
+
+    def ranking(self, blocks: list[RankedBlock | None]) -> Ranking:
+        """What all blocks give, in their order."""
+        hits, ap, inp, nearest = _joined([block for block in blocks if block is not None])
+        cmc = hits.astype(np.float32) / np.float32(len(ap))
+        return Ranking(cmc, ap, inp, len(self.valid) - len(ap), np.flatnonzero(self.valid), nearest)
 
 
 def _joined(blocks: list[RankedBlock]) -> RankedBlock:
     """One block of the queries of several, in their order."""
     hits, *columns = zip(*blocks)
-    return RankedBlock(sum(hits), *(np.concatenate(column) for column in columns))
+    return RankedBlock(np.sum(hits, axis=0), *(np.concatenate(column) for column in columns))
 
 
 def _with_a_match(
