@@ -115,7 +115,7 @@ from fastreid.modeling.heads import REID_HEADS_REGISTRY
 from fastreid.modeling.meta_arch import META_ARCH_REGISTRY
 for registry, names in (
     (DATASET_REGISTRY, ("OccludedDuke", "CSVDataset", "MMMP", "SyntheticPedestrians")),
-    (BACKBONE_REGISTRY, ("build_clip_vit_backbone",)),
+    (BACKBONE_REGISTRY, ("build_clip_vit_backbone", "build_timm_backbone")),
     (REID_HEADS_REGISTRY, ("SAGAHead", "PromptHead", "CLSHead")),
     (META_ARCH_REGISTRY, ("SAGABaseline",)),
 ):

@@ -238,7 +238,10 @@ def test_as_features():
 @pytest.mark.parametrize(
     "options, message",
     [
-        (["MODEL.HEADS.NAME", "CLSHead", "MODEL.BACKBONE.OUTPUT", "map"], "CLSHead reads CLIP's class token"),
+        (
+            ["MODEL.HEADS.NAME", "CLSHead", "MODEL.BACKBONE.OUTPUT", "map"],
+            "CLSHead reads the class token: .* or build_timm_backbone",
+        ),
         (["MODEL.CLIP.TOKEN_LAYERS", [1, 2], "MODEL.SAGA.NUM_ANCHORS", 3], "even MODEL.SAGA.NUM_ANCHORS"),
         (["MODEL.LOSSES.NAME", ("Nothing",)], "CrossEntropyLoss"),
         (["SOLVER.SCHED", "WarmupCosineLR"], "set SOLVER.WARMUP_ITERS 0"),

@@ -21,12 +21,13 @@ from .registry import DOMAIN_ANCHOR_REGISTRY, fastreid_registries, parts, parts_
 __all__ = [
     "VALIDATION_OF",
     "add_saga_config",
-    "clip_tokens",
     "custom_datasets",
     "flatten",
     "get_cfg",
     "own_parameters",
     "reads_cameras",
+    "tower_gives",
+    "tower_widths",
 ]
 
 
@@ -60,11 +61,15 @@ def add_saga_config(cfg: CN) -> None:
     # Glob patterns of modules that stay in evaluation mode while the rest trains (no dropout, frozen statistics).
     cfg.MODEL.EVAL_MODE = []
 
-    # ---- CLIP image tower (meta key of build_clip_vit_backbone) ----------------------------------------------------
+    # ---- image tower: CLIP's (build_clip_vit_backbone) or another's, and CLIP's text tower --------------------------
     cfg.MODEL.CLIP = CN()
     # open_clip model name, or a name of the plug-in's own assets/clip/*.json. The method: ViT-B/16, QuickGELU.
     cfg.MODEL.CLIP.NAME = "ViT-B-16-quickgelu"
-    # Blocks (1-based, clamped to the depth) whose patch tokens the heads read. Two layers: two-path refinement.
+    # Weights of the text tower where BACKBONE.PRETRAIN_PATH is not CLIP's, that is behind every backbone but
+    # build_clip_vit_backbone: a tag of open_clip, a file, or empty for those that ship with the model NAME.
+    cfg.MODEL.CLIP.PRETRAIN_PATH = ""
+    # Blocks (1-based, clamped to the depth) whose patch tokens the heads read, of CLIP's tower and of timm's; stages
+    # where a tower has stages. Two layers: two-path refinement.
     cfg.MODEL.CLIP.TOKEN_LAYERS = [9]
     # Add a learned camera embedding times BACKBONE.SIE_COE to the class token (TransReID's SIE, camera only).
     cfg.MODEL.CLIP.SIE_CAMERA = False
@@ -169,9 +174,22 @@ def reads_cameras(cfg: CN) -> bool:
     return cfg.MODEL.CLIP.SIE_CAMERA or getattr(domain, "reads_cameras", False)
 
 
-def clip_tokens(cfg: CN) -> bool:
-    """Whether the backbone gives CLIP's class token and its projection beside the patch tokens."""
-    return cfg.MODEL.BACKBONE.NAME == "build_clip_vit_backbone" and cfg.MODEL.BACKBONE.OUTPUT == "tokens"
+def tower_gives(cfg: CN) -> tuple[str, ...]:
+    """What the backbone gives beside patch tokens, of "cls" and "proj"; nothing where it gives a map.
+
+    A backbone says it by two attributes of its builder: `gives`, the names, and `widths(cfg)`, their widths.
+    """
+    builder = registered(fastreid_registries().backbones).get(cfg.MODEL.BACKBONE.NAME)
+    return tuple(getattr(builder, "gives", ())) if cfg.MODEL.BACKBONE.OUTPUT == "tokens" else ()
+
+
+def tower_widths(cfg: CN) -> dict[str, int]:
+    """Widths of what `tower_gives`, by name."""
+    names = tower_gives(cfg)
+    if not names:
+        return {}
+    builder = registered(fastreid_registries().backbones)[cfg.MODEL.BACKBONE.NAME]
+    return {name: builder.widths(cfg)[name] for name in names}
 
 
 def custom_datasets(cfg: CN) -> dict[str, tuple[type, dict]]:

@@ -15,7 +15,7 @@ from typing import Any
 from fastreid.config import CfgNode as CN
 
 from .compat import registered
-from .config import VALIDATION_OF, clip_tokens, custom_datasets, flatten, own_parameters, reads_cameras
+from .config import VALIDATION_OF, custom_datasets, flatten, own_parameters, reads_cameras, tower_gives
 from .errors import did_you_mean
 from .evaluation.features import available_features
 from .hardware import compiler_problem
@@ -425,8 +425,9 @@ def _check_cache(cfg: CN) -> Iterator[str]:
         )
     kept = set(cfg.CACHE.FIELDS)
     read = [k for k, v in (("DATASETS.VALIDATION", cfg.DATASETS.VALIDATION), ("DATASETS.TESTS", cfg.CACHE.TESTS)) if v]
-    if read and clip_tokens(cfg) and "all" not in kept and not {"cls", "proj"} <= kept:
-        yield f"{read[0]} is read from the feature cache, too, for evaluation: CACHE.FIELDS with cls and proj"
+    given = tower_gives(cfg)
+    if read and "all" not in kept and not set(given) <= kept:
+        yield f"{read[0]} is read from the feature cache, too, for evaluation: CACHE.FIELDS with {' and '.join(given)}"
 
 
 def _check_input(cfg: CN) -> Iterator[str]:

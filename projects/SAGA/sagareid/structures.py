@@ -1,6 +1,6 @@
 """The contract between backbones and heads: named tensors instead of tuple positions.
 
-B images, N patch tokens, D token width, E width of CLIP's joint space, (h, w) patch grid.
+B images, N patch tokens, D token width, C width of the class token, E width of CLIP's joint space, (h, w) patch grid.
 """
 
 from __future__ import annotations
@@ -12,7 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["OUTPUTS", "TENSORS", "CLIPFeatures", "as_batch", "as_features", "from_batch", "named_outputs"]
+__all__ = [
+    "OUTPUTS",
+    "TENSORS",
+    "BlockWeights",
+    "CLIPFeatures",
+    "as_batch",
+    "as_features",
+    "from_batch",
+    "named_outputs",
+]
 
 # The tensors of `CLIPFeatures`.
 TENSORS = ("patches", "cls", "proj", "layer_cls")
@@ -28,7 +37,8 @@ class CLIPFeatures:
     Attributes:
         patches: (B, P*N, D) patch tokens of the P token layers in ascending order, residual stream, not normalised.
         grid: (h, w) of one layer's N = h*w patches, row-major.
-        cls: (B, D) class token after the last block and the final LayerNorm; None where the tower has none.
+        cls: (B, C) class token after the last block and the final LayerNorm, or what else the tower pools for itself; C
+            is D but for some convolutional towers. None where the tower has none.
         proj: (B, E) class token in the joint space, not normalised; None where the tower has none.
         layer_cls: (B, P, D) class token of each token layer, residual stream, not normalised; None where there is none.
         num_layers: P.
@@ -54,6 +64,28 @@ class CLIPFeatures:
     def float(self) -> CLIPFeatures:
         """Every tensor in float32: heads and losses compute there, whatever autocast or a cache left."""
         return replace(self, **{k: v.float() for k in TENSORS if (v := getattr(self, k)) is not None})
+
+
+@dataclass(frozen=True)
+class BlockWeights:
+    """A transformer block x + MHA(LN_1 x), then x + MLP(LN_2 x), as tensors by the names of the modules that take them.
+
+    Attributes:
+        attention: state of an `nn.MultiheadAttention` of width D.
+        norm_1: state of an `nn.LayerNorm`.
+        feed_forward: {"0.weight" (4D, D), "0.bias", "3.weight" (D, 4D), "3.bias"}; None where the block has another
+            (gated, of another width).
+        norm_2: state of an `nn.LayerNorm`; None where `feed_forward` is.
+    """
+
+    attention: Mapping[str, Tensor]
+    norm_1: Mapping[str, Tensor]
+    feed_forward: Mapping[str, Tensor] | None = None
+    norm_2: Mapping[str, Tensor] | None = None
+
+    @property
+    def width(self) -> int:
+        return self.attention["in_proj_weight"].shape[1]
 
 
 def as_features(features: CLIPFeatures | Tensor) -> CLIPFeatures:

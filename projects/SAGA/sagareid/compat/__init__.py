@@ -7,6 +7,7 @@ What FastReID, open_clip and PyTorch do not offer by a public name is touched he
     ranking      its compiled ranking
     data         its registries, its data root and its sampler
     pretraining  its loading of weights
+    timm_loading  timm's loading of weights
     solver       its optimizer
     trainer      its trainer's parts
     processes    its process groups and log files

@@ -125,8 +125,11 @@ def at_size(cfg: Any, model: nn.Module, size: Sequence[int]) -> Any:
     """
     size, cfg = list(size), cfg.clone()
     own = list(cfg.INPUT.CROP.SIZE if cfg.INPUT.CROP.ENABLED else cfg.INPUT.SIZE_TEST)
-    tower = (name for name, _ in model.get_submodule("backbone").named_parameters())
+    backbone = model.get_submodule("backbone")
+    tower = (name for name, _ in backbone.named_parameters())
     fixed = next((f"backbone.{name}" for name in tower if re.search(r"pos(itional)?_embed", name)), None)
+    if fixed is None and getattr(backbone, "image_size", None) is not None:  # windows, rotations
+        fixed = "the backbone"
     if size != own and fixed:
         raise ValueError(
             f"size {size}: {fixed} of this model is made for {own}. Train it with INPUT.SIZE_TRAIN {size}, or fit a "

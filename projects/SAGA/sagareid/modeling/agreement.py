@@ -52,6 +52,7 @@ TRAINING_ONLY = (
     "MODEL.BACKBONE.PRETRAIN",
     "MODEL.BACKBONE.PRETRAIN_PATH",
     "MODEL.BACKBONE.GRAD_CHECKPOINT",
+    "MODEL.CLIP.PRETRAIN_PATH",
     "MODEL.SAGA.INIT_BLOCK",
     # losses, and what only they read: classifiers, prompts, the text tower behind stored anchors
     "MODEL.LOSSES.*",

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..config import clip_tokens
+from ..config import tower_gives
 from ..registry import DOMAIN_ANCHOR_REGISTRY
 from ..values import needs_cached
 from .clip.text import CONTEXT_SLOTS, PromptTemplate, TextEncoder
@@ -252,7 +252,7 @@ class ClipDomainAnchors(DomainAnchors):
 
     @classmethod
     def check(cls, cfg: Any) -> Iterator[str]:
-        if not clip_tokens(cfg):
+        if "proj" not in tower_gives(cfg):
             yield ("MODEL.SAGA.DOMAIN_ANCHORS clip reads CLIP's projection: use the CLIP backbone with OUTPUT tokens")
         yield from needs_cached(cls, cfg, "proj")
 

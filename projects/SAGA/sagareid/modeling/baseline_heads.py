@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from fastreid.config import CfgNode, configurable
 from fastreid.modeling.heads import REID_HEADS_REGISTRY
 
+from ..config import tower_gives, tower_widths
 from ..structures import CLIPFeatures, as_features
 from ..values import needs_cached, one_of, within
 from . import fast
@@ -28,7 +29,7 @@ from .heads import (
     embedding_layer,
     head_outputs,
     identity_classifier,
-    needs_clip_tokens,
+    needs_of_tower,
 )
 from .last_modules import LastModules
 from .terms import CrossEntropyLoss, TripletLoss
@@ -38,7 +39,8 @@ __all__ = ["AttentionPoolHead", "CLSHead", "LastBlockHead", "PartStripesHead", "
 
 @REID_HEADS_REGISTRY.register()
 class CLSHead(nn.Module):
-    """Global pooling as in CLIP-ReID (Li et al. 2023): the class token, and its projection into the joint space.
+    """Global pooling as in CLIP-ReID (Li et al. 2023): the class token, and its projection into the joint space where
+    the tower has one; of a tower without a class token, what it pools for itself.
 
     Trains with identity and triplet loss on the class token and, with I2TLoss, with cross-entropy of the projection
     against the text features of all identities. MODEL.HEADS.TRAIN_PROJ adds CLIP-ReID's identity and triplet losses on
@@ -64,7 +66,7 @@ class CLSHead(nn.Module):
     ):
         """
         Args:
-            feat_dim: D. embed_dim: E. embedding_dim: F; 0 for no linear layer.
+            feat_dim: C. embed_dim: E; 0 where the tower has no projection. embedding_dim: F; 0 for no linear layer.
             proj_terms: the losses of TRAIN_PROJ; None for none.
             context_shape: (S, W) of the identity prompts' context, where text features are kept for I2TLoss and the
                 mean context for anchors that start from it; None for neither.
@@ -74,10 +76,12 @@ class CLSHead(nn.Module):
         self.embedding_dim, self.proj_terms = embedding_dim, proj_terms
         self.embedding = embedding_layer(feat_dim, embedding_dim)
         self.bottleneck = batch_norm_neck(embedding_dim or feat_dim)
-        self.bottleneck_proj = batch_norm_neck(embed_dim)
+        if embed_dim:
+            self.bottleneck_proj = batch_norm_neck(embed_dim)
         self.classifier = identity_classifier(embedding_dim or feat_dim, num_classes)
-        self.classifier_proj = identity_classifier(embed_dim, num_classes)
-        if not proj_terms:  # kept for their statistics and for checkpoints; no loss reaches them
+        if embed_dim:
+            self.classifier_proj = identity_classifier(embed_dim, num_classes)
+        if embed_dim and not proj_terms:  # kept for their statistics and for checkpoints; no loss reaches them
             self.bottleneck_proj.requires_grad_(False)
             self.classifier_proj.requires_grad_(False)
         self.keeps_text = context_shape is not None
@@ -92,19 +96,24 @@ class CLSHead(nn.Module):
 
     @classmethod
     def check(cls, cfg: CfgNode) -> Iterator[str]:
-        yield from needs_clip_tokens(cls, cfg)
-        yield from needs_cached(cls, cfg, "cls", "proj", *(["layer_cls"] if cfg.MODEL.HEADS.TRAIN_PROJ else []))
+        yield from needs_of_tower(cls, cfg, "cls")
+        if cfg.MODEL.HEADS.TRAIN_PROJ:
+            yield from needs_of_tower(cls, cfg, "proj", why=" with MODEL.HEADS.TRAIN_PROJ")
+        read = ["cls", *(name for name in tower_gives(cfg) if name == "proj")]
+        yield from needs_cached(cls, cfg, *read, *(["layer_cls"] if cfg.MODEL.HEADS.TRAIN_PROJ else []))
 
     @staticmethod
     def feature_parts(cfg: CfgNode) -> list[str]:
-        return ["refined", "cls", "proj"] if cfg.MODEL.HEADS.EMBEDDING_DIM else ["cls", "proj"]
+        return (["refined"] if cfg.MODEL.HEADS.EMBEDDING_DIM else []) + list(tower_gives(cfg))
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        dims, keys = towers.clip_dims(cfg.MODEL.CLIP.NAME), cfg.MODEL.HEADS
+        dims, keys, widths = towers.clip_dims(cfg.MODEL.CLIP.NAME), cfg.MODEL.HEADS, tower_widths(cfg)
+        for problem in needs_of_tower(cls, cfg, "cls"):
+            raise ValueError(problem)
         return {
-            "feat_dim": cfg.MODEL.BACKBONE.FEAT_DIM,
-            "embed_dim": dims.embed_dim,
+            "feat_dim": widths["cls"],
+            "embed_dim": widths.get("proj", 0),
             "num_classes": keys.NUM_CLASSES,
             "neck_feat": keys.NECK_FEAT,
             "embedding_dim": keys.EMBEDDING_DIM,
@@ -124,23 +133,27 @@ class CLSHead(nn.Module):
     @property
     def feature_layout(self) -> dict[str, int]:
         own = {"refined": self.embedding_dim} if self.embedding_dim else {}
-        return own | {"cls": self.feat_dim, "proj": self.embed_dim}
+        return own | {"cls": self.feat_dim} | ({"proj": self.embed_dim} if self.embed_dim else {})
 
     def forward(self, features: CLIPFeatures, targets: Tensor | None = None):
-        """Training: `head_outputs`. Evaluation: (B, F+D+E) raw embedding (if any), class token and its projection."""
-        if not isinstance(features, CLIPFeatures) or features.cls is None or features.proj is None:
+        """Training: `head_outputs`. Evaluation: (B, F+C+E) raw embedding (if any), class token and its projection (if
+        any)."""
+        if not isinstance(features, CLIPFeatures) or features.cls is None or (self.embed_dim and features.proj is None):
             raise TypeError(
-                "CLSHead needs a class token: use build_clip_vit_backbone with MODEL.BACKBONE.OUTPUT tokens"
+                "CLSHead needs the class token of the tower that it was built with: MODEL.BACKBONE.OUTPUT tokens"
             )
         features = features.float()
         cls, proj = features.cls, features.proj
         feature = self.embedding(cls)
         if not self.training:
             if self.neck_feat == "after":
-                feature, proj = self.bottleneck(feature), self.bottleneck_proj(proj)
-            return torch.cat([feature, cls, proj] if self.embedding_dim else [feature, proj], dim=1)
+                feature = self.bottleneck(feature)
+                proj = self.bottleneck_proj(proj) if self.embed_dim else None
+            out = [feature, *([cls] if self.embedding_dim else []), *([proj] if self.embed_dim else [])]
+            return torch.cat(out, dim=1)
         own = {}
-        normed_proj = self.bottleneck_proj(proj)  # its statistics serve NECK_FEAT after, whatever is trained
+        if self.embed_dim:
+            normed_proj = self.bottleneck_proj(proj)  # its statistics serve NECK_FEAT after, whatever is trained
         if self.proj_terms:
             identity, triplet = self.proj_terms
             own["loss_cls_proj"] = identity.scale * identity(targets, logits=self.classifier_proj(normed_proj)[None])
@@ -354,7 +367,7 @@ class LastBlockHead(ClassifierHead):
 
     @classmethod
     def check(cls, cfg: CfgNode) -> Iterator[str]:
-        yield from needs_clip_tokens(cls, cfg)
+        yield from needs_of_tower(cls, cfg, "proj")  # CLIP's blocks come with it
         yield from needs_cached(cls, cfg, "patches", "layer_cls")
 
     @classmethod

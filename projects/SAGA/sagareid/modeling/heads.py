@@ -15,8 +15,10 @@ from torch import Tensor, nn
 
 from fastreid.config import CfgNode, configurable
 
-from ..config import clip_tokens
-from ..structures import CLIPFeatures
+from ..compat import registered
+from ..config import tower_gives, tower_widths
+from ..registry import fastreid_registries
+from ..values import value_of
 from .clip import towers
 from .clip.text import PROMPT_LENGTH
 from .distributed import GlobalBatchNorm1d
@@ -24,13 +26,12 @@ from .distributed import GlobalBatchNorm1d
 __all__ = [
     "ClassifierHead",
     "batch_norm_neck",
-    "clip_widths",
     "complete_state",
     "embedding_layer",
     "frozen_text_encoder",
     "head_outputs",
     "identity_classifier",
-    "needs_clip_tokens",
+    "needs_of_tower",
     "text_towers",
 ]
 
@@ -67,20 +68,23 @@ def embedding_layer(width: int, embedding_dim: int) -> nn.Module:
     return layer
 
 
-def clip_widths(cfg: CfgNode) -> dict[str, int]:
-    """Widths D and E of the class token and its projection where the backbone gives them; {} for a map of any
-    backbone."""
-    if not clip_tokens(cfg):
-        return {}
-    return {"cls": cfg.MODEL.BACKBONE.FEAT_DIM, "proj": towers.clip_dims(cfg.MODEL.CLIP.NAME).embed_dim}
+# What of a tower a part needs, for messages: what that is, and which backbones give it.
+_NEEDS = {
+    "cls": ("the class token", "build_clip_vit_backbone or build_timm_backbone"),
+    "proj": ("CLIP's class token and projection", "build_clip_vit_backbone"),
+}
 
 
-def needs_clip_tokens(head: type, cfg: CfgNode) -> Iterator[str]:
-    """For `check` of a head that reads CLIP's class token."""
-    if not clip_tokens(cfg):
-        yield (
-            f"{head.__name__} reads CLIP's class token: MODEL.BACKBONE.NAME build_clip_vit_backbone with OUTPUT tokens"
-        )
+def needs_of_tower(part: type, cfg: CfgNode, *names: str, why: str = "") -> Iterator[str]:
+    """For `check` of a part that reads "cls" or "proj" of the tower.
+
+    Args:
+        why: what of the configuration makes it read them, where that is not the part alone.
+    """
+    missing = [name for name in names if name not in tower_gives(cfg)]
+    if missing:
+        what, backbones = _NEEDS[missing[-1]]
+        yield f"{part.__name__}{why} reads {what}: MODEL.BACKBONE.NAME {backbones} with MODEL.BACKBONE.OUTPUT tokens"
 
 
 def head_outputs(logits: Tensor, features: Tensor, **given: Any) -> dict[str, Any]:
@@ -114,6 +118,9 @@ def text_towers(built: bool) -> Iterator[None]:
 def frozen_text_encoder(cfg: CfgNode):
     """CLIP's text tower for a head, frozen, and the weights it came from (None for a random start).
 
+    Behind CLIP's image tower both come from MODEL.BACKBONE.PRETRAIN_PATH; behind any other backbone the text tower has
+    a path of its own, MODEL.CLIP.PRETRAIN_PATH.
+
     Returns:
         (TextEncoder or None, template embedding (L, W), state dict or None). Inside `text_towers(False)` no tower is
         built; the embedding is then a placeholder that a checkpoint fills.
@@ -125,8 +132,10 @@ def frozen_text_encoder(cfg: CfgNode):
         return None, placeholder, None
     encoder = towers.build_text_encoder(name)
     state = None
-    if cfg.MODEL.BACKBONE.PRETRAIN:
-        state = towers.read_clip_weights(name, cfg.MODEL.BACKBONE.PRETRAIN_PATH)
+    joint = "proj" in getattr(registered(fastreid_registries().backbones).get(cfg.MODEL.BACKBONE.NAME), "gives", ())
+    key = "MODEL.BACKBONE.PRETRAIN_PATH" if joint else "MODEL.CLIP.PRETRAIN_PATH"
+    if cfg.MODEL.BACKBONE.PRETRAIN or (not joint and cfg.MODEL.CLIP.PRETRAIN_PATH):
+        state = towers.read_clip_weights(name, value_of(cfg, key), key)
         towers.load_text_encoder(encoder, state, name)
     encoder.requires_grad_(False)
     template = towers.template_embedding(state) if state else torch.randn_like(placeholder) * 0.02
@@ -147,9 +156,9 @@ def complete_state(head: nn.Module, refresh: str) -> None:
 class ClassifierHead(nn.Module):
     """One pooled feature, a BNNeck and one identity classifier; subclasses say how to pool.
 
-    In evaluation a head returns one raw (B, F) tensor, the concatenation of the parts in `feature_layout`. Where the
-    backbone gives CLIP's class token and projection, these join as they join SAGAHead's feature, so that heads compare
-    by the same features: "refined" is a head's own, "fusion" the three together.
+    In evaluation a head returns one raw (B, F) tensor, the concatenation of the parts in `feature_layout`. What the
+    backbone gives beside patch tokens (class token, CLIP's projection) joins as it joins SAGAHead's feature, so that
+    heads compare by the same features: "refined" is a head's own, "fusion" the three of CLIP together.
 
     Attributes:
         gives: what of `head_outputs` loss terms may read; the registered terms that read nothing else are the head's
@@ -167,18 +176,19 @@ class ClassifierHead(nn.Module):
         num_classes: int,
         neck_feat: str,
         embedding_dim: int = 0,
-        clip_widths: Mapping[str, int] | None = None,
+        tower_widths: Mapping[str, int] | None = None,
     ):
         """
         Args:
             feat_dim: width that `pool` gives.
             embedding_dim: width of a linear layer on top; 0 for none.
-            clip_widths: {"cls": D, "proj": E} where class token and projection join the evaluation feature.
+            tower_widths: such as {"cls": C, "proj": E}: what of the tower's own joins the evaluation feature.
         """
         super().__init__()
         if neck_feat not in ("before", "after"):
             raise ValueError(f"MODEL.HEADS.NECK_FEAT is {neck_feat!r}; expected before or after")
-        self.embedding_dim, self.neck_feat, self.clip_widths = embedding_dim or feat_dim, neck_feat, clip_widths or {}
+        self.embedding_dim, self.neck_feat = embedding_dim or feat_dim, neck_feat
+        self.tower_widths = dict(tower_widths or {})
         self.embedding = embedding_layer(feat_dim, embedding_dim)
         self.bottleneck = batch_norm_neck(self.embedding_dim)
         self.classifier = identity_classifier(self.embedding_dim, num_classes)
@@ -190,20 +200,19 @@ class ClassifierHead(nn.Module):
             "num_classes": cfg.MODEL.HEADS.NUM_CLASSES,
             "neck_feat": cfg.MODEL.HEADS.NECK_FEAT,
             "embedding_dim": cfg.MODEL.HEADS.EMBEDDING_DIM,
-            "clip_widths": clip_widths(cfg),
+            "tower_widths": tower_widths(cfg),
         }
 
     @staticmethod
     def feature_parts(cfg: CfgNode) -> list[str]:
         """The names in `feature_layout`, before the head is built. Who overrides one overrides both."""
-        return ["refined", "cls", "proj"] if clip_tokens(cfg) else ["feature"]
+        names = tower_gives(cfg)
+        return ["refined", *names] if names else ["feature"]
 
     @property
     def feature_layout(self) -> dict[str, int]:
         """Name and width of each part of the evaluation feature, in order."""
-        return (
-            {"refined": self.embedding_dim, **self.clip_widths} if self.clip_widths else {"feature": self.embedding_dim}
-        )
+        return {"refined" if self.tower_widths else "feature": self.embedding_dim} | self.tower_widths
 
     def pool(self, features) -> Tensor:
         """CLIPFeatures or a (B, D, h, w) map to (B, D)."""
@@ -222,12 +231,11 @@ class ClassifierHead(nn.Module):
         return self.classifier(normed)[None]
 
     def evaluation_feature(self, own: Tensor, features) -> Tensor:
-        """The head's own (B, F) feature, with CLIP's where the layout has them."""
-        if not self.clip_widths:
-            return own
-        if not isinstance(features, CLIPFeatures) or features.cls is None or features.proj is None:
+        """The head's own (B, F) feature, with the tower's where the layout has them."""
+        beside = [getattr(features, name, None) for name in self.tower_widths]
+        if any(feature is None for feature in beside):
             raise TypeError(
-                f"{type(self).__name__} was built for CLIP's tokens: use build_clip_vit_backbone with "
-                "MODEL.BACKBONE.OUTPUT tokens"
+                f"{type(self).__name__} was built for a tower that gives {' and '.join(self.tower_widths)} beside "
+                "patch tokens: use the MODEL.BACKBONE.NAME that it was built with, and MODEL.BACKBONE.OUTPUT tokens"
             )
-        return torch.cat([own, features.cls.float(), features.proj.float()], dim=1)
+        return torch.cat([own, *(feature.float() for feature in beside)], dim=1)

@@ -18,7 +18,7 @@ from fastreid.modeling.meta_arch.baseline import Baseline
 from ..registry import FASTREID_LOSSES, computed_losses
 from ..structures import OUTPUTS, CLIPFeatures, from_batch
 from . import losses as L
-from .backbones.clip import CLIPBackbone
+from .backbones.tower import ImageTower
 from .last_modules import input_of
 from .terms import build_terms, compute_terms
 
@@ -51,7 +51,7 @@ class SAGABaseline(Baseline):
         self.modules_in_eval: list[nn.Module] = []
         self.compile_mode = ""  # of torch.compile for training steps (MODEL.COMPILE), the trainer's to set
         self.measured: dict[str, Tensor] = {}  # what the last training step measured beside its losses, by log name
-        if isinstance(self.backbone, CLIPBackbone) and self.every_parameter_learns:
+        if isinstance(self.backbone, ImageTower) and self.every_parameter_learns:
             read = set(self.heads.learns_from).union(*(term.learns_from for term in self.terms.values()))
             for parameter in self.backbone.unread(read):
                 parameter.requires_grad_(False)
@@ -91,7 +91,7 @@ class SAGABaseline(Baseline):
     @property
     def every_parameter_learns(self) -> bool:
         """Whether every parameter that trains gets a gradient in each step: known of heads that say, in `learns_from`,
-        which outputs of the backbone their losses reach. What of a CLIP tower serves none of these is frozen."""
+        which outputs of the backbone their losses reach. What of an `ImageTower` serves none of these is frozen."""
         return hasattr(self.heads, "learns_from")
 
     @property
@@ -118,7 +118,7 @@ class SAGABaseline(Baseline):
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.backbone_frozen):
             if self.last_modules:
                 return input_of(self.backbone, self.last_modules[0], images)
-            if not isinstance(self.backbone, CLIPBackbone):
+            if not isinstance(self.backbone, ImageTower):
                 return self.backbone(images)
             features = self.backbone(images, camids=cameras)
         return replace(features, camids=cameras) if isinstance(features, CLIPFeatures) else features

@@ -18,7 +18,7 @@ from ..values import needs_cached
 from .clip import towers
 from .clip.text import PromptLearner, TextEncoder
 from .fast.repeats import each_once
-from .heads import complete_state, frozen_text_encoder, needs_clip_tokens
+from .heads import complete_state, frozen_text_encoder, needs_of_tower
 
 __all__ = ["PromptHead"]
 
@@ -52,7 +52,7 @@ class PromptHead(nn.Module):
 
     @classmethod
     def check(cls, cfg: CfgNode) -> Iterator[str]:
-        yield from needs_clip_tokens(cls, cfg)
+        yield from needs_of_tower(cls, cfg, "cls", "proj")
         if cfg.MODEL.HEADS.NECK_BIAS:
             yield (
                 "MODEL.HEADS.NECK_BIAS is True, and PromptHead has no neck: set it in the OPTS of the STAGES whose "

@@ -8,14 +8,18 @@ No FastReID and no config in here: numbers and tensors in, tensors out.
 from __future__ import annotations
 
 import copy
+import logging
 
 import torch
 from torch import Tensor, nn
 
+from ..structures import BlockWeights
 from . import fast
 from .fast import refinement as faster
 
 __all__ = ["RefinementLayer", "SemanticRefinement", "join_anchors"]
+
+logger = logging.getLogger(__name__)
 
 
 def join_anchors(patches: Tensor, text: Tensor, domain: Tensor | None) -> Tensor:
@@ -62,23 +66,23 @@ class RefinementLayer(nn.Module):
         )
 
     @torch.no_grad()
-    def initialize(self, block: nn.Module) -> None:
-        """Copy a CLIP image block: attention, MLP, ln_1 into both attention norms, ln_2.
+    def initialize(self, block: BlockWeights) -> None:
+        """Copy a block of the image tower: attention, MLP, its first norm into both attention norms, its second.
 
         The projections are copied as they are, so a block of another number of heads is cut differently, and its
-        QuickGELU becomes GELU: that is the published start, and training goes on from it.
+        QuickGELU becomes GELU: that is the published start, and training goes on from it. Without `feed_forward` that
+        part keeps its own start.
         """
-        if block.attn.in_proj_weight.shape != self.attn.in_proj_weight.shape:
+        if block.width != self.attn.embed_dim:
             raise ValueError(
-                f"refinement of width {self.attn.embed_dim} cannot start from an image block of width "
-                f"{block.attn.in_proj_weight.shape[1]}"
+                f"refinement of width {self.attn.embed_dim} cannot start from an image block of width {block.width}"
             )
-        self.attn.load_state_dict(block.attn.state_dict())
-        self.norm_q.load_state_dict(block.ln_1.state_dict())
-        self.norm_kv.load_state_dict(block.ln_1.state_dict())
-        self.norm_ff.load_state_dict(block.ln_2.state_dict())
-        self.ff[0].load_state_dict(block.mlp.c_fc.state_dict())
-        self.ff[3].load_state_dict(block.mlp.c_proj.state_dict())
+        self.attn.load_state_dict(block.attention)
+        self.norm_q.load_state_dict(block.norm_1)
+        self.norm_kv.load_state_dict(block.norm_1)
+        if block.feed_forward is not None:
+            self.norm_ff.load_state_dict(block.norm_2)
+            self.ff.load_state_dict(block.feed_forward)
 
     def forward(self, patches: Tensor, text: Tensor, domain: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """
@@ -119,10 +123,16 @@ class SemanticRefinement(nn.Module):
         self.layers = nn.ModuleList([layer, *(copy.deepcopy(layer) for _ in range(num_layers - 1))])
 
     def initialize(self, backbone: nn.Module) -> None:
-        """Start every layer from the same block of an image tower (`CLIPBackbone`)."""
-        block = backbone.block(self.init_block or backbone.token_layers[-1])
+        """Start every layer from the same block of an image tower (`backbones.tower.ImageTower`), where it has one."""
+        number = self.init_block or backbone.token_layers[-1]
+        block = backbone.block_weights(number)
+        if block is None:
+            logger.info("refinement layers keep their own start: block %d of the tower is no plain attention", number)
+            return
         for layer in self.layers:
             layer.initialize(block)
+        part = "" if block.feed_forward is not None else "; their feed-forward keeps its own start"
+        logger.info("refinement layers start from block %d of the tower%s", number, part)
 
     def forward(self, patches: Tensor, text: Tensor, domain: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Patches (B, N, D) and anchors as of `RefinementLayer` to the refined patches (B, N, D) and the attention of

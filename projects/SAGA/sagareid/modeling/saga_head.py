@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fastreid.config import CfgNode, configurable
 from fastreid.modeling.heads import REID_HEADS_REGISTRY
 
-from ..config import clip_tokens
+from ..config import tower_gives, tower_widths
 from ..registry import DOMAIN_ANCHOR_REGISTRY, POOL_REGISTRY, get_part, parts
 from ..structures import CLIPFeatures, as_features
 from ..values import needs_cached, within
@@ -26,7 +26,6 @@ from .clip.text import CONTEXT_SLOTS, TextEncoder
 from .fast import refinement as faster
 from .heads import (
     batch_norm_neck,
-    clip_widths,
     complete_state,
     frozen_text_encoder,
     head_outputs,
@@ -100,7 +99,7 @@ class SAGAHead(nn.Module):
         classifiers: Sequence[nn.Linear],
         classifier_dropout: float = 0.0,
         neck_feat: str = "before",
-        clip_widths: Mapping[str, int] | None = None,
+        tower_widths: Mapping[str, int] | None = None,
         parts: int = 0,
     ):
         """
@@ -111,7 +110,7 @@ class SAGAHead(nn.Module):
             projection: D to F, or nn.Identity.
             classifiers: Q of F to C, of `identity_classifier`.
             neck_feat: whether the evaluation feature is taken "before" or "after" the neck.
-            clip_widths: {"cls": D, "proj": E} where class token and projection join the evaluation feature.
+            tower_widths: such as {"cls": C, "proj": E}: what of the tower's own joins the evaluation feature.
             parts: anchors kept in the evaluation output "parts"; 0 for none.
         """
         super().__init__()
@@ -124,15 +123,15 @@ class SAGAHead(nn.Module):
             raise ValueError(
                 f"MODEL.SAGA.NUM_ANCHORS {self.num_anchors} must be even: two token layers share them by halves"
             )
-        self.neck_feat, self.clip_widths, self.parts = neck_feat, dict(clip_widths or {}), parts
+        self.neck_feat, self.tower_widths, self.parts = neck_feat, dict(tower_widths or {}), parts
         self.text_anchors, self.text_encoder, self.domain_anchors = text_anchors, text_encoder, domain_anchors
         self.refine, self.anchor_pool, self.proj = nn.ModuleList(refine), pool, projection
         self.embedding_dim = classifiers[0].in_features
         self.bottleneck = batch_norm_neck(self.embedding_dim)
         self.classifiers = nn.ModuleList(classifiers)
         self.classifier_dropout = nn.Dropout(classifier_dropout)
-        if self.clip_widths:  # of the identity prompts, for a later stage that trains the image tower with I2TLoss
-            size = classifiers[0].out_features, self.clip_widths["proj"]
+        if "proj" in self.tower_widths:  # of the identity prompts, for a later stage that trains the tower with I2TLoss
+            size = classifiers[0].out_features, self.tower_widths["proj"]
             self.register_buffer("text_features", torch.zeros(size))
         self._stored_state: tuple | None = None  # of the tensors that the stored anchors are made of
         complete_state(self, "refresh_anchors")
@@ -171,8 +170,8 @@ class SAGAHead(nn.Module):
 
     @classmethod
     def check(cls, cfg: CfgNode) -> Iterator[str]:
-        saga, tokens, layers = cfg.MODEL.SAGA, clip_tokens(cfg), cfg.MODEL.CLIP.TOKEN_LAYERS
-        two_path = tokens and len(set(layers)) == 2
+        saga, layers = cfg.MODEL.SAGA, cfg.MODEL.CLIP.TOKEN_LAYERS
+        two_path = tower_gives(cfg) and len(set(layers)) == 2
         if len(layers) > 2:
             yield f"MODEL.CLIP.TOKEN_LAYERS {layers}: SAGAHead reads one or two"
         if two_path and saga.NUM_ANCHORS % 2:
@@ -201,12 +200,11 @@ class SAGAHead(nn.Module):
 
     @staticmethod
     def feature_parts(cfg: CfgNode) -> list[str]:
-        names = ["refined", "cls", "proj"] if clip_tokens(cfg) else ["refined"]
-        return names + (["parts"] if cfg.TEST.PARTS else [])
+        return ["refined", *tower_gives(cfg)] + (["parts"] if cfg.TEST.PARTS else [])
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        saga, width, widths = cfg.MODEL.SAGA, cfg.MODEL.BACKBONE.FEAT_DIM, clip_widths(cfg)
+        saga, width, widths = cfg.MODEL.SAGA, cfg.MODEL.BACKBONE.FEAT_DIM, tower_widths(cfg)
         # in this order: it is that of the random numbers
         text_anchors, text_encoder = _text_anchors(cfg)
         domain = None
@@ -221,7 +219,7 @@ class SAGAHead(nn.Module):
                 dropout=saga.DROPOUT,
                 init_block=saga.INIT_BLOCK,
             )
-            for _ in range(len(cfg.MODEL.CLIP.TOKEN_LAYERS) if widths else 1)
+            for _ in range(len(set(cfg.MODEL.CLIP.TOKEN_LAYERS)) if widths else 1)
         ]
         embedding = saga.EMBEDDING_DIM or width
         projection = nn.Linear(width, embedding) if embedding != width else nn.Identity()
@@ -236,7 +234,7 @@ class SAGAHead(nn.Module):
             "classifiers": [identity_classifier(embedding, classes) for _ in range(saga.NUM_CLASSIFIERS)],
             "classifier_dropout": saga.CLASSIFIER_DROPOUT,
             "neck_feat": cfg.MODEL.HEADS.NECK_FEAT,
-            "clip_widths": widths,
+            "tower_widths": widths,
             "parts": cfg.TEST.PARTS,
         }
 
@@ -247,28 +245,29 @@ class SAGAHead(nn.Module):
 
     @property
     def feature_layout(self) -> dict[str, int]:
-        layout = {"refined": self.embedding_dim} | self.clip_widths
+        layout = {"refined": self.embedding_dim} | self.tower_widths
         if self.parts:
             layout["parts"] = self.num_anchors * self.embedding_dim
         return layout
 
     @torch.no_grad()
     def initialize(self, backbone: nn.Module, source: dict[str, Tensor]) -> None:
-        """Start what has no weights yet from the image tower: each refinement layer from one of its blocks.
+        """Start what has no weights yet from the image tower: each refinement layer from one of its blocks, where it
+        has one that fits.
 
         Anchors without phrase slots start from the mean identity prompt where the run that this one starts from has it.
 
         The text features of the identities are taken over too.
 
         Args:
-            backbone: the image tower after its weights are in; one without CLIP blocks leaves the random start.
+            backbone: the image tower after its weights are in; one without `block_weights` leaves the random start.
             source: state dict of the checkpoint that this run starts from; empty for none.
         """
-        if hasattr(backbone, "block"):
+        if hasattr(backbone, "block_weights"):
             for refine in self.refine:
                 refine.initialize(backbone)
         text = source.get("heads.text_features")
-        if self.clip_widths and text is not None and text.shape == self.text_features.shape:
+        if "proj" in self.tower_widths and text is not None and text.shape == self.text_features.shape:
             self.text_features.copy_(text)
         context, anchors = source.get("heads.prompt_context"), self.text_anchors
         if context is not None and isinstance(anchors, TextAnchors) and not anchors.context_phrase.shape[1]:
@@ -391,16 +390,16 @@ class SAGAHead(nn.Module):
             "classifier_weights": [classifier.weight for classifier in self.classifiers],
             "anchor_features": lambda: self.part_features(refined),
         }
-        if self.clip_widths:
-            given |= {"cls": features.cls, "proj": features.proj, "text_features": self.text_features}
+        given |= {name: getattr(features, name) for name in self.tower_widths}
+        if "proj" in self.tower_widths:
+            given["text_features"] = self.text_features
         logits = torch.stack([classifier(self.classifier_dropout(normed)) for classifier in self.classifiers])
         return head_outputs(logits, refined.feature, **given)
 
     def evaluation_feature(self, features: CLIPFeatures, refined: Refined) -> Tensor:
         """(B, F_all) what `forward` returns in evaluation, from what `refine_and_pool` made of the features."""
         out = [refined.feature if self.neck_feat == "before" else self.bottleneck(refined.feature)]
-        if self.clip_widths:
-            out += [features.cls, features.proj]
+        out += [getattr(features, name) for name in self.tower_widths]
         if self.parts:
             parts, mass = self.part_features(refined)
             weakest = mass.topk(min(self.parts, self.num_anchors), dim=1).values[:, -1:]

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from fastreid.config import CfgNode
 
-from ..config import clip_tokens
+from ..config import tower_gives
 from ..registry import LOSS_REGISTRY, parts
 from ..values import needs_cached, within
 from . import losses
@@ -236,8 +236,8 @@ class DecorrelationLoss(LossTerm):
 
     @classmethod
     def check(cls, cfg: CfgNode) -> Iterator[str]:
-        if not clip_tokens(cfg):
-            yield "DecorrelationLoss compares with the class token: use the CLIP backbone with OUTPUT tokens"
+        if "cls" not in tower_gives(cfg):
+            yield "DecorrelationLoss compares with the class token: use CLIP's or timm's backbone with OUTPUT tokens"
         yield from needs_cached(cls, cfg, "cls")
 
     def forward(self, targets: Tensor, *, features: Tensor, cls: Tensor) -> Tensor:
@@ -264,7 +264,7 @@ class I2TLoss(LossTerm):
 
     @classmethod
     def check(cls, cfg: CfgNode) -> Iterator[str]:
-        if not clip_tokens(cfg):
+        if "proj" not in tower_gives(cfg):
             yield "I2TLoss reads CLIP's projection of the image: use the CLIP backbone with OUTPUT tokens"
         yield from needs_cached(cls, cfg, "proj")
 

@@ -13,18 +13,17 @@ from torch.utils.checkpoint import checkpoint
 
 from fastreid.modeling.backbones import BACKBONE_REGISTRY
 
-from ...structures import CLIPFeatures
+from ...structures import BlockWeights, CLIPFeatures
 from ...values import one_of
 from .. import fast
 from ..clip import towers
 from ..fast.blocks import block_at_row, in_groups
+from .tower import OUTPUTS, ImageTower, layers_problem
 
 __all__ = ["CLIPBackbone", "build_clip_vit_backbone"]
 
-OUTPUTS = ("tokens", "map", "cls")
 
-
-class CLIPBackbone(nn.Module):
+class CLIPBackbone(ImageTower):
     """An open_clip ViT of any image size and patch stride that returns tokens of chosen blocks beside CLIP's own
     outputs."""
 
@@ -46,15 +45,8 @@ class CLIPBackbone(nn.Module):
             num_cameras: 0 for no camera embedding (SIE).
             sie_coe: factor of the camera embedding.
         """
-        super().__init__()
-        if output not in OUTPUTS:
-            raise ValueError(f"MODEL.BACKBONE.OUTPUT is {output!r}; expected one of {', '.join(OUTPUTS)}")
-        if not token_layers:
-            raise ValueError("MODEL.CLIP.TOKEN_LAYERS is empty; name one block or two")
+        super().__init__(depth=len(visual.transformer.resblocks), token_layers=token_layers, output=output)
         self.visual = visual
-        self.depth = len(visual.transformer.resblocks)
-        self.token_layers = sorted({min(max(int(layer), 1), self.depth) for layer in token_layers})
-        self.output = output
         self.sie_coe = sie_coe
         self.camera_embedding = None
         if num_cameras:
@@ -66,12 +58,25 @@ class CLIPBackbone(nn.Module):
     def grid(self) -> tuple[int, int]:
         return self.visual.grid_size
 
+    @property
+    def image_size(self) -> tuple[int, int]:
+        return tuple(self.visual.image_size)
+
     def block(self, number: int) -> nn.Module:
         """Transformer block by 1-based number, clamped to the depth."""
         return self.visual.transformer.resblocks[min(max(number, 1), self.depth) - 1]
 
+    def block_weights(self, number: int) -> BlockWeights:
+        block = self.block(number)
+        mlp = {"0": block.mlp.c_fc, "3": block.mlp.c_proj}
+        return BlockWeights(
+            attention=block.attn.state_dict(),
+            norm_1=block.ln_1.state_dict(),
+            feed_forward={f"{place}.{k}": v for place, linear in mlp.items() for k, v in linear.state_dict().items()},
+            norm_2=block.ln_2.state_dict(),
+        )
+
     def unread(self, outputs: Collection[str]) -> list[nn.Parameter]:
-        """Parameters that none of `outputs` ("patches", "layer_cls", "cls", "proj") depends on."""
         if "proj" in outputs:
             return []
         parameters = [self.visual.proj]
@@ -102,28 +107,11 @@ class CLIPBackbone(nn.Module):
         Raises:
             ValueError: an image size other than the tower was built for.
         """
-        expected = tuple(self.visual.image_size)
-        if tuple(images.shape[2:]) != expected:
-            raise ValueError(
-                f"images of {tuple(images.shape[2:])} for a CLIP tower built for {expected}: set INPUT.SIZE_TRAIN and "
-                "INPUT.SIZE_TEST alike"
-            )
+        self.check_size(images)
         rows = 1 + self.grid[0] * self.grid[1]
         patches, layer_cls, cls = in_groups(self._tower, rows, images, camids, whole=torch.is_grad_enabled())
-        if self.output == "map":
-            return (
-                torch.cat(patches.chunk(len(self.token_layers), dim=1), dim=2).transpose(1, 2).unflatten(2, self.grid)
-            )
-        if self.output == "cls":
-            return cls[..., None, None]
-        return CLIPFeatures(
-            patches=patches,
-            grid=self.grid,
-            cls=cls,
-            proj=cls @ self.visual.proj,
-            layer_cls=layer_cls,
-            num_layers=len(self.token_layers),
-        )
+        proj = cls @ self.visual.proj if self.output == "tokens" else None
+        return self.as_output(patches, self.grid, cls=cls, proj=proj, layer_cls=layer_cls)
 
     def _tower(self, images: Tensor, camids: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """(B, P*N, D) patch tokens and (B, P, D) class tokens of the token layers, (B, D) normed class token of the
@@ -170,13 +158,19 @@ def _misfits(cfg) -> Iterator[str]:
             f"INPUT.SIZE_TEST {tuple(cfg.INPUT.SIZE_TEST)} differs from SIZE_TRAIN {size}: the position embedding of "
             "a ViT has one size"
         )
-    width = dims.width * (len(cfg.MODEL.CLIP.TOKEN_LAYERS) if cfg.MODEL.BACKBONE.OUTPUT == "map" else 1)
+    yield from layers_problem(cfg, dims.layers)
+    width = dims.width * (len(set(cfg.MODEL.CLIP.TOKEN_LAYERS)) if cfg.MODEL.BACKBONE.OUTPUT == "map" else 1)
     if width != cfg.MODEL.BACKBONE.FEAT_DIM:
         yield f"MODEL.BACKBONE.FEAT_DIM is {cfg.MODEL.BACKBONE.FEAT_DIM}; {name} gives {width}: set it"
 
 
 def _check(cfg) -> Iterator[str]:
     """What keeps a run with the tower from working, a sentence each."""
+    if cfg.MODEL.CLIP.PRETRAIN_PATH:
+        yield (
+            "MODEL.CLIP.PRETRAIN_PATH is for backbones that are not CLIP's; both of CLIP's towers come from "
+            "MODEL.BACKBONE.PRETRAIN_PATH: leave it empty"
+        )
     yield from one_of(cfg, "MODEL.BACKBONE.OUTPUT", OUTPUTS)
     misfits = list(_misfits(cfg))
     yield from misfits
@@ -224,4 +218,13 @@ def build_clip_vit_backbone(cfg) -> CLIPBackbone:
     )
 
 
-build_clip_vit_backbone.check = _check  # a function, so its check is an attribute of it
+def _widths(cfg) -> dict[str, int]:
+    """Widths of what it gives beside patch tokens."""
+    dims = towers.clip_dims(cfg.MODEL.CLIP.NAME)
+    return {"cls": dims.width, "proj": dims.embed_dim}
+
+
+# a function, so what it says of itself are attributes of it
+build_clip_vit_backbone.check = _check
+build_clip_vit_backbone.gives = ("cls", "proj")
+build_clip_vit_backbone.widths = _widths

@@ -13,7 +13,7 @@ from typing import Any
 
 import open_clip
 
-__all__ = ["download"]
+__all__ = ["download", "hub_or_cache"]
 
 SECONDS = 5.0  # for a first answer
 CACHE = Path("~/.cache/clip")  # open_clip's own
@@ -36,14 +36,27 @@ def download(source: Mapping[str, Any]) -> Path:
     cache = CACHE.expanduser()
     if not hub and (cache / os.path.basename(address)).is_file():
         return Path(open_clip.download_pretrained(source, cache_dir=str(cache)))
-    reason = _unreachable(address)
-    if reason and not hub:
-        raise ConnectionError(reason)
-    if not reason:
+    with hub_or_cache(address):
         return Path(open_clip.download_pretrained(source))
+
+
+@contextmanager
+def hub_or_cache(address: str) -> Iterator[None]:
+    """Let a hub's client inside the scope look into its cache alone where the host of an address gives no answer.
+
+    Args:
+        address: what would be asked; empty for nothing.
+
+    Raises:
+        ConnectionError: what the scope needs is not in the cache.
+    """
+    reason = _unreachable(address) if address else ""
+    if not reason:
+        yield
+        return
     try:
         with _hub_offline():
-            return Path(open_clip.download_pretrained(source))
+            yield
     except Exception as error:
         raise ConnectionError(reason) from error
 

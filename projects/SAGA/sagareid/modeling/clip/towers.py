@@ -182,7 +182,7 @@ def build_text_encoder(name: str) -> TextEncoder:
 # ---- weights -------------------------------------------------------------------------------------------------------
 
 
-def _weights_file(name: str, pretrained: str) -> Path:
+def _weights_file(name: str, pretrained: str, key: str) -> Path:
     """Local path of a pretrained tag or file; a download for open_clip's own tags."""
     if pretrained and Path(pretrained).is_file():
         return Path(pretrained)
@@ -191,14 +191,14 @@ def _weights_file(name: str, pretrained: str) -> Path:
         return embedded
     tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none for this model"
     how = (
-        "Set MODEL.BACKBONE.PRETRAIN_PATH to a file (OpenAI's ViT-B-16.pt, an open_clip .safetensors or .pt) or to a "
-        f"tag of open_clip ({tags}); or set MODEL.BACKBONE.PRETRAIN False for random weights."
+        f"Set {key} to a file (OpenAI's ViT-B-16.pt, an open_clip .safetensors or .pt) or to a tag of open_clip "
+        f"({tags}); or set MODEL.BACKBONE.PRETRAIN False for random weights."
     )
     if not pretrained:
-        raise FileNotFoundError(f"MODEL.BACKBONE.PRETRAIN is True, but PRETRAIN_PATH is empty. {how}")
+        raise FileNotFoundError(f"MODEL.BACKBONE.PRETRAIN is True, but {key} is empty. {how}")
     source = open_clip.get_pretrained_cfg(name, pretrained)
     if not source:
-        raise FileNotFoundError(f"MODEL.BACKBONE.PRETRAIN_PATH {pretrained!r} is no file and no tag of {name}. {how}")
+        raise FileNotFoundError(f"{key} {pretrained!r} is no file and no tag of {name}. {how}")
     try:
         return download(source)
     except Exception as error:
@@ -209,8 +209,8 @@ def _weights_file(name: str, pretrained: str) -> Path:
         ) from error
 
 
-def _read_clip_weights(name: str, pretrained: str) -> dict[str, Tensor]:
-    path = _weights_file(name, pretrained)
+def _read_clip_weights(name: str, pretrained: str, key: str) -> dict[str, Tensor]:
+    path = _weights_file(name, pretrained, key)
     raw = read_state_dict(path)
     state = {k.removeprefix("text."): v for k, v in raw.items()}
     missing = [k for k in ("visual.conv1.weight", "visual.positional_embedding") if k not in state]
@@ -230,11 +230,12 @@ def _read_clip_weights(name: str, pretrained: str) -> dict[str, Tensor]:
     return state
 
 
-def read_clip_weights(name: str, pretrained: str) -> dict[str, Tensor]:
+def read_clip_weights(name: str, pretrained: str, key: str = "MODEL.BACKBONE.PRETRAIN_PATH") -> dict[str, Tensor]:
     """Weights of a whole CLIP model in open_clip's keys.
 
     Args:
         pretrained: a file, a tag of open_clip, or empty for the weights that ship with a model of assets/clip.
+        key: the key that says so, for messages.
 
     Raises:
         FileNotFoundError: nothing reachable; the message says how to get weights.
@@ -242,9 +243,9 @@ def read_clip_weights(name: str, pretrained: str) -> dict[str, Tensor]:
     """
     kept = _KEPT.get()
     if kept is None:
-        return _read_clip_weights(name, pretrained)
+        return _read_clip_weights(name, pretrained, key)
     if (name, pretrained) not in kept:
-        kept[name, pretrained] = _read_clip_weights(name, pretrained)
+        kept[name, pretrained] = _read_clip_weights(name, pretrained, key)
     return kept[name, pretrained]
 
 

@@ -1,0 +1,1 @@
+"""timm's models as image towers: their sizes, weights and blocks."""
