@@ -226,7 +226,13 @@ FAMILIES = {
         MODEL.HEADS.NAME AttentionPoolHead""",
     "FastReID's ViT": """MODEL.BACKBONE.NAME build_vit_backbone  MODEL.BACKBONE.DEPTH small  MODEL.BACKBONE.FEAT_DIM 768
         MODEL.BACKBONE.STRIDE_SIZE (16,16)  MODEL.HEADS.NAME EmbeddingHead""",
+    "timm's ViT": """MODEL.BACKBONE.NAME build_timm_backbone  MODEL.BACKBONE.TIMM.NAME vit_base_patch16_224
+        MODEL.BACKBONE.FEAT_DIM 48  MODEL.CLIP.TOKEN_LAYERS [1]  MODEL.HEADS.NAME CLSHead""",
+    "timm's EfficientNet": """MODEL.BACKBONE.NAME build_timm_backbone  MODEL.BACKBONE.TIMM.NAME test_efficientnet
+        MODEL.BACKBONE.OUTPUT map  MODEL.CLIP.TOKEN_LAYERS [3]  MODEL.BACKBONE.FEAT_DIM 32
+        MODEL.HEADS.NAME PartStripesHead  MODEL.HEADS.NUM_STRIPES 3""",
 }
+SMALL_TIMM = {"timm's ViT": ["depth=2", "embed_dim=48", "num_heads=3", "drop_path_rate=0.5", "proj_drop_rate=0.5"]}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -234,6 +240,7 @@ def test_cached_training_equals_live_training(family, cfg):
     """Two steps of the trainer: the same losses, the same weights of the head, and a backbone that stays as it was."""
     plain = ("MODEL.LOSSES.NAME", ("CrossEntropyLoss", "TripletLoss"), "CACHE.NUM_VIEWS", 1, "CACHE.AUGMENT", False)
     cfg.merge_from_list([*FAMILIES[family].split(), *plain])
+    cfg.MODEL.BACKBONE.TIMM.ARGS = SMALL_TIMM.get(family, [])
     torch.manual_seed(0)
     model = SAGATrainer.build_model(cfg)
     spread_statistics(model.backbone)
