@@ -167,6 +167,7 @@ class FaissGallery(Gallery):
         with self._store.lock():
             self._use(self._store.snapshot())
             manifest = self._snapshot.manifest
+            self._store.clean(manifest)  # what a writer left that was killed
             writing = Writing(self._store, self._snapshot, changed(manifest, number=manifest.number + 1), self._loaded)
             try:
                 yield writing

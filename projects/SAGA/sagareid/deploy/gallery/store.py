@@ -17,6 +17,7 @@ stay readable for those who have them open, and who comes too late for one reads
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -230,8 +231,10 @@ class Store:
             write(str(path))
             with open(path, "rb+") as file:
                 os.fsync(file.fileno())
-        except BaseException:
+        except BaseException as error:
             path.unlink(missing_ok=True)
+            if isinstance(error, RuntimeError):  # FAISS's own, of a disk that is full
+                raise OSError(errno.ENOSPC, first_line(error), str(path)) from error
             raise
 
     def commit(self, manifest: Manifest) -> None:
