@@ -98,7 +98,7 @@ def test_a_file_is_joined_shard_by_shard(tmp_path):
     with np.load(tmp_path / "f.npz") as arrays:
         assert arrays["features"].dtype == np.float32 and np.array_equal(arrays["features"], features)
         assert arrays["paths"].tolist() == names and set(arrays["states"].tolist()) == {"gone"}
-        assert json.loads(str(arrays["about"])) == about | {"key": shards.key}
+        assert json.loads(str(arrays["about"])) == shards.about | {"key": shards.key}
 
 
 def test_it_goes_on_where_it_stopped(go, extractor, tmp_path, monkeypatch):

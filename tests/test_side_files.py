@@ -34,11 +34,11 @@ Case = tuple[Path, Callable[[], object]]  # a whole file, and who reads it
 
 
 class FakeExtractor:
-    feature, width, dtype = "cls", 4, "float32"
+    feature, width, dtype, size, gives_visibility = "cls", 4, "float32", (8, 4), False
 
     def iterate(self, images, **options):
         x = torch.eye(4)[: len(images)]
-        yield SimpleNamespace(features=x, indices=list(range(len(images))), unreadable={})
+        yield SimpleNamespace(features=x, indices=list(range(len(images))), unreadable={}, visibility=None)
 
 
 def features(folder: Path) -> Path:

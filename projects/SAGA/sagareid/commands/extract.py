@@ -4,6 +4,9 @@
     python tools/extract.py crops --checkpoint logs/SAGA/quickstart/anchors -o features   # a folder of shards
     torchrun --nproc-per-node 8 tools/extract.py crops --checkpoint logs/SAGA/quickstart/anchors -o features
 
+--metadata TABLE.CSV and --pattern REGEX write cameras, times, tracks and other columns beside the features (.parquet,
+or a folder); the share of a person that is seen comes with them where tools/fit_visibility.py has worked on the run.
+
 The same command goes on where it was interrupted. --update brings an output up to date with its folder: new images are
 added, vanished ones dropped.
 Exit code: 0 all images, 3 some could not be read (they are listed in the report), 1 an error, 130 interrupted.
@@ -57,6 +60,18 @@ def argument_parser() -> argparse.ArgumentParser:
         help="processes that decode images (default on this machine: %(default)s)",
     )
     parser.add_argument("--shard-size", type=int, default=4096, help="images per Parquet shard (default: %(default)s)")
+    parser.add_argument(
+        "--metadata",
+        type=Path,
+        metavar="TABLE.CSV",
+        help="table of what is known of the images: a column path, and camera, time, track or others (default: none)",
+    )
+    parser.add_argument(
+        "--pattern",
+        metavar="REGEX",
+        help=r"regular expression that is searched in an image's path; its named groups are columns, such as "
+        r"'c(?P<camera>\d+)/(?P<track>\d+)' (default: none)",
+    )
     others = parser.add_mutually_exclusive_group()
     others.add_argument(
         "--overwrite", action="store_true", help="replace an output that was made from other images or weights"
@@ -90,6 +105,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             num_workers=args.workers,
             overwrite=args.overwrite,
             update=args.update,
+            table=args.metadata,
+            pattern=args.pattern,
         )
     print(
         f"{report.output}: {report.extracted} of {report.images} images, {report.feature}, {report.width} numbers each"

@@ -24,6 +24,7 @@ class Earlier:
 
     Attributes:
         states: size and time of each image when it was read, by name.
+        has_visibility: whether all say how much is seen of a person.
     """
 
     def __init__(self, path: Path, about: Mapping[str, Any]):
@@ -38,6 +39,8 @@ class Earlier:
         self._place: dict[str, tuple[int, int]] = {}
         self.states: dict[str, str] = {}
         self._held: tuple[int, np.ndarray] | None = None  # the features of the file that was read last
+        parquet = [file for file in self._files if file.suffix != ".npz"]
+        self.has_visibility = len(parquet) == len(self._files) and all(map(_has_visibility, parquet))
         for number, file in enumerate(self._files):
             found, names, states = _read(file)
             if differing := [key for key in MODEL if found.get(key) != about[key]]:
@@ -52,10 +55,24 @@ class Earlier:
         """(m, F) of names that are in `states`."""
         return np.stack([self._of_file(number)[row] for number, row in map(self._place.__getitem__, names)])
 
+    def visibility(self, names: Sequence[str]) -> np.ndarray:
+        """(m,) shares of names that are in `states`; where `has_visibility`."""
+        places = [self._place[name] for name in names]
+        columns = {}
+        for number in {number for number, _ in places}:
+            with whole_parquet(self._files[number]):
+                columns[number] = pq.read_table(self._files[number], columns=["visibility"])["visibility"].to_numpy()
+        return np.array([columns[number][row] for number, row in places])
+
     def _of_file(self, number: int) -> np.ndarray:
         if self._held is None or self._held[0] != number:
             self._held = number, _features(self._files[number])
         return self._held[1]
+
+
+def _has_visibility(file: Path) -> bool:
+    with whole_parquet(file):
+        return "visibility" in pq.read_schema(file).names
 
 
 def _read(file: Path) -> tuple[dict[str, Any], list[str], list[str]]:

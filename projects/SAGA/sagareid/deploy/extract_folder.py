@@ -2,8 +2,9 @@
 
 n images, F feature width.
 
-An output is a folder of Parquet shards (`part-00000-of-00012.parquet`, columns `path` and `feature`, a list of F
-float32), or one .npz or .parquet file that is joined from such shards at the end. A process takes a shard by a file
+An output is a folder of Parquet shards (`part-00000-of-00012.parquet`; columns `path`, `feature`, a list of F float32,
+`state`, those of `metadata`, and `visibility` where the model gives it), or one .parquet file, or an .npz of paths and
+features, that is joined from such shards at the end. A process takes a shard by a file
 lock, which the system releases when the process dies, and writes it whole, so that a process that dies loses the shard
 it was at. A shard counts only with the key of this work: the checkpoint's bytes, the feature, the precision, and the
 names, sizes and times of the images. The states of images (size and time) are kept beside the features, so that an
@@ -19,7 +20,7 @@ import os
 import shutil
 import time
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,11 +47,14 @@ from ..hardware import pick_device
 from .earlier import MODEL, Earlier
 from .extractor import Extractor
 from .feature_set import about_parquet, whole_parquet
+from .gallery.columns import arrow_type
+from .metadata import Metadata
 from .options import MANIFEST, REMEDY, REMEDY_OF_MANIFEST, is_single_file
 
 __all__ = ["Report", "extract_folder", "list_images", "open_extractor"]
 
 REPORT = "report.json"
+VISIBLE = "visibility"  # the column of what the model says of it
 EARLIER, MOVING = ".earlier", ".earlier.partial"  # in a folder of shards that is being updated
 NAMED = 20  # entries of a kind that the report names
 # Seconds between looks at shards that other processes have.
@@ -125,6 +129,8 @@ def extract_folder(
     num_workers: int = 0,
     overwrite: bool = False,
     update: bool = False,
+    table: str | Path | None = None,
+    pattern: str | None = None,
 ) -> Report:
     """Write the features of all images under `folder`, going on where an earlier call or another process stopped.
 
@@ -138,6 +144,7 @@ def extract_folder(
         overwrite: discard an output of other images or of another checkpoint.
         update: of an output of other images, keep the features of those that are as they were by name, size and time,
             extract the new and the changed ones, and drop those that are gone.
+        table, pattern: what is known of the images, see `metadata`. Not for .npz, which has no columns.
 
     Raises:
         ValueError: the output has another key and is to be neither overwritten nor updated; an update of an output of
@@ -151,6 +158,9 @@ def extract_folder(
         raise ValueError(f"{world} processes write shards: name a folder as the output, not {output.name}")
     if shard_size < 1:
         raise ValueError(f"shard size is {shard_size}; expected 1 or more")
+    npz = output.suffix == ".npz" and single
+    if npz and (table is not None or pattern is not None):
+        raise ValueError(f"{output} has no columns for metadata: name a .parquet file, or a folder")
     files, listing = list_images(folder)
     shards = _Shards(
         folder=folder,
@@ -164,6 +174,9 @@ def extract_folder(
             "dtype": extractor.dtype,
             "folder": str(folder.resolve()),
         },
+        metadata=Metadata.read(files, table=table, pattern=pattern),
+        image_size=list(extractor.size),
+        visibility=extractor.gives_visibility and not npz,
     )
     report_file = output.with_name(f"{output.name}.{REPORT}") if single else output / REPORT
     if single and output.exists():
@@ -190,12 +203,28 @@ def extract_folder(
 class _Shards:
     """The shards of one extraction, written or still to be written."""
 
-    def __init__(self, folder: Path, files: list[str], where: Path, size: int, about: dict[str, Any]):
-        self.folder, self.files, self.where, self.size, self.about = folder, files, where, size, about
+    def __init__(
+        self,
+        folder: Path,
+        files: list[str],
+        where: Path,
+        size: int,
+        about: dict[str, Any],
+        metadata: Metadata | None = None,
+        image_size: Sequence[int] = (),
+        visibility: bool = False,
+    ):
+        self.folder, self.files, self.where, self.size = folder, files, where, size
+        self.known, self.visibility = metadata or Metadata(files, {}), visibility
+        if visibility and VISIBLE in self.known.columns:
+            raise ValueError(f"the metadata has a column {VISIBLE!r}, which the model gives itself; rename it")
         self.count = -(-len(files) // size)
         self.earlier: Earlier | None = None
         self._states = {name: _state(folder / name) for name in files}
         digest = hashlib.sha256(json.dumps([about, size]).encode())
+        digest.update(f"{self.known.key}{' visibility' if visibility else ''}".encode())
+        columns = self.known.columns | ({VISIBLE: "number"} if visibility else {})
+        self.about = about | {"size": list(image_size), "columns": columns}
         for name in files:
             state = self._states[name].replace(" ", "\0")
             digest.update(f"\n{name}\0{state}".encode(errors="surrogateescape"))
@@ -309,15 +338,20 @@ class _Shards:
                     {"path": printable(name), "error": "its name is no UTF-8 or has control characters; rename it"}
                 )
         bar.update(len(unreadable))
-        before = {} if self.earlier is None else self.earlier.states
+        before = {} if self.earlier is None or not self._fits(self.earlier) else self.earlier.states
         taken = [name for name in names if before.get(name) == self._states[name]]
-        features, kept = [np.zeros((0, extractor.width), np.float32)], list(taken)
+        features, kept, seen = [np.zeros((0, extractor.width), np.float32)], list(taken), [np.zeros(0)]
         if taken and self.earlier is not None:
             features.append(self.earlier.features(taken))
+            seen.append(self.earlier.visibility(taken) if self.visibility else np.zeros(0))
             bar.update(len(taken))
             names = sorted(set(names) - set(taken))
+        if self.visibility:
+            options = options | {"visibility": True}
         for batch in extractor.iterate([self.folder / name for name in names], **options) if names else ():
             features.append(batch.features.numpy())
+            if batch.visibility is not None:
+                seen.append(batch.visibility.crop.numpy())
             kept += [names[i] for i in batch.indices]
             unreadable += [{"path": names[i], "error": why} for i, why in batch.unreadable.items()]
             bar.update(len(batch.indices) + len(batch.unreadable))
@@ -325,8 +359,16 @@ class _Shards:
         about = self.about | {"key": self.key, "shard": index, "unreadable": unreadable, "kept": len(taken)}
         order = sorted(range(len(kept)), key=kept.__getitem__)  # as they are listed
         names = [kept[i] for i in order]
-        table = _table(names, np.concatenate(features)[order], [self._states[name] for name in names], about)
+        columns = self.known.of(names)
+        if self.visibility:
+            columns[VISIBLE] = pa.array(np.concatenate(seen)[order], arrow_type("number"))
+        states = [self._states[name] for name in names]
+        table = _table(names, np.concatenate(features)[order], states, about, columns)
         write_atomically(self.path(index), lambda temporary: pq.write_table(table, temporary, use_dictionary=False))
+
+    def _fits(self, earlier: Earlier) -> bool:
+        """Whether all that the model gives of an image can be taken over."""
+        return not self.visibility or earlier.has_visibility
 
     def report(self, output: Path) -> Report:
         """The report of finished shards."""
@@ -361,17 +403,28 @@ def _state(path: Path) -> str:
 
 def _of_another(output: Path) -> str:
     return (
-        f"{output} holds features of other images, of another checkpoint, or of another --feature, --dtype or "
-        "--shard-size; --update keeps those of unchanged images, --overwrite discards them, or name another output"
+        f"{output} holds features of other images, of another checkpoint, or of another --feature, --dtype, "
+        "--metadata, --pattern or --shard-size; --update keeps those of unchanged images, --overwrite discards them, "
+        "or name another output"
     )
 
 
-def _table(paths: list[str], features: np.ndarray, states: list[str], about: dict[str, Any]) -> pa.Table:
-    width = about["width"]
+def _table(
+    paths: list[str],
+    features: np.ndarray,
+    states: list[str],
+    about: dict[str, Any],
+    further: Mapping[str, pa.Array] | None = None,
+) -> pa.Table:
+    further, width = further or {}, about["width"]
     column = pa.FixedSizeListArray.from_arrays(pa.array(features.reshape(-1), pa.float32()), width)
-    columns = [("path", pa.string()), ("feature", column.type), ("state", pa.string())]
-    schema = pa.schema(columns, {"sagareid": json.dumps(about)})
-    return pa.Table.from_arrays([pa.array(paths, pa.string()), column, pa.array(states, pa.string())], schema=schema)
+    columns = {
+        "path": pa.array(paths, pa.string()),
+        "feature": column,
+        "state": pa.array(states, pa.string()),
+    } | further
+    schema = pa.schema([(name, values.type) for name, values in columns.items()], {"sagareid": json.dumps(about)})
+    return pa.Table.from_arrays(list(columns.values()), schema=schema)
 
 
 def _finished(output: Path, report_file: Path, key: str, overwrite: bool) -> Report | None:
@@ -407,7 +460,8 @@ def _joiner(output: Path, shards: _Shards) -> Callable[[str], None]:
     about = shards.about | {"key": shards.key}
 
     def parquet(temporary: str) -> None:
-        schema = _table([], np.zeros((0, about["width"]), np.float32), [], about).schema
+        none = {name: pa.array([], arrow_type(kind)) for name, kind in about.get("columns", {}).items()}
+        schema = _table([], np.zeros((0, about["width"]), np.float32), [], about, none).schema
         with pq.ParquetWriter(temporary, schema, use_dictionary=False) as writer:
             for table in shards.tables():
                 writer.write_table(table.replace_schema_metadata(schema.metadata))

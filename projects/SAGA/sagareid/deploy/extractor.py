@@ -380,6 +380,11 @@ class Extractor:
             yield Batch(features, maps, [start + i for i in readable], unreadable, seen)
             start += len(samples)
 
+    @property
+    def gives_visibility(self) -> bool:
+        """Whether there is a read-out of tools/fit_visibility.py beside the checkpoint."""
+        return self._checkpoint is not None and self._checkpoint.with_name(VISIBILITY).is_file()
+
     @functools.cached_property
     def readout(self) -> Readout:
         """How much of the person is seen, read from this model's tokens; of tools/fit_visibility.py.

@@ -28,7 +28,7 @@ import pyarrow as pa
 
 from ...errors import did_you_mean
 from . import filters
-from .columns import STANDARD
+from .columns import NAME, STANDARD
 
 __all__ = [
     "Added",
@@ -384,7 +384,7 @@ def create(address: str | Path, model: Model, columns: Mapping[str, str], **opti
         ValueError: a column's name cannot stand in a filter, or its kind is not what that name has.
     """
     for name, kind in columns.items():
-        if not re.fullmatch(r"[^\W\d]\w*", name) or name.lower() in ("and", "or", "not", "in", "between"):
+        if not NAME.fullmatch(name):
             raise ValueError(f"column {name!r}: a filter cannot name it; expected letters, digits and _")
         if STANDARD.get(name, kind) != kind:
             raise ValueError(f"column {name!r} is of kind {kind}; expected {STANDARD[name]}")

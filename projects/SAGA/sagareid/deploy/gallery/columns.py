@@ -9,14 +9,23 @@ from __future__ import annotations
 import datetime as dt
 import math
 import re
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import pyarrow as pa
 
-from ...errors import first_few
-
-__all__ = ["KINDS", "OWN", "STANDARD", "arrow_type", "clock_of", "kind_of", "parse_age", "parse_time", "to_kind"]
+__all__ = [
+    "KINDS",
+    "NAME",
+    "OWN",
+    "STANDARD",
+    "arrow_type",
+    "clock_of",
+    "inferred",
+    "kind_of",
+    "parse_age",
+    "parse_time",
+    "to_kind",
+]
 
 # The kinds of a column, and how Arrow and Parquet hold them.
 KINDS = {
@@ -32,6 +41,15 @@ STANDARD = {"camera": "text", "time": "time", "track": "text", "visibility": "nu
 OWN = ("id", "path", "feature", "state")
 
 _TIME = re.compile(r"(\d{4}-\d{2}-\d{2}|\d{8})(?:[Tt _-](.+))?")
+# How a value of a kind is written, where a column does not say of which it is.
+_FORMS = {
+    "integer": re.compile(r"-?\d{1,18}"),
+    "number": re.compile(r"-?\d{1,18}(\.\d+)?([eE][+-]?\d{1,3})?"),
+    "boolean": re.compile(r"true|false", re.IGNORECASE),
+    "time": re.compile(r"\d{4}-\d{2}-\d{2}([Tt _]\d{2}[:-]\d{2}([:-]\d{2}(\.\d+)?)?(Z|[+-]\d{2}:\d{2})?)?"),
+}
+# What a filter can name.
+NAME = re.compile(r"(?!(?:and|or|not|in|between)$)[^\W\d]\w*", re.IGNORECASE)
 _AGE = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 
@@ -145,20 +163,9 @@ def to_kind(name: str, column: pa.Array | pa.ChunkedArray, kind: str, source: st
 
 
 def inferred(texts: Sequence[str | None]) -> str:
-    """The kind of a column of texts: integer or number where every value is one, otherwise text."""
+    """The kind of a column of texts: that which every value is written as; text otherwise."""
     there = [text for text in texts if text is not None]
-    if there and all(re.fullmatch(r"-?\d{1,18}", text) for text in there):
-        return "integer"
-    if there and all(re.fullmatch(r"-?\d{1,18}(\.\d+)?", text) for text in there):
-        return "number"
+    for kind, form in _FORMS.items():
+        if there and all(form.fullmatch(text) for text in there):
+            return kind
     return "text"
-
-
-def check_columns(columns: Iterable[str], valid: dict[str, Any], what: str) -> None:
-    """See that names are columns.
-
-    Raises:
-        ValueError: some are not; the message lists those there are.
-    """
-    if unknown := [name for name in columns if name not in valid]:
-        raise ValueError(f"{what} has no column {unknown[0]!r}; it has {first_few(valid, 12) or 'none'}")
