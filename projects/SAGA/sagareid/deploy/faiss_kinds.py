@@ -4,7 +4,7 @@ n gallery images, F feature width; bytes of a vector in memory::
 
     flat     answers exactly                                    4 F
     hnsw     walks a graph of 32 neighbours                     4 F + 264
-    ivfpq    looks into some of about 4 sqrt(n) cells           m + 8; a vector is quantised to m <= F / 4 bytes
+    ivfpq    looks into some of 4 sqrt(n) cells, at most 4096   m + 8; a vector is quantised to m <= F / 4 bytes
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ __all__ = ["Empty", "Features", "choose_kind", "empty_index", "random_sample"]
 FLAT_BYTES = 2**30
 NEIGHBOURS = 32
 HNSW_LINKS = 264  # bytes: 2 * 32 links of 4 bytes in the lowest layer of HNSW, and a few for the others
+CELLS = 4096  # at most: more of them take longer to fill than they save in a search
 TRAIN_PER_CELL = 40  # FAISS warns below 39
 SEED = 0
 
@@ -86,11 +87,11 @@ def _hnsw(features: Features, memory: float) -> Empty:
 
 
 def _ivfpq(features: Features, memory: float) -> Empty:
-    """4 sqrt(n) cells, trained on a sample; a query looks at one in 32 of them, and at 8 or more."""
+    """4 sqrt(n) cells, up to CELLS, trained on a sample; a query looks at one in 32 of them, and at 8 or more."""
     n, width = features.count, features.width
     if n < 256:
         raise ValueError(f"ivfpq learns 256 values a byte, so it needs 256 vectors or more, not {n}; use --index flat")
-    cells = max(1, min(int(4 * math.sqrt(n)), n // TRAIN_PER_CELL))
+    cells = max(1, min(int(4 * math.sqrt(n)), CELLS, n // TRAIN_PER_CELL))
     codes = [m for m in range(1, width // 4 + 1) if width % m == 0 and n * (m + 8) <= memory / 2]
     if not codes:
         raise ValueError(f"{n} vectors do not fit {memory / 2**30:.1f} GiB in any index: raise --memory")
