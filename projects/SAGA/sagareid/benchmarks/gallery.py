@@ -1,9 +1,9 @@
 """Recall, memory, disk and time of a gallery's indexes, on features with clusters like those of people.
 
 n gallery images, F feature width, q queries. People come in families of FAMILY who look alike: a person's point is
-made of the family's and the person's own, an image of the person's point and noise. Two images of a person have a cosine
-near 0.7, of two people of a family near 0.28, of others near 0. Every image is of one of 100 cameras, drawn at random,
-so that a filter by cameras passes a known share. Nothing but one block of images is in memory at a time.
+made of the family's and the person's own, an image of the person's point and noise. Two images of a person have a
+cosine near 0.7, of two people of a family near 0.28, of others near 0. Every image is of one of 100 cameras, drawn at
+random, so that a filter by cameras passes a known share. Nothing but one block of images is in memory at a time.
 """
 
 from __future__ import annotations

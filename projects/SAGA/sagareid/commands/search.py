@@ -5,6 +5,7 @@ milvus:http://HOST:PORT/COLLECTION (a Milvus server).
 
     python tools/search.py build features -o index
     python tools/search.py add index more.parquet
+    python tools/search.py add index shards --watch        # while tools/extract.py ... -o shards is at work
     python tools/search.py query index person.jpg --checkpoint logs/SAGA/quickstart/anchors -k 5 --picture found.png
     python tools/search.py query index --features queries.npz -o matches.json
     python tools/search.py query index person.jpg --checkpoint logs/SAGA/quickstart/anchors --threshold calibration.json
@@ -48,6 +49,20 @@ def argument_parser() -> argparse.ArgumentParser:
     add.add_argument(
         "--replace", action="store_true", help="put new features in the place of earlier ones of the same image"
     )
+    add.add_argument(
+        "--watch",
+        action="store_true",
+        help="add the shards of a running tools/extract.py as they are finished, each once, until all are there; the "
+        "gallery is made if there is none",
+    )
+    add.add_argument(
+        "--every",
+        type=float,
+        default=10.0,
+        metavar="SECONDS",
+        help="time between two looks of --watch (default: %(default)g s)",
+    )
+    _add_index_arguments(add)
 
     query = commands.add_parser("query", help="ranked lists of images or of features")
     query.add_argument("index", help=GALLERY)
@@ -84,9 +99,10 @@ def argument_parser() -> argparse.ArgumentParser:
 def _add_index_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--index",
+        dest="index_kind",
         choices=("auto", *KINDS),
         default="auto",
-        help="kind of index (default: auto, by the number of images and --memory)",
+        help="kind of index of a new gallery (default: auto, by the number of images and --memory)",
     )
     parser.add_argument(
         "--memory",
@@ -156,7 +172,7 @@ def _build(args: argparse.Namespace) -> None:
     if scheme == "faiss":
         check_output(place, folder=True)
     features = gallery.FeatureSet(args.features)
-    built = gallery.build(features, args.output, kind=args.index, memory_gib=args.memory)
+    built = gallery.build(features, args.output, kind=args.index_kind, memory_gib=args.memory)
     print(gallery.summary(built))
     if not built.exact and isinstance(built, gallery.Measurable):
         print(f"recall@10 against exact search, a sample of its images: {built.recall():.3f}")
@@ -165,10 +181,23 @@ def _build(args: argparse.Namespace) -> None:
 def _add(args: argparse.Namespace) -> None:
     from ..deploy import gallery
 
+    if args.watch:
+        _watch(args)
+        return
     crops = gallery.open_gallery(args.index)
     added = gallery.add(crops, gallery.FeatureSet(args.features), args.folder, replace=args.replace)
     print(f"{added.added} added, {added.replaced} of them in place of earlier ones; {added.present} were there already")
     print(gallery.summary(crops))
+
+
+def _watch(args: argparse.Namespace) -> None:
+    from ..deploy import gallery
+    from ..deploy.gallery.watch import watch
+
+    options = {"replace": args.replace, "kind": args.index_kind, "memory_gib": args.memory, "wait": args.every}
+    for name, added in watch(args.index, args.features, args.folder, **options):
+        print(f"{name}: {added.added} added, {added.present} were there already", flush=True)
+    print(gallery.summary(gallery.open_gallery(args.index)))
 
 
 def _delete(args: argparse.Namespace) -> None:
