@@ -416,7 +416,7 @@ def _table(
     about: dict[str, Any],
     further: Mapping[str, pa.Array] | None = None,
 ) -> pa.Table:
-    further, width = further or {}, about["width"]
+    further, width = dict(further or {}), about["width"]
     column = pa.FixedSizeListArray.from_arrays(pa.array(features.reshape(-1), pa.float32()), width)
     columns = {
         "path": pa.array(paths, pa.string()),

@@ -28,7 +28,7 @@ import pyarrow as pa
 
 from ...errors import did_you_mean
 from . import filters
-from .columns import NAME, STANDARD
+from .columns import NAME, OWN, STANDARD
 
 __all__ = [
     "Added",
@@ -121,8 +121,8 @@ class Hit(NamedTuple):
 class Gallery(ABC):
     """A gallery that is open. Several processes may read it at once; writers wait for one another.
 
-    What `add`, `delete` and `expire` have returned from is kept, whatever happens to the process or the machine then;
-    what was interrupted is either done as a whole or not at all, and may be repeated.
+    What `add`, `delete` and `expire` have returned from is kept, whatever happens to the process or the machine then.
+    What was interrupted is done as a whole or not at all where `atomic`, otherwise perhaps in part; it may be repeated.
 
     Attributes:
         address: SCHEME:PLACE.
@@ -130,9 +130,11 @@ class Gallery(ABC):
         columns: the kind (`columns.KINDS`) of every column by its name.
         folder: where relative paths begin; "" where that is not known.
         exact: whether similarities and neighbours are exact.
+        atomic: whether a change is done as a whole or not at all.
     """
 
     scheme: ClassVar[str] = ""
+    atomic: ClassVar[bool] = True
     address: str
     model: Model
     columns: dict[str, str]
@@ -384,8 +386,11 @@ def create(address: str | Path, model: Model, columns: Mapping[str, str], **opti
         ValueError: a column's name cannot stand in a filter, or its kind is not what that name has.
     """
     for name, kind in columns.items():
-        if not NAME.fullmatch(name):
-            raise ValueError(f"column {name!r}: a filter cannot name it; expected letters, digits and _")
+        if not NAME.fullmatch(name) or name in OWN:
+            raise ValueError(
+                f"column {name!r}: a filter cannot name it; expected letters, digits and _, and none of "
+                f"{', '.join(OWN)}"
+            )
         if STANDARD.get(name, kind) != kind:
             raise ValueError(f"column {name!r} is of kind {kind}; expected {STANDARD[name]}")
     scheme, place = split(address)
