@@ -13,7 +13,7 @@ help:
 	@echo "make env         .venv/ with everything (Python 3.11 to 3.13; about 5.5 GB)"
 	@echo "make check       style, types, arrows and the quick tests: before every commit"
 	@echo "make test        make check and the slow tests, on the CPU: before a pull request"
-	@echo "make interop     exported models in their consumers: trackers, OpenVINO, OpenCV (.venv-interop/, 0.5 GB)"
+	@echo "make interop     exported models in their consumers, galleries in Milvus (.venv-interop/, 0.6 GB)"
 	@echo "make matrix      the unit tests on each pair of Python and torch that is claimed (.venv-matrix/, 6 GB a pair)"
 	@echo "make quickstart  train and evaluate all stages on drawn pedestrians"
 	@echo "make gpu         check and measure everything on a GPU, ten minutes; results in build/gpu_check"

@@ -105,4 +105,8 @@ setup(
         "Cython>=3.0",
         "setuptools>=70",
     ],
+    extras_require={
+        # Galleries in Milvus (deploy/gallery/milvus_engine.py): 0.1 GB with pandas, which nobody else here needs.
+        "milvus": ["pymilvus>=3.0,<4", "milvus-lite>=3.2,<4"],
+    },
 )

@@ -13,7 +13,7 @@ from gallery_contract import CHECKS, COLUMNS, MODEL, batch, unit
 
 from sagareid.deploy import extract_folder as extract
 from sagareid.deploy import faiss_kinds, gallery
-from sagareid.deploy.gallery import faiss_engine, store, writing
+from sagareid.deploy.gallery import faiss_engine, filters, milvus_engine, store, writing
 
 
 @pytest.fixture
@@ -71,6 +71,30 @@ def test_an_index_of_another_version(tmp_path, make):
     file.write_text(json.dumps(json.loads(file.read_text()) | {"format": store.FORMAT + 1, "unheard": 1}))
     with pytest.raises(ValueError, match="is a gallery of format 3, written by a newer version.* Update sagareid"):
         gallery.open_gallery(tmp_path / "gallery")
+
+
+def test_milvus_is_an_extra(monkeypatch, tmp_path):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    for address in (f"milvus:{tmp_path / 'a.db'}", "milvus:http://127.0.0.1:9/people"):
+        (tmp_path / "a.db").touch()
+        with pytest.raises(ImportError, match=r"needs pymilvus and milvus-lite: pip install .sagareid\[milvus\]"):
+            gallery.open_gallery(address)
+
+
+def test_filters_in_milvuss_language():
+    for where, wanted in (
+        ("camera == 3", '(camera == "3" and camera is not null)'),
+        ("not camera in (3, 'a\"b')", '(camera not in ["3", "a\\"b"] and camera is not null)'),
+        ("frame in (1, 2.5)", "(frame in [1] and frame is not null)"),
+        ("frame in (2.5)", 'id == ""'),
+        ("frame not in (2.5)", "(frame is not null)"),
+        ("indoor != false", "(indoor != false and indoor is not null)"),
+        ("time < 1970-01-02 or score >= 0.5", "((time < 86400000000 and time is not null) or "
+                                              "(score >= 0.5 and score is not null))"),
+        ("time between 23:00 and 0:30", "((time__clock >= 82800000000 and time is not null) or "
+                                       "(time__clock <= 1800000000 and time is not null))"),
+    ):  # fmt: skip
+        assert milvus_engine.expression(filters.parse(where, COLUMNS), COLUMNS) == wanted
 
 
 # ---- the index -------------------------------------------------------------------------------------------------------

@@ -26,7 +26,6 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from ..deploy import gallery
-from ..hardware import machine
 from ..processes import deaf_to_interrupts
 
 __all__ = ["Drawn", "run", "table"]
@@ -208,6 +207,8 @@ def run(
         {"command", "date", "machine", "count", "width", "images", "queries", "kinds": [...]}; of each kind the recall
         at 10 against exact search in float32, median and 95th percentile of the time of one query alone, and MiB.
     """
+    from ..hardware import machine  # here: the process that only searches needs no PyTorch
+
     faiss.omp_set_num_threads(threads)
     drawn = Drawn(count, width, images)
     asked = drawn.queries(queries)
