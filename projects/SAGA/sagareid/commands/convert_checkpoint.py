@@ -2,7 +2,8 @@
 
     python tools/convert_checkpoint.py published.pth ours.pth
 
-Reads SAGA-ReID (any stage and variant), CLIP-ReID's ViTs and baseline, CLIP (OpenAI or open_clip) and our own files.
+Reads SAGA-ReID (any stage and variant), CLIP-ReID's ViTs and baseline, CLIP (OpenAI or open_clip), the towers of
+TransReID, TransReID-SSL, PersonViT, HAP, SOLIDER and torchreid, and our own files.
 """
 
 from __future__ import annotations

@@ -5,21 +5,29 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..errors import first_few
 from ..weights import read_file, state_dict_in
 
 __all__ = ["checked_pretraining"]
 
 
+_BACKBONES = "fastreid.modeling.backbones."
+
+
 @contextmanager
-def checked_pretraining() -> Iterator[None]:
+def checked_pretraining(adapt: Callable[[str, nn.Module | None, Any, str], Any] | None = None) -> Iterator[None]:
     """Let FastReID's loaders inside the scope read weights without running code, and fill a model or stop.
+
+    Args:
+        adapt: gives what a file holds in the form that a loader of backbones looks for, from the last part of the name
+            of the loader's module, the backbone (None while a download is read), the content and the path.
 
     Why: modeling/backbones/*.py and utils/checkpoint.py:216 call ``torch.load``, torch's hub with weights_only off; and
     every ``load_state_dict`` there is ``strict=False``: a file of another model leaves random weights, and a run trains
@@ -39,6 +47,10 @@ def checked_pretraining() -> Iterator[None]:
                 "this backbone: name a file, or set MODEL.BACKBONE.PRETRAIN False for random weights"
             )
         path, content = str(file), read_file(file)
+        caller = sys._getframe(1)
+        module = caller.f_globals.get("__name__", "")
+        if adapt is not None and module.startswith(_BACKBONES):
+            content = adapt(module.rpartition(".")[2], caller.f_locals.get("model"), content, path)
         return content
 
     def load_strictly(self, state_dict, strict=True, *args, **kwargs):
@@ -88,5 +100,5 @@ def _must_fill(model: nn.Module, state: Mapping[str, Tensor], path: str, content
     problems += [f"{len(misshapen)} have another shape, such as {misshapen[0]}"] if misshapen else []
     raise ValueError(
         f"{path} does not fill {type(model).__name__}: {'; '.join(problems)}; the file's names begin with "
-        f"{', '.join(names[:2])}. {hint}; or set MODEL.BACKBONE.PRETRAIN False for random weights"
+        f"{first_few(names, 2)}. {hint}; or set MODEL.BACKBONE.PRETRAIN False for random weights"
     )

@@ -11,6 +11,7 @@ from torch import nn
 from ..hardware import pick_device
 from ..modeling.agreement import check_agreement, check_converted, trained_config
 from ..modeling.build import build_model, check_left_over, hand_over
+from ..modeling.foreign import as_named_here
 from ..weights import load_state
 
 __all__ = ["FINAL", "checkpoint_file", "load_model"]
@@ -78,7 +79,8 @@ def load_model(path: str | os.PathLike, cfg: Any | None = None, device: str | No
     cfg.MODEL.DEVICE = device or pick_device(cfg.MODEL.DEVICE)
     cfg.freeze()
     model = build_model(cfg, text_tower=False)
-    hand_over(model, checkpoint["model"], (), str(path), starts=False)
+    weights = as_named_here(model, checkpoint["model"], str(path))
+    hand_over(model, weights, (), str(path), starts=False)
     if trained is None:
-        check_left_over(model, checkpoint["model"], str(path))
+        check_left_over(model, weights, str(path))
     return cfg, model.eval()

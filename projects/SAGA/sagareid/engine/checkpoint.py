@@ -22,6 +22,7 @@ from ..data.record import TrainingRecord
 from ..files import damaged, printable, read_utf8, save_torch, write_text
 from ..modeling.agreement import accepted, check_agreement, check_converted, check_hand_over, trained_config
 from ..modeling.build import check_left_over, fresh_weights, hand_over
+from ..modeling.foreign import as_named_here
 from ..weights import load_state
 
 __all__ = [
@@ -150,6 +151,7 @@ class RunCheckpointer(Checkpointer):
         if not path:
             return None
         checkpoint = load_state(path)
+        checkpoint["model"] = as_named_here(self.model, checkpoint["model"], str(path))
         source, fresh = checkpoint["model"], fresh_weights(self.model, new_weights)
         trained = trained_config(checkpoint, str(path))
         if trained is not None:

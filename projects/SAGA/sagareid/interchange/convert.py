@@ -7,6 +7,7 @@ Layouts, recognised by their keys:
     vit        CLIP-ReID's ViT baseline, without text
     clip       CLIP itself: OpenAI's archive or state dict, open_clip
     ours       `SAGABaseline` with PromptHead, CLSHead or SAGAHead
+    and the towers of other projects that `modeling/foreign` reads (interchange/towers.py)
 
 Ours: {"model": state dict, "published": {...}}. "published" keeps what the layout holds and our model does not: its
 "layout", "tensors" by published key, "dtypes" of what was not float32, and "filled", the keys that no file gave
@@ -18,7 +19,7 @@ attribute `sagareid` of the ordered dict, as PyTorch's own `_metadata` is, so th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -29,13 +30,15 @@ from ..modeling.agreement import trained_config
 from ..modeling.clip import towers
 from ..modeling.clip.activation import HF_CONFIG, trained_with_quick_gelu
 from ..modeling.clip.text import CONTEXT_SLOTS, PROMPT_LENGTH
-from ..weights import read_file, state_dict_in
+from ..modeling.foreign import recognise_tower
+from ..weights import levels_in, read_file, state_dict_in
 from .conversion import Conversion, ConversionError
 from .derived import derive
 from .describe import config_keys, describe
 from .layouts import HEADS, TITLES, Plan, our_head, recognise
 from .published import to_published
 from .resize import resize
+from .towers import from_tower, is_tower, tower_of, tower_to_published
 
 __all__ = [
     "Conversion",
@@ -133,6 +136,13 @@ def read_checkpoint(path: str | Path, *, head: str | None = None) -> Conversion:
     """
     found = read_file(path)
     state = state_dict_in(found, path)
+    beside = found.get("published") if isinstance(found, Mapping) else None
+    if isinstance(beside, Mapping) and is_tower(beside):
+        return Conversion("ours", "tower", dict(state), dict(beside), tower=tower_of(state, beside))
+    if (tower := recognise_tower(state, str(path))) is not None:
+        result = from_tower(tower, state)
+        result.notes[:0] = [_taken(levels) for levels in levels_in(found) if len(levels) > 1]
+        return result
     if any(k.startswith("backbone.visual.") for k in state):
         published = dict(found.get("published") or {})
         own_head = "prompts" if published.get("layout") == "clip" else our_head(state)
@@ -149,6 +159,10 @@ def read_checkpoint(path: str | Path, *, head: str | None = None) -> Conversion:
         known = {True: "QuickGELU", False: "GELU", None: f"GELU or QuickGELU: only {HF_CONFIG} beside it can say"}
         result.notes.append(f"trained with {known[result.quick_gelu]}{f' ({reason})' if reason else ''}")
     return result
+
+
+def _taken(levels: Sequence[str]) -> str:
+    return f"{levels[0]!r} is taken, and not {', '.join(map(repr, levels[1:]))}"
 
 
 def convert_file(
@@ -172,7 +186,16 @@ def convert_file(
     result = read_checkpoint(source, head=head)
     to = to or ("published" if result.layout == "ours" else "ours")
     if sizes.get("size") or sizes.get("stride"):
+        if result.tower is not None:
+            raise ConversionError(
+                f"{result.tower.title} is fitted to another size while it is loaded: convert it without --size and "
+                "--stride, and set INPUT.SIZE_TRAIN and MODEL.BACKBONE.STRIDE_SIZE"
+            )
         resize(result, **sizes)
+    if to == "published" and result.tower is not None:
+        state = tower_to_published(result.model, result.published)
+        save_torch(target, state)
+        return result, to, len(state)
     if to == "published":
         back_to_clip = result.published.get("layout") == "clip" and not result.clip_name  # as it came, untrained
         if result.layout == "ours" and result.quick_gelu is False and not back_to_clip:
@@ -184,7 +207,9 @@ def convert_file(
         result.notes += notes
         save_torch(target, state)
         return result, to, len(state)
-    content: dict[str, object] = {"model": result.model, "quick_gelu": result.quick_gelu}
+    content: dict[str, object] = {"model": result.model}
+    if result.tower is None:
+        content["quick_gelu"] = result.quick_gelu
     if result.published:
         content["published"] = result.published
     save_torch(target, content)

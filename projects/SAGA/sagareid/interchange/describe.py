@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from ..modeling.foreign import LAYOUTS
 from .conversion import Conversion
 from .layouts import TITLES, our_structure
 from .resize import POSITION, source_grid
+from .towers import tower_keys
 
 
 def describe(result: Conversion) -> str:
     """What a file was recognised as, in one line."""
+    titles = TITLES | LAYOUTS
     kept = len(result.published.get("tensors", ()))
     beside = f', {kept} more kept under "published"' if kept else ""
-    return f"{result.layout} ({TITLES[result.layout]}); {len(result.model)} tensors for the model{beside}"
+    return f"{result.layout} ({titles[result.layout]}); {len(result.model)} tensors for the model{beside}"
 
 
 def config_keys(result: Conversion) -> dict[str, object]:
     """Config keys that the weights determine, and a remark (a string in parentheses) for those that they do not."""
+    if result.tower is not None:
+        return tower_keys(result.tower)
     model = result.model
     width, patch = model["backbone.visual.conv1.weight"].shape[0], model["backbone.visual.conv1.weight"].shape[-1]
     names = {(768, 16): "ViT-B-16", (768, 32): "ViT-B-32", (1024, 14): "ViT-L-14"}

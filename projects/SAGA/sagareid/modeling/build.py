@@ -16,6 +16,7 @@ from fastreid.modeling import meta_arch
 from ..compat.pretraining import checked_pretraining
 from ..errors import first_few
 from .clip.towers import weights_read_once
+from .foreign.loaders import for_loader
 from .heads import text_towers
 
 __all__ = ["build_model", "check_left_over", "fingerprint", "fresh_weights", "hand_over", "model_layout"]
@@ -35,7 +36,7 @@ def build_model(cfg: Any, *, text_tower: bool = True) -> nn.Module:
     Raises:
         ValueError: a pretrained file that does not fill the backbone, or needs code.
     """
-    with checked_pretraining(), weights_read_once(), text_towers(text_tower):
+    with checked_pretraining(for_loader), weights_read_once(), text_towers(text_tower):
         return meta_arch.build_model(cfg)
 
 
@@ -162,7 +163,8 @@ def _what_it_is(wanted: Sequence[str], source: Mapping[str, Tensor]) -> str:
     if any(n.startswith("visual.") for n in source):
         return "These are CLIP's own, which MODEL.BACKBONE.PRETRAIN_PATH reads"
     return (
-        "Files of other projects must be converted first; tools/convert_checkpoint.py knows SAGA-ReID's and CLIP-ReID's"
+        "Towers of other projects are read in the layouts that docs/foreign_weights.md lists; "
+        "tools/convert_checkpoint.py knows SAGA-ReID's and CLIP-ReID's whole models"
     )
 
 
