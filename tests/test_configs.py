@@ -18,6 +18,7 @@ from fastreid.utils.events import EventStorage
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 ABLATIONS = sorted((CONFIGS / "SAGA/ablations").glob("*.yml"))
+TOWERS = [p for p in sorted((CONFIGS / "SAGA/towers").glob("*.yml")) if not p.name.startswith("Base-")]
 DATASETS, CLIPREID, BASELINES, STUDY = (
     [p for p in sorted((CONFIGS / folder).glob("*.yml")) if not p.name.startswith("Base-")]
     for folder in ("SAGA", "CLIPReID", "baselines", "study")
@@ -42,7 +43,7 @@ def test_plans(path):
 
 
 def test_every_output_folder_is_its_own():
-    runs = [plans.plan(p)[0] for p in [*DATASETS, *ABLATIONS, *CLIPREID, *BASELINES, *STUDY]]
+    runs = [plans.plan(p)[0] for p in [*DATASETS, *ABLATIONS, *TOWERS, *CLIPREID, *BASELINES, *STUDY]]
     folders = [run.folder.parent if run.name else run.folder for run in runs]
     assert len(set(folders)) == len(folders)
 
@@ -192,3 +193,60 @@ def test_the_heads_of_the_study_differ_in_their_head_alone():
         copies = {"MODEL.CLIP.TOKEN_LAYERS", "SOLVER.LR_FACTORS"} if name.startswith("last_") else set()
         assert other <= {"OUTPUT_DIR", "MODEL.SAGA.FREE_ANCHORS", "MODEL.LOSSES.NAME"} | copies, name
     assert len({str(c.MODEL.HEADS) + str(c.MODEL.SAGA) + str(c.MODEL.CLIP) for c in cfgs.values()}) == len(cfgs)
+
+
+# ---- towers of other projects ---------------------------------------------------------------------------------------
+
+# the same towers, small: random weights, few blocks, maps of a few patches
+SMALL_VIT = ["MODEL.BACKBONE.TIMM.ARGS", "['embed_dim=32','depth=3','num_heads=2']", "MODEL.BACKBONE.FEAT_DIM", 32]
+SMALL_SWIN = ["MODEL.BACKBONE.TIMM.ARGS", "['embed_dim=16','depths=(1,2,1,1)','num_heads=(1,1,2,2)']"]
+SMALL_TOWERS = {
+    "solider_swin_b": [*SMALL_SWIN, "MODEL.BACKBONE.FEAT_DIM", 128],
+    "osnet_x1_0": ["MODEL.BACKBONE.DEPTH", "x0_25", "MODEL.BACKBONE.FEAT_DIM", 128],
+    "torchreid_resnet50": ["MODEL.BACKBONE.TIMM.NAME", "resnet18", "MODEL.BACKBONE.FEAT_DIM", 512],
+}
+
+
+def test_a_towers_plan_and_its_published_recipe():
+    plan = {p.stem: plans.plan(p) for p in TOWERS}
+    for name, runs in plan.items():
+        assert [r.name for r in runs] == ["backbone", "anchors_warmup", "anchors"], name
+        assert {tuple(r.cfg.INPUT.SIZE_TRAIN) for r in runs} == {tuple(runs[0].cfg.INPUT.SIZE_TEST)}, name
+    first = {name: runs[0].cfg for name, runs in plan.items()}
+    rates = {
+        name: (cfg.SOLVER.BASE_LR, cfg.SOLVER.MAX_EPOCH, tuple(cfg.INPUT.SIZE_TRAIN)) for name, cfg in first.items()
+    }
+    assert rates == {
+        "personvit_vit_b": (0.0004, 120, (256, 128)),
+        "personvit_vit_s": (0.0004, 120, (256, 128)),
+        "transreid_ssl_vit_s": (0.0004, 120, (256, 128)),
+        "transreid_ssl_vit_b": (0.0004, 120, (384, 128)),
+        "transreid_vit_b": (0.008, 120, (256, 128)),
+        "solider_swin_b": (0.0002, 120, (384, 128)),
+        "hap_vit_b": (0.008, 100, (256, 128)),
+        "osnet_x1_0": (0.0015, 150, (256, 128)),
+        "torchreid_resnet50": (0.0003, 60, (256, 128)),
+    }
+    assert [round(cfg.MODEL.PIXEL_MEAN[0], 3) for cfg in first.values()].count(123.675) == 3
+    factors = dict(first["hap_vit_b"].SOLVER.LR_FACTORS)  # utils/lr_decay.py: 0.4 ** (13 - layer), layer = block + 1
+    for block in range(12):
+        assert factors[f"backbone.model.blocks.{block}.*"] == pytest.approx(0.4 ** (12 - block))
+    assert factors["backbone.model.cls_token"] == pytest.approx(0.4**13)
+
+
+@pytest.mark.parametrize("path", TOWERS, ids=lambda p: p.stem)
+def test_every_parameter_of_a_tower_that_trains_gets_a_gradient(path):
+    opts = """
+        MODEL.DEVICE cpu  MODEL.CLIP.NAME ViT-XS-8-pedestrians  MODEL.BACKBONE.PRETRAIN False
+        INPUT.SIZE_TRAIN [64,32]  INPUT.SIZE_TEST [64,32]  MODEL.HEADS.NUM_CLASSES 4  CACHE.ENABLED False
+    """.split()
+    layers = [] if path.stem in SMALL_TOWERS else ["MODEL.CLIP.TOKEN_LAYERS", "[3]"]
+    for run in plans.plan(path, [*opts, *layers, *SMALL_TOWERS.get(path.stem, SMALL_VIT)]):
+        model = SAGATrainer.build_model(run.cfg).train()
+        targets = torch.arange(4).repeat_interleave(2)
+        batch = {"images": torch.rand(8, 3, 64, 32) * 255, "targets": targets, "cameras": targets % 2}
+        with EventStorage():
+            sum(model(batch).values()).backward()
+        without = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+        assert without == [], run.name
+        assert any(p.requires_grad for p in model.parameters())

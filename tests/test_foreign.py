@@ -14,10 +14,10 @@ from torch import Tensor
 
 from sagareid import get_cfg
 from sagareid.interchange import convert
-from sagareid.modeling.backbones.variants import VARIANTS
 from sagareid.modeling.build import build_model, hand_over
 from sagareid.modeling.foreign import as_named_here, recognise_tower, tower_weights
 from sagareid.modeling.foreign.tower import ForeignError, resampled
+from sagareid.modeling.timm.variants import VARIANTS
 from sagareid.weights import load_state, state_dict_in
 
 SIZE = (64, 32)  # 4x2 patches of 16
@@ -319,6 +319,8 @@ def test_torchreids_resnet(tmp_path, caplog):
     assert tower.builders == ("build_timm_backbone", "build_resnet_backbone")
     assert tower.config["MODEL.BACKBONE.TIMM.NAME"] == "resnet18"
     model = timm.create_model("resnet18", num_classes=0).eval()
+    for name in [name for name in tower.state if name.endswith("num_batches_tracked")]:
+        del tower.state[name]  # as in files of 2018
     model.load_state_dict(tower_weights(model, tower, "w"))
     expected = T.resnet18_map(images(), state)
     torch.testing.assert_close(model.forward_features(images()), expected, rtol=1e-4, atol=1e-4)
@@ -349,6 +351,83 @@ def test_older_names_of_fastreids_zoo(tmp_path):
     expected = model.eval()({"images": images() * 50 + 120})
     for found in (again.eval(), load_model(tmp_path / "market_bot.pth", cfg)[1]):
         torch.testing.assert_close(found({"images": images() * 50 + 120}), expected)
+
+
+# ---- by configuration alone --------------------------------------------------------------------------------------
+
+TIMM = {
+    "vit": (
+        "vit_tiny_patch16_224",
+        [f"embed_dim={T.WIDTH}", f"depth={T.DEPTH}", f"num_heads={T.HEADS}"],
+        T.WIDTH,
+        SIZE,
+    ),
+    "swin": (
+        "swin_tiny_patch4_window7_224",
+        ["embed_dim=16", f"depths={T.SWIN_DEPTHS}", f"num_heads={T.SWIN_HEADS}"],
+        128,
+        (96, 40),
+    ),
+}
+
+
+def timm_config(kind: str, variant: str = "", path="", output: str = "cls"):
+    name, arguments, width, size = TIMM[kind]
+    cfg = run_config()
+    cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.BACKBONE.NAME = "SAGABaseline", "build_timm_backbone"
+    cfg.MODEL.BACKBONE.TIMM.NAME, cfg.MODEL.BACKBONE.TIMM.ARGS = name, arguments
+    cfg.MODEL.BACKBONE.TIMM.VARIANT, cfg.MODEL.BACKBONE.FEAT_DIM = variant, width
+    cfg.MODEL.BACKBONE.STRIDE_SIZE, cfg.MODEL.BACKBONE.OUTPUT = [16, 16], output
+    cfg.MODEL.BACKBONE.PRETRAIN, cfg.MODEL.BACKBONE.PRETRAIN_PATH = bool(path), str(path)
+    cfg.MODEL.CLIP.TOKEN_LAYERS, cfg.MODEL.HEADS.POOL_LAYER = [3], "Identity"
+    cfg.INPUT.SIZE_TRAIN = cfg.INPUT.SIZE_TEST = list(size)
+    return cfg
+
+
+@pytest.mark.parametrize("way", ["PRETRAIN_PATH", "MODEL.WEIGHTS", "converted"])
+@pytest.mark.parametrize("tower", ["ics", "solider", "teacher"])
+@torch.no_grad()
+def test_a_tower_by_its_configuration(tower, way, tmp_path):
+    from sagareid.engine.checkpoint import RunCheckpointer
+
+    kind, variant = ("swin", "solider") if tower == "solider" else ("vit", "ics" if tower == "ics" else "")
+    content = {"ics": lambda: T.transreid(stem=True), "solider": T.solider, "teacher": T.dino}[tower]()
+    path = tmp_path / "w.pth"
+    torch.save(content, path)
+    pixels = images(TIMM[kind][3])
+    if kind == "swin":
+        bare = {k.removeprefix("base."): v for k, v in content.items()}
+        expected = T.swin_map(pixels, bare, 0.2).mean((2, 3))
+    else:
+        expected = T.vit_feature(pixels, state_dict_in(content, "w"), prefix="base." if variant else "backbone.")
+    if way == "converted":
+        convert.convert_file(path, path := tmp_path / "ours.pth")
+    if way == "PRETRAIN_PATH":
+        model = build_model(timm_config(kind, variant, path))
+    else:
+        cfg = timm_config(kind, variant)
+        model = build_model(cfg)
+        RunCheckpointer(model, "", cfg=cfg).start_from(str(path), ["heads.*"])
+    torch.testing.assert_close(model.eval().backbone(pixels)[..., 0, 0], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_variant_wants_its_own_weights(tmp_path):
+    torch.save(T.transreid(stem=True), tmp_path / "ics.pth")
+    torch.save({"other.weight": torch.zeros(2)}, tmp_path / "other.pth")
+    with pytest.raises(ForeignError, match=r"ics.pth does not fill VisionTransformer: .*wants .*VARIANT ics"):
+        build_model(timm_config("vit", "", tmp_path / "ics.pth"))
+    with pytest.raises(ValueError, match="in no layout of another project, and MODEL.BACKBONE.TIMM.VARIANT ics"):
+        build_model(timm_config("vit", "ics", tmp_path / "other.pth"))
+    cfg = timm_config("vit", "ics")
+    cfg.MODEL.BACKBONE.PRETRAIN = True
+    with pytest.raises(FileNotFoundError, match="VARIANT ics has parts that no weights of timm fill"):
+        build_model(cfg)
+    cfg = timm_config("vit", "ics")
+    cfg.MODEL.BACKBONE.STRIDE_SIZE = [12, 12]
+    with pytest.raises(
+        ValueError, match=r"cuts patches of 16 side by side: set MODEL.BACKBONE.STRIDE_SIZE to \(16, 16\)"
+    ):
+        build_model(cfg)
 
 
 # ---- converting --------------------------------------------------------------------------------------------------

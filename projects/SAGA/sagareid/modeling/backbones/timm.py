@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +16,11 @@ from fastreid.config import CfgNode
 from fastreid.modeling.backbones import BACKBONE_REGISTRY
 
 from ...structures import BlockWeights, CLIPFeatures
-from ...values import one_of, texts
+from ...values import one_of, texts, within
 from ..timm import weights
 from ..timm.blocks import block_weights
 from ..timm.models import TimmDims, TimmModel, read_layers, timm_dims, unread_names
+from ..timm.variants import VARIANTS
 from .tower import OUTPUTS, ImageTower, layers_problem, token_layers_of
 
 __all__ = ["TimmBackbone", "build_timm_backbone"]
@@ -107,7 +109,13 @@ def _cannot_give(name: str, dims: TimmDims, layers: Sequence[int], output: str) 
 def _source(cfg: CfgNode) -> TimmModel:
     """The model of a configuration. STRIDE_SIZE counts for a model with patches of one size alone."""
     keys = cfg.MODEL.BACKBONE
-    plain = TimmModel(keys.TIMM.NAME, tuple(map(str, keys.TIMM.ARGS)), tuple(cfg.INPUT.SIZE_TRAIN))
+    plain = TimmModel(
+        keys.TIMM.NAME,
+        tuple(map(str, keys.TIMM.ARGS)),
+        tuple(cfg.INPUT.SIZE_TRAIN),
+        variant=keys.TIMM.VARIANT,
+        semantic_weight=keys.TIMM.SEMANTIC_WEIGHT,
+    )
     patch = timm_dims(plain).patch_size
     stride = keys.STRIDE_SIZE[0]
     if patch is None or stride == patch:
@@ -117,7 +125,7 @@ def _source(cfg: CfgNode) -> TimmModel:
             f"MODEL.BACKBONE.STRIDE_SIZE is {tuple(keys.STRIDE_SIZE)}; expected one number twice, of 1 to {patch}, the "
             f"size of a patch of {plain.name}"
         )
-    return TimmModel(plain.name, plain.args, plain.image_size, stride)
+    return replace(plain, stride=stride)
 
 
 def _misfits(cfg: CfgNode) -> Iterator[str]:
@@ -150,6 +158,8 @@ def _misfits(cfg: CfgNode) -> Iterator[str]:
 def _check(cfg: CfgNode) -> Iterator[str]:
     """What keeps a run with the tower from working, a sentence each."""
     wrong = [*one_of(cfg, "MODEL.BACKBONE.OUTPUT", OUTPUTS), *texts(cfg, "MODEL.BACKBONE.TIMM.ARGS")]
+    wrong += one_of(cfg, "MODEL.BACKBONE.TIMM.VARIANT", ("", *VARIANTS))
+    wrong += within(cfg, "MODEL.BACKBONE.TIMM.SEMANTIC_WEIGHT", 0, 1)
     yield from wrong or _misfits(cfg)
     if cfg.MODEL.CLIP.SIE_CAMERA:
         yield (
@@ -165,6 +175,11 @@ def _add_keys(cfg: CfgNode) -> None:
     cfg.MODEL.BACKBONE.TIMM.NAME = ""
     # Further arguments of timm.create_model, each as key=value: [global_pool=avg, drop_path_rate=0.1].
     cfg.MODEL.BACKBONE.TIMM.ARGS = []
+    # A part that timm does not have, for weights that were trained with it: ics, TransReID-SSL's convolutional stem in
+    # front of a ViT; solider, SOLIDER's Swin Transformer. Empty: none.
+    cfg.MODEL.BACKBONE.TIMM.VARIANT = ""
+    # VARIANT solider: 0 (appearance) to 1 (semantics); published for re-identification: 0.2.
+    cfg.MODEL.BACKBONE.TIMM.SEMANTIC_WEIGHT = 0.2
 
 
 @BACKBONE_REGISTRY.register()

@@ -58,8 +58,8 @@ def tower_weights(module: nn.Module, tower: Tower, origin: str, *, prefix: str =
     Raises:
         ForeignError: the module misses some, or has others beside them.
     """
-    own = {name[len(prefix) :] for name in module.state_dict() if name.startswith(prefix)}
-    own = {name for name in own if name in tower.state or not re.search(r"num_batches_tracked$|^NL_\d", name)}
+    state = {name[len(prefix) :]: value for name, value in module.state_dict().items() if name.startswith(prefix)}
+    own = {name for name in state if name in tower.state or not re.search(r"num_batches_tracked$|^NL_\d", name)}
     missing, strange = sorted(own - set(tower.state)), sorted(set(tower.state) - own)
     if missing or strange:
         found = [f"{len(missing)} of {len(own)} weights are missing, such as {missing[0]}"] if missing else []
@@ -68,7 +68,8 @@ def tower_weights(module: nn.Module, tower: Tower, origin: str, *, prefix: str =
             f"{origin} does not fill {type(module).__name__}: it is {tower.title}, and {'; '.join(found)}. Whole, it "
             f"wants {tower.wants()}"
         )
-    weights = tower.fitted(grid_of(module))
+    counts = {name: value for name, value in state.items() if name.endswith("num_batches_tracked")}
+    weights = counts | tower.fitted(grid_of(module))  # files of before PyTorch 0.4.1 have no counts
     logger.info("%s: %s", origin, tower.describe())
     notes = list(tower.notes)
     if type(getattr(module, "backbone", module)).__module__.startswith("fastreid."):

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from .tower import ForeignError, Tower, checked_names, left_out_by, prefix_of
+from .tower import ForeignError, Tower, below, checked_names, left_out_by, prefix_of
 
 __all__ = ["TITLES", "merging_order", "read", "to_published"]
 
@@ -68,8 +68,7 @@ def read(state: Mapping[str, Tensor]) -> Tower | None:
     names = _names(depths)
     pairs = checked_names(title, names.values(), state, prefix)
     pairs = {here: pairs[name] for here, name in names.items()}
-    inside = [key[len(prefix) :] for key in state if key.startswith(prefix)]
-    left_out = {prefix + k: why for k, why in left_out_by(_LEFT_OUT, inside).items()}
+    left_out = {prefix + k: why for k, why in left_out_by(_LEFT_OUT, below(state, prefix)).items()}
     left_out |= left_out_by(_OUTSIDE, (k for k in state if not (prefix and k.startswith(prefix))))
     tensors = {here: _reordered(here, state[key]) for here, key in pairs.items()}
     window = (int(tensors["layers.0.blocks.0.attn.relative_position_bias_table"].shape[0] ** 0.5) + 1) // 2

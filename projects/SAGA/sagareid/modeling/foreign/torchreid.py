@@ -11,7 +11,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from .tower import ForeignError, Tower, left_out_by, prefix_of
+from ...errors import printable
+from .tower import ForeignError, Tower, below, left_out_by, prefix_of
 
 __all__ = ["TITLES", "read_osnet", "read_resnet"]
 
@@ -40,12 +41,12 @@ def read_osnet(state: Mapping[str, Tensor]) -> Tower | None:
     prefix = prefix_of(state, "conv2.0.conv2a.conv1.weight")
     if prefix is None and (ain := prefix_of(state, "conv2.0.conv2.0.layers.0.conv1.weight")) is not None:
         raise ForeignError(
-            f"an OSNet-AIN of torchreid's (osnet_ain.py{f', below {ain}' if ain else ''}), whose instance norms are "
+            f"an OSNet-AIN of torchreid's (osnet_ain.py{f', below {printable(ain)}' if ain else ''}), whose instance norms are "
             "inside its blocks: FastReID has no such backbone; use an OSNet or OSNet-IBN"
         )
     if prefix is None or prefix.startswith("backbone."):
         return None
-    left_out = {prefix + k: why for k, why in left_out_by(_LEFT_OUT, _inside(state, prefix)).items()}
+    left_out = {prefix + k: why for k, why in left_out_by(_LEFT_OUT, below(state, prefix)).items()}
     pairs = {k[len(prefix) :]: k for k in state if k.startswith(prefix + "conv") and k not in left_out}
     # a file that was cut off is told when it does not fill the backbone
     width = len(state.get(prefix + "conv1.conv.weight", ()))
@@ -88,10 +89,6 @@ def read_resnet(state: Mapping[str, Tensor]) -> Tower | None:
         f"that layer{exact}"
     )
     return tower
-
-
-def _inside(state: Mapping[str, Tensor], prefix: str) -> list[str]:
-    return [key[len(prefix) :] for key in state if key.startswith(prefix)]
 
 
 def _tower(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ...errors import first_few
 
-__all__ = ["ForeignError", "Tower", "checked_names", "grid_of", "left_out_by", "module_prefix", "prefix_of"]
+__all__ = ["ForeignError", "Tower", "below", "checked_names", "grid_of", "left_out_by", "module_prefix", "prefix_of"]
 
 POSITIONS = "pos_embed"
 CLASSIFIER = "the classifier of its pre-training"
@@ -126,6 +126,11 @@ def prefix_of(state: Iterable[str], probe: str) -> str | None:
     """What stands before `probe` in the one name that ends with it ("base." or nothing); None where none does."""
     found = sorted((key.removesuffix(probe) for key in state if key == probe or key.endswith(f".{probe}")), key=len)
     return found[0] if found else None
+
+
+def below(state: Iterable[str], prefix: str) -> list[str]:
+    """The names below a prefix, without it."""
+    return [key[len(prefix) :] for key in state if key.startswith(prefix)]
 
 
 def checked_names(title: str, names: Iterable[str], state: Mapping[str, Tensor], prefix: str) -> dict[str, str]:

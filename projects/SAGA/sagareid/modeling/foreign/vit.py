@@ -19,7 +19,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from .tower import CLASSIFIER, POSITIONS, Tower, checked_names, left_out_by, prefix_of
+from .tower import CLASSIFIER, POSITIONS, Tower, below, checked_names, left_out_by, prefix_of
 
 __all__ = ["TITLES", "read"]
 
@@ -83,7 +83,7 @@ def read(state: Mapping[str, Tensor]) -> Tower | None:
     names = _names(depth, prefix + "blocks.0.attn.qkv.bias" in state)
     names += [f"patch_embed.conv.{name}" for name in STEM] if stem else []
     pairs = checked_names(TITLES[layout], names, state, prefix)
-    left_out = {prefix + k: why for k, why in left_out_by(_LEFT_OUT, _inside(state, prefix)).items()}
+    left_out = {prefix + k: why for k, why in left_out_by(_LEFT_OUT, below(state, prefix)).items()}
     left_out |= left_out_by(_OUTSIDE, (k for k in state if k not in left_out and not (prefix and k.startswith(prefix))))
     if jpm:
         for key in [k for k in pairs if k.startswith((f"blocks.{depth - 1}.", "norm."))]:
@@ -95,10 +95,6 @@ def read(state: Mapping[str, Tensor]) -> Tower | None:
     if stem:
         pairs = {_below_stem(name): key for name, key in pairs.items()}
     return _tower(layout, prefix, state, pairs, left_out, depth)
-
-
-def _inside(state: Mapping[str, Tensor], prefix: str) -> list[str]:
-    return [key[len(prefix) :] for key in state if key.startswith(prefix)]
 
 
 def _tower(

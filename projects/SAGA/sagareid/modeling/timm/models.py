@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ...errors import did_you_mean, first_line
 from ..clip.towers import patch_grid
+from .variants import VARIANTS
 
 __all__ = ["TimmDims", "TimmModel", "create", "fit", "patch_size", "read_layers", "timm_dims", "unread_names"]
 
@@ -33,12 +34,16 @@ class TimmModel:
         args: "key=value" arguments of `timm.create_model`, values as Python writes them.
         image_size: (H, W).
         stride: of the patches of a ViT; None for the size of a patch.
+        variant: of `VARIANTS`, a part that timm does not have; empty for none.
+        semantic_weight: of the variant "solider".
     """
 
     name: str
     args: tuple[str, ...]
     image_size: tuple[int, int]
     stride: int | None = None
+    variant: str = ""
+    semantic_weight: float = 0.0
 
     @property
     def architecture(self) -> str:
@@ -162,8 +167,11 @@ def fit(built: nn.Module, model: TimmModel) -> None:
             if "window_size" in inspect.signature(built.set_input_size).parameters and hasattr(built, "layers"):
                 windows["window_size"] = [tuple(stage.blocks[0].window_size) for stage in built.layers]
             built.set_input_size(img_size=size, **windows)
+        if model.variant:
+            VARIANTS[model.variant](built, semantic_weight=model.semantic_weight)
     except (ValueError, AssertionError, RuntimeError) as error:
-        raise ValueError(f"{model.name} cannot take images of {size}: {first_line(error)}") from error
+        variant = f" as MODEL.BACKBONE.TIMM.VARIANT {model.variant}" if model.variant else ""
+        raise ValueError(f"{model.name}{variant} cannot take images of {size}: {first_line(error)}") from error
 
 
 def read_layers(

@@ -20,6 +20,8 @@ from ...compat.timm_loading import postponed_loading
 from ...errors import first_few, first_line
 from ...weights import read_state_dict
 from ..clip.download import hub_or_cache
+from ..foreign import recognise_tower, tower_weights
+from ..foreign.tower import Tower
 from .models import TimmModel, create, fit
 
 __all__ = ["build"]
@@ -41,6 +43,17 @@ def build(model: TimmModel, *, pretrained: str | None) -> nn.Module:
         fit(built, model)
         return built
     file = Path(pretrained) if pretrained and Path(pretrained).is_file() else None
+    if model.variant and file is None:
+        raise FileNotFoundError(
+            f"MODEL.BACKBONE.TIMM.VARIANT {model.variant} has parts that no weights of timm fill: set "
+            "MODEL.BACKBONE.PRETRAIN_PATH to a file in its published layout (docs/foreign_weights.md), or "
+            "MODEL.BACKBONE.PRETRAIN False for random weights"
+        )
+    if file is not None:
+        state = read_state_dict(file)
+        tower = recognise_tower(state, str(file))
+        if model.variant or (tower is not None and not tower.is_timms):
+            return _foreign(model, tower, str(file))
     source = model if file else _tagged(model, pretrained)
     with postponed_loading() as calls:
         built = create(source, pretrained=True)
@@ -49,7 +62,6 @@ def build(model: TimmModel, *, pretrained: str | None) -> nn.Module:
         _load(built, call, origin=f"the weights {source.name} of timm")
         fit(built, model)
         return built
-    state = read_state_dict(file)
     call["pretrained_cfg"] = dict(call["pretrained_cfg"]) | {"state_dict": state, "source": ""}
     resized = _of_size(state, built, model)
     if resized:
@@ -57,6 +69,23 @@ def build(model: TimmModel, *, pretrained: str | None) -> nn.Module:
     _load(built, call, origin=str(file))
     if not resized:
         fit(built, model)
+    return built
+
+
+def _foreign(model: TimmModel, tower: Tower | None, origin: str) -> nn.Module:
+    """The model with a tower of another project in it.
+
+    Raises:
+        ValueError: it does not fill the model, or the file holds none.
+    """
+    if tower is None:
+        raise ValueError(
+            f"{origin} is in no layout of another project, and MODEL.BACKBONE.TIMM.VARIANT {model.variant} is for "
+            "those: see docs/foreign_weights.md, or set MODEL.BACKBONE.PRETRAIN False for random weights"
+        )
+    built = create(model)
+    fit(built, model)
+    built.load_state_dict(tower_weights(built, tower, origin))
     return built
 
 

@@ -1,8 +1,7 @@
 """Towers of timm with a part that timm does not have, for weights that were trained with it.
 
     ics      TransReID-SSL's convolutional stem in front of a ViT (Luo et al. 2021, section 3.3)
-    solider  SOLIDER's Swin Transformer: windows padded before they are shifted, and the semantic weight
-             (Chen et al. 2023, section 3.3)
+    solider  SOLIDER's Swin Transformer (Chen et al. 2023, section 3.3)
 
 A variant is a function that changes a built timm model in place; MODEL.BACKBONE.TIMM.VARIANT names one. The modules
 keep timm's, so that its weights load, and add their own. No FastReID and no configuration in here.
