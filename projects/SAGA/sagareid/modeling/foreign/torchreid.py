@@ -11,7 +11,6 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from ...errors import printable
 from .tower import ForeignError, Tower, below, left_out_by, prefix_of
 
 __all__ = ["TITLES", "read_osnet", "read_resnet"]
@@ -39,10 +38,10 @@ def read_osnet(state: Mapping[str, Tensor]) -> Tower | None:
         ForeignError: an OSNet-AIN, which FastReID has no module for.
     """
     prefix = prefix_of(state, "conv2.0.conv2a.conv1.weight")
-    if prefix is None and (ain := prefix_of(state, "conv2.0.conv2.0.layers.0.conv1.weight")) is not None:
+    if prefix is None and prefix_of(state, "conv2.0.conv2.0.layers.0.conv1.weight") is not None:
         raise ForeignError(
-            f"an OSNet-AIN of torchreid's (osnet_ain.py{f', below {printable(ain)}' if ain else ''}), whose instance norms are "
-            "inside its blocks: FastReID has no such backbone; use an OSNet or OSNet-IBN"
+            "an OSNet-AIN of torchreid's (osnet_ain.py), whose instance norms are inside its blocks: FastReID has "
+            "no such backbone; use an OSNet or OSNet-IBN"
         )
     if prefix is None or prefix.startswith("backbone."):
         return None
