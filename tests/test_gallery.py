@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import threading
 
@@ -346,3 +347,35 @@ def test_what_is_no_gallery_is_named(tmp_path):
     np.savez(tmp_path / "z.npz", features=np.zeros((0, 4), np.float32), paths=np.array([], str))
     with pytest.raises(ValueError, match="holds no feature"):
         gallery.build(gallery.FeatureSet(tmp_path / "z.npz"), tmp_path / "index")
+
+
+def test_the_commands(tmp_path, run_tool):
+    """From features to answers, deletions and expiry; without PyTorch (test_commands.py)."""
+    rows = batch(0, 60).rows
+    columns = {name: rows[name].combine_chunks() for name in ("camera", "time")}
+    stored(tmp_path / "f.parquet", n=60, names="{}.jpg", columns=columns)
+    stored(tmp_path / "more.parquet", n=70, names="{}.jpg", columns={k: batch(0, 70).rows[k] for k in columns})
+    run = functools.partial(run_tool, "search.py")
+    code, out, _ = run("build", tmp_path / "f.parquet", "-o", tmp_path / "g")
+    assert code == 0 and out.startswith("flat, 60 vectors of 16, 64 bytes each") and "camera (text), time (time)" in out
+    code, out, _ = run("add", f"faiss:{tmp_path / 'g'}", tmp_path / "more.parquet")
+    assert code == 0 and "10 added, 0 of them in place of earlier ones; 60 were there already" in out
+    words = ["query", tmp_path / "g", "--features", tmp_path / "f.parquet", "-k", 3, "--where"]
+    code, out, _ = run(*words, "camera in (1, 2)", "-o", tmp_path / "m.json")
+    lists = json.loads((tmp_path / "m.json").read_text())
+    assert code == 0 and {m["values"]["camera"] for one in lists for m in one["matches"]} == {"1", "2"}
+    assert lists[0]["matches"][0]["values"]["time"].startswith("2026-11-0")
+    code, out, _ = run(*words, "camera == 9", "--picture", tmp_path / "m.png")
+    assert code == 0 and out.count("nobody") == 60 and (tmp_path / "m.png").is_file()
+    code, _, err = run(*words, "camera = 9")
+    assert code == 1 and "filter 'camera = 9', character 8" in err
+    assert "1 images deleted, 69 left" in run("delete", tmp_path / "g", "3.jpg")[1]
+    assert "14 images deleted, 55 left" in run("delete", tmp_path / "g", "--where", "camera == 1", "--erase")[1]
+    assert run("delete", tmp_path / "g")[0] == 2
+    code, out, _ = run("describe", tmp_path / "g", "--where", "camera == 2")
+    assert code == 0 and "14 images pass camera == 2" in out
+    about = json.loads(run("describe", tmp_path / "g", "--json")[1])
+    assert about["count"] == 55 and about["deleted"] == 0 and about["model"]["checkpoint_sha256"] == "abc"
+    assert "is no age; expected a number" in run("expire", tmp_path / "g", "--older-than", "30")[2]
+    assert "0 images deleted, 55 left" in run("expire", tmp_path / "g", "--older-than", "520w")[1]
+    assert "55 images deleted, 0 left" in run("expire", tmp_path / "g", "--older-than", "1s")[1]

@@ -59,6 +59,24 @@ def _one_at_a_time(method: F) -> F:
     return alone  # type: ignore[return-value]
 
 
+class _Passing:
+    """The rows that may be found: (n,) bool, how many, and what FAISS and exact search want to know of them."""
+
+    def __init__(self, mask: np.ndarray, indexed: int):
+        self.mask, self.count, self._indexed = mask, int(mask.sum()), indexed
+
+    @functools.cached_property
+    def numbers(self) -> np.ndarray:
+        return np.flatnonzero(self.mask)
+
+    @functools.cached_property
+    def selector(self) -> tuple[Any, float]:
+        """FAISS's selector of the indexed rows, and the share of them that it lets pass."""
+        of_index = self.mask[: self._indexed]
+        bits = np.packbits(of_index, bitorder="little")
+        return faiss.IDSelectorBitmap(bits), max(float(of_index.mean()), 1e-9)
+
+
 @register_engine("faiss")
 class FaissGallery(Gallery):
     """See the module."""
@@ -67,7 +85,7 @@ class FaissGallery(Gallery):
         self._store, self._mutex = store, threading.RLock()
         self.address = f"faiss:{store.folder}"
         self._index: tuple[str, Any] = ("", None)  # FAISS's index with the name of its file
-        self._masks: dict[str, np.ndarray] = {}
+        self._masks: dict[str, _Passing] = {}
         self._use(store.snapshot())
 
     # ---- making and opening ------------------------------------------------------------------------------------------
@@ -209,7 +227,7 @@ class FaissGallery(Gallery):
             if wanted:
                 found |= np.asarray(pc.is_in(self._snapshot.rows["id"], value_set=pa.array(wanted, pa.string())))
             if where.strip():
-                found |= self._passing(where)
+                found |= self._rows_passing(where)
             if (alive := self._snapshot.alive) is not None:
                 found &= alive
             if count := int(found.sum()):
@@ -240,8 +258,8 @@ class FaissGallery(Gallery):
     @_one_at_a_time
     def count(self, where: str = "") -> int:
         self.refresh()
-        mask = self._mask(where)
-        return self._snapshot.count if mask is None else int(mask.sum())
+        passing = self._passing(where)
+        return self._snapshot.count if passing is None else passing.count
 
     @_one_at_a_time
     def sources(self) -> set[str]:
@@ -284,7 +302,7 @@ class FaissGallery(Gallery):
     ) -> list[list[Hit]]:
         self.refresh()
         features = self._checked_queries(features, k)
-        similarities, numbers = self.search(features, k, self._mask(where), effort, exact)
+        similarities, numbers = self.search(features, k, self._passing(where), effort, exact)
         found = numbers >= 0
         hits = iter(self._hits(numbers[found], similarities[found]))
         return [[next(hits) for _ in range(int(one.sum()))] for one in found]
@@ -293,8 +311,8 @@ class FaissGallery(Gallery):
     def features(self, where: str = "") -> tuple[list[str], np.ndarray]:
         """Ids, and kept features (m, F) float32, of the images that pass a filter; all of them in memory."""
         self.refresh()
-        mask = self._mask(where)
-        numbers = np.arange(self._snapshot.count) if mask is None else np.flatnonzero(mask)
+        passing = self._passing(where)
+        numbers = np.arange(self._snapshot.count) if passing is None else passing.numbers
         return self._snapshot.rows_of(numbers)["id"].to_pylist(), self._snapshot.take(numbers)
 
     @_one_at_a_time
@@ -304,9 +322,9 @@ class FaissGallery(Gallery):
         Neighbours are among the images that pass a filter; a query is left out of its own.
         """
         self.refresh()
-        mask = self._mask(where)
+        passing = self._passing(where)
         numbers, queries = random_sample(self._snapshot, sample, "query sample")
-        found, exact = (self.search(queries, k + 1, mask, effort, only)[1] for only in (False, True))
+        found, exact = (self.search(queries, k + 1, passing, effort, only)[1] for only in (False, True))
         hits = total = 0
         for own, a, b in zip(numbers, found, exact):
             neighbours = [i for i in b if i not in (own, -1)][:k]
@@ -322,21 +340,24 @@ class FaissGallery(Gallery):
         values = rows.select(list(self.columns)).to_pylist() if self.columns else [{} for _ in ids]
         return [Hit(*hit) for hit in zip(ids, paths, map(float, similarities), values)]
 
-    def _passing(self, where: str) -> np.ndarray:
+    def _rows_passing(self, where: str) -> np.ndarray:
         """(n,) which rows pass a filter, deleted ones too."""
         node = self._node(where)
         assert node is not None
         return filters.passing(node, self._snapshot.rows)
 
-    def _mask(self, where: str) -> np.ndarray | None:
-        """(n,) which images pass; None: all rows."""
-        if not where.strip():
-            return self._snapshot.alive
+    def _passing(self, where: str) -> _Passing | None:
+        """The images that pass a filter; None: all rows."""
+        alive, where = self._snapshot.alive, where.strip()
+        if not where and alive is None:
+            return None
         if where not in self._masks:
-            mask = self._passing(where)
+            mask = self._rows_passing(where) if where else alive
+            assert mask is not None
             while len(self._masks) >= MASKS:
                 self._masks.pop(next(iter(self._masks)))
-            self._masks[where] = mask if self._snapshot.alive is None else mask & self._snapshot.alive
+            mask = mask if alive is None or not where else mask & alive
+            self._masks[where] = _Passing(mask, self._snapshot.manifest.indexed)
         return self._masks[where]
 
     def _loaded(self) -> Any:
@@ -360,31 +381,40 @@ class FaissGallery(Gallery):
 
     @_one_at_a_time
     def search(
-        self, queries: np.ndarray, k: int, mask: np.ndarray | None, effort: int | None = None, exact: bool = False
+        self,
+        queries: np.ndarray,
+        k: int,
+        passing: _Passing | None,
+        effort: int | None = None,
+        exact: bool = False,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Similarities (q, k) in falling order and numbers (q, k) of rows; -1 where no more pass.
 
         Args:
-            mask: (n,) bool, the rows that may be found; None: all.
+            passing: the rows that may be found; None: all.
         """
         snapshot = self._snapshot
-        passing = snapshot.count if mask is None else int(mask.sum())
-        if exact or not snapshot.manifest.index or passing <= EXACT:
-            return _nearest(queries, k, snapshot.blocks(mask))
-        found = self._approximate(self._loaded(), queries, k, mask, effort or snapshot.manifest.effort)
-        if snapshot.manifest.indexed == snapshot.count:
+        count, indexed = snapshot.count if passing is None else passing.count, snapshot.manifest.indexed
+        if exact or not snapshot.manifest.index or count <= EXACT:
+            return _nearest(queries, k, self._blocks(passing))
+        found = self._approximate(self._loaded(), queries, k, passing, effort or snapshot.manifest.effort)
+        if indexed == snapshot.count:
             return found
-        return _merged(k, found, _nearest(queries, k, snapshot.blocks(mask, snapshot.manifest.indexed)))
+        return _merged(k, found, _nearest(queries, k, self._blocks(passing, indexed)))
+
+    def _blocks(self, passing: _Passing | None, start: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        if passing is None:
+            return self._snapshot.blocks(None, start)
+        if not start and passing.count < self._snapshot.count / 5:  # found once for all queries of this filter
+            return self._snapshot.gathered(passing.numbers)
+        return self._snapshot.blocks(passing.mask, start)
 
     def _approximate(
-        self, index: Any, queries: np.ndarray, k: int, mask: np.ndarray | None, effort: int
+        self, index: Any, queries: np.ndarray, k: int, passing: _Passing | None, effort: int
     ) -> tuple[np.ndarray, np.ndarray]:
         """Nearest of the indexed rows."""
-        manifest, selector, share = self._snapshot.manifest, None, 1.0
-        if mask is not None:
-            of_index = mask[: manifest.indexed]
-            share = max(float(of_index.mean()), 1e-9)
-            selector = faiss.IDSelectorBitmap(np.packbits(of_index, bitorder="little"))
+        manifest = self._snapshot.manifest
+        selector, share = (None, 1.0) if passing is None else passing.selector
         if manifest.kind == "hnsw":
             effort = min(manifest.indexed, int(max(effort, k) / share))
             return index.search(queries, k, params=faiss.SearchParametersHNSW(efSearch=effort, sel=selector))

@@ -342,10 +342,8 @@ class Snapshot:
         stop = self.count if stop is None else stop
         if start >= stop:
             return
-        if mask is not None and mask[start:stop].mean() < 0.2:  # few of them: gather only those
-            numbers = start + np.flatnonzero(mask[start:stop])
-            for low in range(0, len(numbers), size):
-                yield numbers[low : low + size], self.take(numbers[low : low + size])
+        if mask is not None and mask[start:stop].mean() < 0.2:
+            yield from self.gathered(start + np.flatnonzero(mask[start:stop]), size)
             return
         for begin, vectors in zip(self._starts, self._vectors):
             first, last = max(start, begin), min(stop, begin + len(vectors))
@@ -356,6 +354,12 @@ class Snapshot:
                     numbers, block = numbers[mask[low:high]], block[mask[low:high]]
                 if len(numbers):
                     yield numbers, np.asarray(block, np.float32)
+
+    def gathered(self, numbers: np.ndarray, size: int | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Some rows by their numbers, in blocks."""
+        size = size or max(1, BLOCK_BYTES // (4 * self.width))
+        for low in range(0, len(numbers), size):
+            yield numbers[low : low + size], self.take(numbers[low : low + size])
 
     def batches(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """All rows, for the training and filling of an index."""
