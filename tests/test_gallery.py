@@ -172,6 +172,28 @@ def test_what_is_deleted_is_erased_in_the_end(make, tmp_path):
     assert crops.count() == 259 and crops.recall() > 0.97
 
 
+def test_a_quantised_gallery_may_become_small(make, small):
+    """What is asked for is done, with or without an index for what is left."""
+    crops = make(MODEL, COLUMNS, kind="ivfpq", batches=lambda: [batch(0, 400)])
+    assert crops.delete(where="frame >= 100") > 200 and crops.exact
+    left = crops.count()
+    assert crops.recall() == 1 and crops.add([batch(400, 800)]).added == 400 and crops.count() == left + 400
+    assert not crops.exact and crops.delete(where="score >= 0") == left + 400 and crops.query(unit(1), 3) == [[]]
+
+
+def test_an_error_leaves_files_of_others_alone(tmp_path):
+    (tmp_path / "g").mkdir()
+    for name in ("index-mine.faiss", "rows-1.arrow"):
+        (tmp_path / "g" / name).touch()
+    crops = gallery.create(tmp_path / "g", MODEL, COLUMNS, batches=lambda: [batch(0, 10)])
+    rows, features = batch(10, 12)
+    none = gallery.Batch(rows.set_column(0, "id", pa.array(["a", None])), features)
+    with pytest.raises(ValueError, match="1 of the images have no id"):
+        crops.add([none])
+    names = {path.name for path in (tmp_path / "g").iterdir()}
+    assert names > {"index-mine.faiss", "rows-1.arrow"} and len(names) == 6
+
+
 def test_a_reader_sees_what_others_write_and_keeps_what_it_reads(make, tmp_path):
     writer = make(MODEL, COLUMNS, batches=lambda: [batch(0, 50)])
     reader = gallery.open_gallery(tmp_path / "gallery")
@@ -236,7 +258,7 @@ def test_memory_is_kept(tmp_path):
     with pytest.raises(ValueError, match="no index of kind 'best'"):
         gallery.build(features, tmp_path / "b", kind="best")
     few, _ = stored(tmp_path / "few.parquet", n=100)
-    with pytest.raises(ValueError, match="256 vectors or more, not 100; use --index flat"):
+    with pytest.raises(ValueError, match="so it needs as many vectors, not 100; use --index flat"):
         gallery.build(few, tmp_path / "b", kind="ivfpq")
 
 

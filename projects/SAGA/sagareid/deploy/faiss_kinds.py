@@ -19,12 +19,13 @@ from tqdm import tqdm
 
 from .options import KINDS
 
-__all__ = ["Empty", "Features", "choose_kind", "empty_index", "random_sample"]
+__all__ = ["LEAST", "Empty", "Features", "choose_kind", "empty_index", "random_sample"]
 
 # Up to this many bytes of vectors an exact search is quick enough, about 0.1 s a query on one core.
 FLAT_BYTES = 2**30
 NEIGHBOURS = 32
 HNSW_LINKS = 264  # bytes: 2 * 32 links of 4 bytes in the lowest layer of HNSW, and a few for the others
+LEAST = 256  # vectors of an ivfpq: as many values as a byte has
 CELLS = 4096  # at most: more of them take longer to fill than they save in a search
 TRAIN_PER_CELL = 40  # FAISS warns below 39
 SEED = 0
@@ -89,8 +90,8 @@ def _hnsw(features: Features, memory: float) -> Empty:
 def _ivfpq(features: Features, memory: float) -> Empty:
     """4 sqrt(n) cells, up to CELLS, trained on a sample; a query looks at one in 32 of them, and at 8 or more."""
     n, width = features.count, features.width
-    if n < 256:
-        raise ValueError(f"ivfpq learns 256 values a byte, so it needs 256 vectors or more, not {n}; use --index flat")
+    if n < LEAST:
+        raise ValueError(f"ivfpq learns {LEAST} values a byte, so it needs as many vectors, not {n}; use --index flat")
     cells = max(1, min(int(4 * math.sqrt(n)), CELLS, n // TRAIN_PER_CELL))
     codes = [m for m in range(1, width // 4 + 1) if width % m == 0 and n * (m + 8) <= memory / 2]
     if not codes:

@@ -131,10 +131,12 @@ class Gallery(ABC):
         folder: where relative paths begin; "" where that is not known.
         exact: whether similarities and neighbours are exact.
         atomic: whether a change is done as a whole or not at all.
+        approximate: whether similarities themselves are not those of the features.
     """
 
     scheme: ClassVar[str] = ""
     atomic: ClassVar[bool] = True
+    approximate: bool = False
     address: str
     model: Model
     columns: dict[str, str]
@@ -306,6 +308,9 @@ def checked_rows(batch: Batch, model: Model, columns: Mapping[str, str]) -> pa.T
     if not np.isfinite(features).all():
         bad = int((~np.isfinite(features).all(1)).argmax())
         raise ValueError(f"the feature of {rows['path'][bad].as_py()} is not finite; extract it again")
+    for name in ("id", "path"):
+        if rows[name].null_count:
+            raise ValueError(f"{rows[name].null_count} of the images have no {name}; every image takes one")
     if lacking := [name for name in columns if name not in rows.column_names]:
         raise ValueError(
             f"the images have no column {lacking[0]!r}, which the gallery has; extract them with the same --metadata "

@@ -159,10 +159,10 @@ class FaissGallery(Gallery):
                 model = Model(**first.model)
                 rows = ((checked_rows(batch, model, first.columns), batch.features) for batch in batches())
                 writing.append(rows, replace=False, expected=count)
-                writing.update_index(whole=True)
+                writing.update_index(whole=True, strict=True)
             store.commit(writing.manifest)
         except BaseException:
-            store.clean(store.read() if store.exists else None)
+            store.tidy()
             raise
 
     def _use(self, snapshot: Snapshot) -> None:
@@ -191,7 +191,7 @@ class FaissGallery(Gallery):
                 yield writing
             except BaseException:
                 self._index = ("", None)  # it may have taken rows in that are not there
-                self._store.clean(self._store.read())
+                self._store.tidy()
                 raise
             if writing.index is not None:
                 self._index = writing.manifest.index, writing.index

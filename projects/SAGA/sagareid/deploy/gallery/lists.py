@@ -89,13 +89,15 @@ def feature_queries(gallery: Gallery, features: FeatureSet) -> tuple[list[str], 
 def answers(gallery: Gallery, lists: Sequence[Sequence[Match]], threshold: Threshold) -> list[list[Match]]:
     """Ranked lists down to a threshold; NOBODY where none reaches it.
 
-    Warns of a gallery from elsewhere.
+    Warns of a gallery from elsewhere, and of an index whose similarities are approximate.
 
     Raises:
         ValueError: the threshold is of another model than the gallery.
     """
     threshold.check_model(gallery.model.checkpoint_sha256, gallery.model.feature, "the gallery")
     threshold.warn_elsewhere(gallery.folder)
+    if gallery.approximate:
+        logger.warning("similarities of this index are approximate, the threshold is exact: use --index hnsw")
     return nobody_below(lists, threshold.value)
 
 

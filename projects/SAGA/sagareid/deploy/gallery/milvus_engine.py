@@ -61,6 +61,7 @@ class MilvusGallery(Gallery):
         self._client, self._name, self._kind = client, name, about["kind"]
         self.model, self.columns = Model(**about["model"]), dict(about["columns"])
         self.folder, self.exact = about["folder"], about["kind"] == "flat"
+        self.approximate = about["kind"] == "ivfpq"
 
     # ---- making and opening ------------------------------------------------------------------------------------------
 

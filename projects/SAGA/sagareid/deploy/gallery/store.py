@@ -244,10 +244,19 @@ class Store:
         sync_folder(self.folder)
         self.clean(manifest)
 
+    def tidy(self) -> None:
+        """Remove leftovers after an error; of a gallery that cannot be read, nothing."""
+        try:
+            manifest = self.read() if self.exists else None
+        except (OSError, ValueError):
+            return
+        self.clean(manifest)
+
     def clean(self, manifest: Manifest | None) -> None:
         """Remove the files that no gallery.json names: leftovers, and what an earlier version had."""
         earlier = (self.folder / self.EARLIER).is_file()
-        patterns = ["rows-*.arrow", "vectors-*.bin", "index-*.faiss", "deleted-*.bits", f".{self.NAME}.*"]
+        kinds = (("rows", "arrow"), ("vectors", "bin"), ("index", "faiss"), ("deleted", "bits"))
+        patterns = [*(f"{name}-{'[0-9]' * 6}*.{suffix}" for name, suffix in kinds), f".{self.NAME}.*"]
         if earlier and manifest is not None:
             (self.folder / self.EARLIER).unlink()
             patterns += ["vectors-*.faiss", "paths-*.parquet"]

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 from tqdm import tqdm
 
-from ..faiss_kinds import choose_kind, empty_index
+from ..faiss_kinds import LEAST, choose_kind, empty_index
 from .base import Added
 from .store import Manifest, Snapshot, Store, rows_schema
 
@@ -128,20 +128,25 @@ class Writing:
             return self.manifest.asked
         return choose_kind(max(count, 1), int(self.manifest.model["width"]), self.manifest.memory_gib * 2**30)
 
-    def update_index(self, *, whole: bool = False) -> None:
+    def update_index(self, *, whole: bool = False, strict: bool = False) -> None:
         """Make an index of the rows, or add rows to the one that there is.
 
         Args:
             whole: of all rows, at once; otherwise only when it is worth writing one.
+            strict: a kind that does not fit the memory or the number of images is an error. Otherwise more memory than
+                was allowed is logged, and too few images for a quantised index stay without one.
 
         Raises:
-            ValueError: `whole`, and the kind does not fit the memory or the number of images.
+            ValueError: of `strict`.
         """
         manifest, count = self.manifest, self.snapshot.count
         kind = self._kind(count)
         indexed = manifest.indexed if manifest.index and manifest.kind == kind else 0
         outgrown = bool(manifest.index) and manifest.kind != kind
         if not (whole or outgrown) and count - indexed <= max(TAIL, indexed // 10):
+            return
+        if kind == "ivfpq" and count < LEAST and not strict:
+            self.manifest = changed(manifest, index="", indexed=0)
             return
         if kind == "ivfpq" and count > RETRAIN * manifest.trained:
             indexed = 0
@@ -150,7 +155,7 @@ class Writing:
         else:
             index, per_vector, effort = empty_index(kind, self.snapshot, manifest.memory_gib * 2**30)
             manifest = changed(manifest, trained=count, effort=effort, bytes_per_vector=float(per_vector))
-        self._check_memory(kind, per_vector, whole)
+        self._check_memory(kind, per_vector, strict)
         self.manifest = changed(manifest, kind=kind, index="", indexed=0)
         if kind != "flat" and count:
             self._fill_index(index, indexed)
@@ -165,7 +170,7 @@ class Writing:
         self.index = index
         self.manifest = changed(self.manifest, index=name, indexed=self.snapshot.count)
 
-    def _check_memory(self, kind: str, per_vector: float, whole: bool) -> None:
+    def _check_memory(self, kind: str, per_vector: float, strict: bool) -> None:
         count, memory_gib = self.snapshot.count, self.manifest.memory_gib
         needed = count * per_vector / 2**30
         if needed <= memory_gib:
@@ -174,6 +179,6 @@ class Writing:
             f"{kind}: {count} vectors of {per_vector:.0f} bytes need {needed:.1f} GiB; raise --memory "
             f"({memory_gib:g} GiB), or use --index auto"
         )
-        if whole:
+        if strict:
             raise ValueError(text)
         logger.warning("%s: build it anew", text)
