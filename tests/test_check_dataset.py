@@ -265,7 +265,10 @@ def test_a_sheet_survives_a_bad_image(tmp_path):
 # ---- published statistics ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["OccludedDuke", "OccludedREID", "PDukeMTMC", "PartialREID", "PartialiLIDS"])
+STATED = ["CUHK01", "CUHK03Pair", "OccludedDuke", "OccludedREID", "PDukeMTMC", "PartialREID", "PartialiLIDS"]
+
+
+@pytest.mark.parametrize("name", STATED)
 def test_docstrings_state_the_statistics(name):
     cls = DATASET_REGISTRY.get(name)
     assert set(check_dataset.published_statistics(get_cfg(), name)) == set(cls.statistics)

@@ -243,11 +243,30 @@ class TestFolder:
     def test_each_folder_can_be_a_data_set_of_its_own(self, cfg, tmp_path):
         """As the error above advises."""
         images = [f"{i}_c{c}.jpg" for c in (1, 2) for i in (1, 2)]
-        make(tmp_path / "shop", *(f"{part}/ann/{image}" for part in ("train", "val") for image in images))
+        parts = [f"{part}/{person}" for part in ("train", "val") for person in ("ann", "ben")]
+        make(tmp_path / "shop", *(f"{part}/{image}" for part in parts for image in images))
         options = {"CAMERA": r"_c(\d)"}
-        assert len(build(cfg, "FolderDataset", PATH="shop/train", TRAIN_SHARE=1, **options).train) == 4
+        assert len(build(cfg, "FolderDataset", PATH="shop/train", TRAIN_SHARE=1, **options).train) == 8
         data = build(cfg, "FolderDataset", PATH="shop/val", TRAIN_SHARE=0, **options)
-        assert len(data.query) == len(data.gallery) == 2
+        assert len(data.query) == len(data.gallery) == 4
+
+    @pytest.mark.parametrize(
+        "files, message",
+        [
+            (["campus/0001001.png", "campus/0002001.png"], "holds one folder, campus/, which would be the only person"),
+            (["a/train/ann/1.jpg", "b/1.jpg"], "shop/a would be one person, and holds train/.*Try PATH: shop/a"),
+            (["train/0000_00.jpg", "val/0000_00.jpg"], "images of nobody in particular in some: .*TYPE: CSVDataset"),
+            (
+                ["bounding_box_train/0002_c1s1_1_00.jpg", "query/0002_c1s1_1_00.jpg"],
+                "such as Market1501 or OccludedDuke: name it",
+            ),
+        ],
+    )
+    def test_a_folder_of_another_kind_says_what_to_name(self, cfg, tmp_path, files, message):
+        """CUHK01's folder above `campus`, a folder of several data sets, CUHK03's flat parts, Market-1501."""
+        make(tmp_path / "shop", *files)
+        with pytest.raises(ValueError, match=message):
+            build(cfg, "FolderDataset", PATH="shop")
 
     def test_a_person_may_be_called_like_a_split(self, cfg, tmp_path):
         make(tmp_path / "shop", "val/1.jpg", "ann/1.jpg", "ben/1.jpg")
@@ -282,6 +301,19 @@ class TestFolder:
         assert named.camera_names == ["x", "y", "z"]
         with pytest.raises(WrongNames, match=r"2 file\(s\) .*0001004.png.* finds one of 1-3"):
             build(cfg, "FolderDataset", CAMERA=rule | {"map": {"1-3": "A"}}, **options)
+
+    def test_a_pattern_that_matches_in_more_places_is_said(self, cfg, tmp_path, caplog):
+        """Inside the person's number, say; an anchor ends it."""
+        make(tmp_path / "shop", *(f"{p}/{p}_c{i}.jpg" for p in (11, 12) for i in (1, 2)))
+        options = {"PATH": "shop", "TRAIN_SHARE": 0}
+        with caplog.at_level(logging.WARNING):
+            data = build(cfg, "FolderDataset", CAMERA=r"(\d)", **options)
+        assert data.camera_names == ["1"]
+        assert r"CAMERA '(\\d)' finds several texts in 3 of 4 names, such as 1 and 2 in 11_c2.jpg" in caplog.text
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            assert build(cfg, "FolderDataset", CAMERA=r"_c(\d)", **options).camera_names == ["1", "2"]
+        assert "several texts" not in caplog.text
 
     @pytest.mark.parametrize(
         "camera, message",

@@ -277,3 +277,76 @@ def test_mmmp_reads_lists_from_elsewhere(mmmp, tmp_path):
         (folder / f"{split}_id.txt").write_text(people)
     data = build("MMMP_uav", mmmp, split_root=str(tmp_path / "lists"))
     assert {item[1] for item in data.query} == {1}
+
+
+# ---- CUHK01 and a pair of CUHK03 -----------------------------------------------------------------------------------
+CUHK01 = [f"campus/{person:04d}{image:03d}.png" for person in range(1, 8) for image in range(1, 5)]
+CUHK03 = [
+    f"{boxes}/{split}/{person:04d}_{image:02d}.jpg"
+    for boxes in ("labeled", "detected")
+    for split, people in (("train", 3), ("val", 2))
+    for person in range(people)
+    for image in ((0, 3, 5, 9) if person else (1, 6))
+]
+
+
+@pytest.mark.parametrize("folder", ["CUHK01", "cuhk01", "CUHK/CUHK01"])
+def test_cuhk01_halves_the_people_and_tests_one_camera_against_the_other(tmp_path, folder):
+    make(tmp_path / folder, *CUHK01)
+    data = build("CUHK01", tmp_path)
+    train = {pid for _, pid, _ in data.train}
+    tested = {pid for _, pid, _ in data.query}
+    assert len(train) == 3 and len(tested) == 4 and not {int(pid.rpartition("_")[2]) for pid in train} & tested
+    assert len(data.train) == 12 and {camid for _, _, camid in data.train} == {"cuhk01_0", "cuhk01_1"}
+    assert sorted(ids(data.query)) == sorted((pid, 0) for pid in tested for _ in range(2))
+    assert sorted(ids(data.gallery)) == sorted((pid, 1) for pid in tested for _ in range(2))
+    assert all(Path(path).name[4:7] in ("001", "002") for path, _, _ in data.query)
+    assert [data.camera_name(0), data.camera_name("cuhk01_1")] == ["A", "B"]
+    reverse = build("CUHK01", tmp_path, query_camera="B", shots="single")
+    assert {camid for _, _, camid in reverse.query} == {1} and len(reverse.query) == 8
+    assert sorted(pid for _, pid, _ in reverse.gallery) == sorted(tested)
+    assert reverse.gallery == build("CUHK01", tmp_path, query_camera="B", shots="single").gallery
+    halves = {tuple(sorted({pid for _, pid, _ in build("CUHK01", tmp_path, split=i).train})) for i in range(10)}
+    assert len(halves) > 1 and tuple(sorted(train)) in halves
+
+
+def test_cuhk03_pair_keeps_the_people_of_its_folders_apart(tmp_path):
+    make(tmp_path / "CUHK03_pair", *CUHK03)
+    data = build("CUHK03Pair", tmp_path)
+    assert [pid for _, pid, _ in data.train][:3] == ["cuhk03_pair_0000"] * 2 + ["cuhk03_pair_0001"]
+    assert ids(data.query) == [(3, 0), (4, 0), (4, 0)] and ids(data.gallery) == [(3, 1), (4, 1), (4, 1)]
+    assert data.person_name("cuhk03_pair_0002") == "train 2" and data.person_name(3) == "val 0"
+    assert all("/labeled/" in path for path, *_ in data.train + data.query)
+    detected = build("CUHK03PairDetected", tmp_path)
+    assert detected.train[0][1] == "cuhk03_pair_detected_0000" and "/detected/" in detected.train[0][0]
+    names = SetNames().add(data, data.train + data.query)
+    assert len(set(names.identities.values())) == 5
+
+
+@pytest.mark.parametrize(
+    "name, options, message",
+    [
+        ("CUHK01", {"split": 10}, "SPLIT is 10; expected 0 to 9"),
+        ("CUHK01", {"shots": "few"}, "SHOTS is 'few'; expected multi or single"),
+        ("CUHK01", {"query_camera": 1}, "QUERY_CAMERA is 1; expected A or B"),
+        ("CUHK03Pair", {"boxes": "drawn"}, "BOXES is 'drawn'; expected labeled or detected"),
+    ],
+)
+def test_cuhk_refuses_what_it_has_not(tmp_path, name, options, message):
+    make(tmp_path / "CUHK01", *CUHK01)
+    make(tmp_path / "CUHK03_pair", *CUHK03)
+    with pytest.raises(ValueError, match=message):
+        build(name, tmp_path, **options)
+
+
+def test_cuhk_says_what_is_missing(tmp_path):
+    with pytest.raises(RuntimeError, match=r"CUHK01: no 'campus' folder under .*CUHK01. Expected campus/"):
+        build("CUHK01", tmp_path)
+    make(tmp_path / "CUHK01", "campus/0001001.png")
+    with pytest.raises(ValueError, match="holds 1 person; expected 971"):
+        build("CUHK01", tmp_path)
+    with pytest.raises(RuntimeError, match="CUHK03Pair: no 'labeled/train' folder"):
+        build("CUHK03Pair", tmp_path)
+    make(tmp_path / "CUHK01", "campus/0001005.png")
+    with pytest.raises(RuntimeError, match="wrongly named: 0001005.png"):
+        build("CUHK01", tmp_path)

@@ -2,4 +2,4 @@
 
 import fastreid.data  # noqa: F401  (first: it imports all that registers with it, this package among them)
 
-from . import duke, folder, held_out, market, mmmp, pairs, table  # noqa: F401
+from . import cuhk, duke, folder, held_out, market, mmmp, pairs, table  # noqa: F401

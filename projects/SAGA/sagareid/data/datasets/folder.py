@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import re
@@ -17,6 +18,8 @@ from .custom import SHOWN, SPLITS, OwnDataset, Photo, as_test
 from .layout import WrongNames, natural_key, no_images
 
 __all__ = ["CameraRule", "FolderDataset"]
+
+logger = logging.getLogger(__name__)
 
 
 @DATASET_REGISTRY.register()
@@ -74,7 +77,9 @@ class FolderDataset(OwnDataset):
         if present := _splits_of(name, folder, path):
             splits = {split: _read_people(name, folder / split, rule) for split in present}
         else:
-            splits = _divide(_read_people(name, folder, rule), train_share, seed)
+            photos = _read_people(name, folder, rule)
+            _check_people(name, folder, path, photos)
+            splits = _divide(photos, train_share, seed)
         super().__init__(name, splits, validation_share=validation_share, **kwargs)
 
 
@@ -96,16 +101,7 @@ def _splits_of(name: str, folder: Path, path: str) -> list[str]:
     others = [entry for entry in folders if entry not in SPLITS]
     parts = [entry for entry in others if entry.lower() in _SPLIT_WORDS]
     if parts and (present or len(parts) == len(others)):
-        found = (*present, *parts)
-        entries = ", ".join(
-            f"{{NAME: {name}_{part}, TYPE: FolderDataset, PATH: {path}/{part}, "
-            f"TRAIN_SHARE: {1 if 'train' in part.lower() else 0}}}"
-            for part in found
-        )
-        raise ValueError(
-            f"{name}: {printable(folder)} holds {', '.join(f'{part}/' for part in found)}, and only train/, query/ and "
-            f"gallery/ are read. Rename them, or make each a data set of its own in DATASETS.CUSTOM: {entries}"
-        )
+        raise ValueError(_other_parts(name, folder, path, (*present, *parts)))
     if present:
         beside = image_files(folder, levels=1)
         left_out = {why: names for why, names in beside.left_out.items() if why != DEEPER}
@@ -115,6 +111,47 @@ def _splits_of(name: str, folder: Path, path: str) -> list[str]:
             left_out["images outside the splits"] = [image.name for image in beside.images]
         say_left_out(name, Listing(folder, [], left_out))
     return present
+
+
+def _other_parts(name: str, folder: Path, path: str, found: Sequence[str]) -> str:
+    """What to do with parts of other names: what is read, and the entries that read them as they are."""
+    what = f"{name}: {printable(folder)} holds {', '.join(f'{part}/' for part in found)}, and only train/, query/ and gallery/ are read"
+    if "bounding_box_train" in found:
+        return f"{what}. These are the folders of a data set that is registered, such as Market1501 or OccludedDuke: name it"
+    if any(image_files(folder / part, levels=1).names for part in found):
+        return (
+            f"{what}, with one sub-folder a person in each. There are images of nobody in particular in some: where file "
+            "names say who it is, list the images in a table instead (TYPE: CSVDataset; docs/own_data.md)"
+        )
+    entries = ", ".join(
+        f"{{NAME: {name}_{part}, TYPE: FolderDataset, PATH: {path}/{part}, "
+        f"TRAIN_SHARE: {1 if 'train' in part.lower() else 0}}}"
+        for part in found
+    )
+    return f"{what}. Rename them, or make each a data set of its own in DATASETS.CUSTOM: {entries}"
+
+
+def _check_people(name: str, folder: Path, path: str, photos: Sequence[Photo]) -> None:
+    """Refuse a folder that lies above the people's: its folders would be taken for people.
+
+    Raises:
+        ValueError: a person's folder holds parts of a data set, or there is one person alone.
+    """
+    people = {photo.person for photo in photos}
+    for photo in photos:
+        _, *below = Path(photo.path).relative_to(folder).parts
+        if len(below) > 1 and below[0].lower() in _SPLIT_WORDS:
+            raise ValueError(
+                f"{name}: {printable(folder / photo.person)} would be one person, and holds {below[0]}/. Expected one "
+                f"sub-folder a person; is PATH a level too high? Try PATH: {path}/{photo.person}"
+            )
+    if len(people) == 1:
+        [person] = people
+        raise ValueError(
+            f"{name}: {printable(folder)} holds one folder, {printable(person)}/, which would be the only person. Expected "
+            "one sub-folder a person; is PATH a level too high? Where file names say who it is, list the images in a "
+            "table instead (TYPE: CSVDataset; docs/own_data.md)"
+        )
 
 
 class CameraRule(NamedTuple):
@@ -165,6 +202,11 @@ class CameraRule(NamedTuple):
                 return camera
         return None
 
+    def ambiguous(self, path: str) -> tuple[str, ...]:
+        """What the pattern finds in a path, where that is more than one text: it may match inside something else."""
+        found = tuple(dict.fromkeys(match[1] for match in self.pattern.finditer(path)))
+        return found if len(found) > 1 else ()
+
     def __str__(self) -> str:
         if self.cameras is None:
             return f"names in which CAMERA {self.pattern.pattern!r} finds a camera"
@@ -209,7 +251,27 @@ def _read_people(name: str, folder: Path, camera: CameraRule | None) -> list[Pho
         photos.append(Photo(str(image), person, found))
     if wrong:
         raise WrongNames(name, wrong, str(camera))
+    if camera:
+        _say_ambiguous(name, camera, listing, folder)
     return photos
+
+
+def _say_ambiguous(name: str, camera: CameraRule, listing: Listing, folder: Path) -> None:
+    """Warn where the pattern matches at several places of a name with different results."""
+    below = ["/".join(image.relative_to(folder).parts[1:]) for image in listing.images]
+    several = [(path, found) for path in below if (found := camera.ambiguous(path))]
+    if several:
+        path, found = several[0]
+        logger.warning(
+            "%s: CAMERA %r finds several texts in %d of %d names, such as %s in %s, and the first counts. If that is not "
+            "the camera, anchor the pattern: ^, or what stands in front of the camera",
+            name,
+            camera.pattern.pattern,
+            len(several),
+            len(below),
+            " and ".join(found[:3]),
+            printable(path),
+        )
 
 
 def _divide(photos: Sequence[Photo], train_share: float, seed: int) -> dict[str, list[Photo]]:
