@@ -64,6 +64,7 @@ def commands(tiny_run, crops, session_tmp, repo):
         "check_dataset.py": (["SyntheticPedestrians"], None, ""),
         "compare.py": ([config, "--seeds", 0], "--output", ""),
         "convert_checkpoint.py": ([tiny_run / "model_final.pth"], "", ".pth"),
+        "cross_domain.py": (["--runs", tiny_run, "--targets", "SyntheticPedestriansVal"], "--output", ""),
         "draw_pedestrians.py": (["--train-ids", 2, "--test-ids", 1, "--validation-ids", 1], "--root", ""),
         "draw_street.py": (["--people", 2, "--shared", 1, "--frames", 2], "-o", ""),
         "export.py": ([tiny_run], "-o", ".pt"),

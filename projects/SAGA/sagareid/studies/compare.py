@@ -27,7 +27,7 @@ from ..files import write_json, write_text
 from .complexity import complexity
 from .on_tower import on_tower
 
-__all__ = ["Trial", "compare", "names_of", "split_words", "summarise", "table"]
+__all__ = ["Trial", "compare", "names_of", "split_words", "summarise", "table", "train"]
 
 logger = logging.getLogger(__name__)
 
@@ -125,13 +125,14 @@ def compare(
     with tqdm(trials, desc="comparing", unit="run", disable=None) as bar:
         for trial in bar:
             bar.set_postfix_str(f"{trial.name}, seed {trial.seed}")
-            _train(trial, opts_of[trial.config], arguments)
+            train(trial, opts_of[trial.config], arguments)
             done = [t for t in trials if t.result or t.error]
             _write(output, done, summarise(done, rows))
     return trials
 
 
-def _train(trial: Trial, opts: Sequence[str], arguments: Sequence[str]) -> None:
+def train(trial: Trial, opts: Sequence[str], arguments: Sequence[str]) -> None:
+    """Train a trial, or go on with it, and fill in its result and cost; its error where it fails, which is logged."""
     own_opts = [*opts, "SEED", str(trial.seed), "OUTPUT_DIR", trial.folder]
     args = training_parser().parse_args(["--config-file", trial.config, "--resume", *arguments, *own_opts])
     try:
