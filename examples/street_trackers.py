@@ -1,6 +1,6 @@
 """What examples/track_street.py tracks by: a drawn street, what a model says of it, and trackers that ask the model.
 
-The only file that imports BoxMOT and Ultralytics, which are AGPL-3.0.
+This file and deepocsort_costs.py are the only ones that import BoxMOT and Ultralytics, which are AGPL-3.0.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""examples/track_street.py: real trackers on a small drawn street, by SAGA's features, measured by TrackEval."""
+"""examples/track_street.py and deepocsort_costs.py: real trackers on a small drawn street, by SAGA's features."""
 
 from __future__ import annotations
 
@@ -28,12 +28,13 @@ FRAMES = 24
 def examples(repo):
     """The modules of the example."""
     sys.path.insert(0, str(repo / "examples"))
+    import deepocsort_costs
     import street_metrics
     import street_trackers
     import track_street
 
     sys.path.remove(str(repo / "examples"))
-    return SimpleNamespace(run=track_street, trackers=street_trackers, metrics=street_metrics)
+    return SimpleNamespace(run=track_street, trackers=street_trackers, metrics=street_metrics, costs=deepocsort_costs)
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +94,23 @@ def test_a_track_remembers_what_saga_says_and_nothing_of_the_hidden(kind, still,
         reid.seen = seen
     same = before.keys() & after.keys()
     assert same and all(np.allclose(before[track], after[track], atol=1e-5) for track in same)
+
+
+def test_watching_deepocsort_changes_no_track_and_what_it_counts_is_said(examples, streets, reid, tiny_run, tmp_path):
+    film = reid.sequence
+    plain = examples.trackers.deep_oc_sort(reid, examples.trackers.Row())
+    watched = examples.costs.Watched(reid, film)
+    tracks = [examples.trackers.track(step, film, reid) for step in (plain, watched.step)]
+    assert len(tracks[0]) > FRAMES and np.array_equal(*tracks)
+    file = tmp_path / "costs.json"
+    arguments = ["--reid", f"SAGA={tiny_run}", "--similarity", "0.9", "-o", file]
+    examples.costs.main([str(a) for a in (streets[0], *arguments)])
+    report = json.loads(file.read_text())
+    counts = report["associations"]["SAGA"]
+    assert counts["matches"] > counts["changed"] >= max(counts["mended"], counts["spoilt"])
+    assert 0 <= counts["weight, median of right pairs"] <= 0.5 < counts["overlap, median of right pairs"] <= 1
+    rows = ("", ", full weight", ", as overlap", ", 120 frames", ", all")
+    assert set(report["tracking"]) == {"none", "none, 120 frames", *(f"SAGA{row}" for row in rows)}
 
 
 def test_tracks_are_joined_by_likeness_but_never_at_one_time(examples, tmp_path):
