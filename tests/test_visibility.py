@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from sagareid import Extractor
 from sagareid.deploy.adapters import UltralyticsReID
-from sagareid.deploy.visibility import BANDS, Readout, bands, last_patches, load_readout
-from sagareid.structures import CLIPFeatures
+from sagareid.deploy.visibility import BANDS, GRID, Readout, at_size, bands, load_readout
 from sagareid.studies import visibility as study
 from sagareid.studies.options import ReadoutOptions
 
@@ -26,23 +26,22 @@ def test_bands_share_out_rows_of_any_number():
 
 
 def constant_readout(seen: torch.Tensor, there: torch.Tensor) -> Readout:
-    """A read-out that gives these (h, w) probabilities, whatever it reads."""
+    """A read-out that gives these (12, 6) probabilities, whatever it sees."""
 
     class Constant(Readout):
-        def forward(self, patches):
-            return torch.stack([seen, there]).logit(1e-7).expand(len(patches), -1, -1, -1)
+        def forward(self, images):
+            return torch.stack([seen, there, seen]).logit(1e-7).expand(len(images), -1, -1, -1)
 
-    return Constant(width=4, grid=tuple(seen.shape))
+    return Constant()
 
 
 def test_a_share_is_what_is_seen_of_what_is_there():
     """The lower half of a person of the full width is hidden, and nobody belongs into the first sixth."""
-    there = torch.ones(12, 3)
+    there = torch.ones(12, 6)
     there[:2] = 0
     seen = there.clone()
     seen[6:] = 0
-    features = CLIPFeatures(torch.zeros(2, 36, 4), grid=(12, 3))
-    found = constant_readout(seen, there).visibility(features)
+    found = constant_readout(seen, there).visibility(torch.zeros(2, 3, 40, 20))
     assert found.shape == (2, 1 + BANDS) and torch.equal(found[0], found[1])
     assert found[0, 0] == pytest.approx(0.4, abs=1e-3)
     assert found[0, 2:].tolist() == pytest.approx([1, 1, 0, 0, 0], abs=1e-3)
@@ -64,33 +63,40 @@ def test_agreement_by_hand():
     assert study.agreement(np.array([0.9, 0.1]), np.array([0.2, 0.8]))["auc_less_than_half"] == 0.0
 
 
-def test_two_token_layers_are_read_by_the_deeper():
-    patches = torch.arange(8.0).view(1, 4, 2)
-    features = CLIPFeatures(patches, grid=(2, 1), num_layers=2)
-    assert torch.equal(last_patches(features), patches[:, 2:])
+def test_images_of_any_size_are_looked_at_in_one():
+    images = (2 * torch.arange(96.0)[:, None] + torch.arange(48.0)).expand(2, 3, -1, -1)
+    assert torch.equal(at_size(images), images)
+    larger = images.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    torch.testing.assert_close(at_size(larger), images, atol=2, rtol=0)
+    readout = Readout(channels=4).eval()
+    with torch.no_grad():
+        assert readout(larger).shape == (2, 3, *GRID) == (2, 3, 12, 6)
 
 
-def test_a_readout_learns_which_patches_show_the_person():
-    """Tokens that say so: person (1, 0), person hidden (0, 1), nobody (0, 0), and noise."""
+def test_a_readout_learns_who_of_two_colours_is_in_front():
+    """A green person in the middle third, hidden from above by nothing, or by blue."""
     rng = torch.Generator().manual_seed(0)
-    n, grid = 300, (6, 3)
-    there = torch.zeros(n, *grid)
-    there[:, :, 1] = 1
-    rows = torch.randint(0, 6, (n,), generator=rng)
-    seen = there * (torch.arange(6)[None, :, None] >= rows[:, None, None])
-    tokens = torch.stack([seen, there - seen], 3).flatten(1, 2) + 0.3 * torch.randn(n, 18, 2, generator=rng)
+    n = 96
+    there = torch.zeros(n, 12, 6)
+    there[:, :, 2:4] = 1
+    rows = torch.randint(0, 12, (n,), generator=rng)
+    seen = there * (torch.arange(12)[None, :, None] >= rows[:, None, None])
+    maps = torch.stack([seen, there, there - seen], 1)
+    images = maps.repeat_interleave(8, 2).repeat_interleave(8, 3)[:, [1, 0, 2]] * 200
+    images = (images + 20 * torch.randn(images.shape, generator=rng)).clamp(0, 255).byte()
     conditions = np.array(["mask", "distractor"] * (n // 2))
-    data = study.Tokens(tokens.half(), grid, torch.stack([seen, there], 1), None, conditions)
-    readout = study.fit(data, ReadoutOptions(images=n, epochs=20, channels=8, batch=50))
-    found, truth = study.read(readout, data), study.true_shares(data.maps)
+    data = study.Seen(images, maps, study.true_shares(maps[:, :2]), None, conditions)
+    options = ReadoutOptions(images=n, epochs=12, channels=4, batch=12)
+    readout = study.fit(data, options)
+    found, truth = study.read(readout, data), data.shares
     assert study.agreement(found[:, 0], truth[:, 0])["rank_correlation"] > 0.9
-    again = study.fit(data, ReadoutOptions(images=n, epochs=20, channels=8, batch=50))
+    again = study.fit(data, options)
     assert np.array_equal(study.read(again, data), found)
     by = study.by_condition(found[:, 0], truth[:, 0], conditions)
     assert by["mask"]["images"] == by["distractor"]["images"] == n // 2
 
 
-@pytest.mark.parametrize("wrong, message", [({"images": 0}, "images is 0"), ({"batch": 7000}, "batch is 7000, more")])
+@pytest.mark.parametrize("wrong, message", [({"images": 0}, "images is 0"), ({"batch": 30000}, "batch is 30000, more")])
 def test_options_are_checked(wrong, message):
     with pytest.raises(ValueError, match=message):
         ReadoutOptions(**wrong)
@@ -139,7 +145,7 @@ def test_visibility_comes_with_the_features_it_leaves_alone(fitted, frame):
 def test_a_tracker_gets_no_feature_of_whom_it_hardly_sees(fitted, frame, monkeypatch):
     extractor = Extractor.from_checkpoint(fitted, device="cpu")
     shares = torch.tensor([[0.3], [0.7]]).expand(2, 1 + BANDS)
-    monkeypatch.setattr(Readout, "visibility", lambda self, features: shares)
+    monkeypatch.setattr(Readout, "visibility", lambda self, images: shares)
     centred = np.hstack([(BOXES[:, :2] + BOXES[:, 2:]) / 2, BOXES[:, 2:] - BOXES[:, :2]])
     hidden, seen = UltralyticsReID(extractor, min_visibility=0.5)(frame, centred)
     assert hidden is None and np.allclose(seen, extractor.embed(frame, BOXES)[1], atol=1e-6)
@@ -152,11 +158,16 @@ def test_a_missing_or_another_readout_is_said(tiny_run, fitted, frame, tmp_path)
         Extractor.from_checkpoint(tiny_run, device="cpu").embed(frame, BOXES, visibility=True)
     with pytest.raises(FileNotFoundError, match="no visibility.safetensors"):
         UltralyticsReID(Extractor.from_checkpoint(tiny_run, device="cpu"), min_visibility=0.5)
-    with pytest.raises(ValueError, match="reads the tokens of another model"):
-        load_readout(fitted / "visibility.safetensors", "abc")
-    (tmp_path / "visibility.safetensors").write_bytes(b"torn")
+    file = tmp_path / "visibility.safetensors"
+    save_file({"out.bias": torch.zeros(2)}, file, {"sagareid": '{"grid": [12, 6], "checkpoint_sha256": "ab"}'})
+    with pytest.raises(ValueError, match="is an earlier version's, which reads tokens; move it away"):
+        load_readout(file)
+    save_file({"out.bias": torch.zeros(2)}, file)
+    with pytest.raises(ValueError, match="is none of tools/fit_visibility.py; move it away"):
+        load_readout(file)
+    file.write_bytes(b"torn")
     with pytest.raises(ValueError, match="is damaged or no weights file"):
-        load_readout(tmp_path / "visibility.safetensors", "abc")
+        load_readout(file)
 
 
 def test_what_cannot_be_read_says_so(fitted, run_tool):

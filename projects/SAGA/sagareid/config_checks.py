@@ -216,6 +216,8 @@ DEPTHS = {
     "build_shufflenetv2_backbone": "0.5x 1.0x 1.5x 2.0x",
     "build_repvgg_backbone": "A0 A1 A2 B0 B1 B1g2 B1g4 B2 B2g2 B2g4 B3 B3g2 B3g4",
     "build_vit_backbone": "small base",
+    "build_regnet_backbone": "200x 200y 400x 400y 800x 800y 1600x 1600y 3200x 3200y 4000x 4000y 6400x 6400y",
+    "build_effnet_backbone": "b0 b1 b2 b3 b4 b5",
 }
 
 

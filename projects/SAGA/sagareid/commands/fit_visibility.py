@@ -2,8 +2,9 @@
 
     python tools/fit_visibility.py logs/SAGA/quickstart/anchors
 
-It reads the patch tokens of the run's backbone, learns from drawn people of whom some is hidden, and is measured on
-others, beside the anchors' attention. `Extractor.embed(frame, boxes, visibility=True)` uses it.
+It looks at the crop itself, learns from drawn people of whom some is hidden, and is measured on others, beside the
+anchors' attention where the run has anchors. `Extractor.embed(frame, boxes, visibility=True)` uses it, whatever the
+model.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ What FastReID, open_clip and PyTorch do not offer by a public name is touched he
     imports      what FastReID needs in order to be imported, and the warnings of its own calls
     ranking      its compiled ranking
     data         its registries, its data root and its sampler
-    pretraining  its loading of weights
+    pretraining  its loading of weights, and its settings of backbones
     timm_loading  timm's loading of weights
     solver       its optimizer
     trainer      its trainer's parts

@@ -1,4 +1,4 @@
-"""FastReID's own loading of weights: without code, and never in part without a word."""
+"""FastReID's own loading of weights: without code, and never in part without a word; and its settings of backbones."""
 
 from __future__ import annotations
 
@@ -7,15 +7,41 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from yacs.config import CfgNode
+
+import fastreid
 
 from ..errors import first_few
 from ..weights import read_file, state_dict_in
 
-__all__ = ["checked_pretraining"]
+__all__ = ["backbone_settings", "checked_pretraining"]
+
+
+@contextmanager
+def backbone_settings() -> Iterator[None]:
+    """Let FastReID's RegNets and EfficientNets find their settings from any current folder.
+
+    Why: modeling/backbones/regnet/regnet.py:551 and effnet.py:244 open ``fastreid/modeling/...yaml``, which is there in
+    FastReID's own checkout alone.
+    Goes when: FastReID names these files by its own place.
+    """
+    merge = CfgNode.merge_from_file
+
+    def merge_from_file(self, name: str) -> None:
+        if not os.path.isfile(name) and Path(name).parts[0] == "fastreid":
+            name = str(Path(fastreid.__file__).parents[1] / name)
+        merge(self, name)
+
+    CfgNode.merge_from_file = merge_from_file
+    try:
+        yield
+    finally:
+        CfgNode.merge_from_file = merge
 
 
 _BACKBONES = "fastreid.modeling.backbones."

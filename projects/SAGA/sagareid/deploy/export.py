@@ -250,14 +250,22 @@ def _check(traced: Traced, run: Run, done: Exported) -> None:
     """Compare with PyTorch; fill in the differences.
 
     Raises:
-        RuntimeError: beyond TOLERANCE.
+        RuntimeError: beyond TOLERANCE; it runs at one batch size alone.
     """
     for batch in CHECKED_BATCHES if traced.batch is None else (traced.batch,):
         inputs = traced.example(batch, seed=batch)
         with torch.no_grad():
             expected = traced(*inputs)
         expected = [expected] if isinstance(expected, Tensor) else list(expected)
-        found = run(*inputs)
+        try:
+            found = run(*inputs)
+        except Exception as error:  # every runtime has its own
+            if traced.batch is not None:
+                raise
+            raise RuntimeError(
+                f"{done.format}: the file does not run at a batch of {batch}: a part of this model computes with the "
+                "batch size as a number. Export it for one size with --batch, or in another format; no file was kept"
+            ) from error
         shapes = [tuple(x.shape) for x in expected], [tuple(x.shape) for x in found]
         if shapes[0] != shapes[1]:
             raise RuntimeError(f"{done.format}: shapes {shapes[1]} where PyTorch gives {shapes[0]}; no file was kept")

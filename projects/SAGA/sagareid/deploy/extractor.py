@@ -135,8 +135,8 @@ class Extractor:
 
     @property
     def head(self) -> Any:
-        """The model's head."""
-        return self._module.model.heads
+        """The model's head; None of a model without one of its own, such as FastReID's MGN."""
+        return getattr(self._module.model, "heads", None)
 
     def tower(self, pixels: Tensor) -> CLIPFeatures | Tensor:
         """What the backbone gives the head of (B, 3, H, W) RGB in 0..255 of the model's size, cameras unknown.
@@ -387,14 +387,14 @@ class Extractor:
 
     @functools.cached_property
     def readout(self) -> Readout:
-        """How much of the person is seen, read from this model's tokens; of tools/fit_visibility.py.
+        """How much of the person is seen; of tools/fit_visibility.py.
 
         Raises:
-            FileNotFoundError, ValueError: none beside the checkpoint, or another checkpoint's.
+            FileNotFoundError, ValueError: none beside the checkpoint, or of another kind.
         """
         if self._checkpoint is None:
             raise FileNotFoundError("visibility needs a read-out beside the checkpoint: use Extractor.from_checkpoint")
-        return load_readout(self._checkpoint.with_name(VISIBILITY), self.checkpoint_sha256).to(self.device)
+        return load_readout(self._checkpoint.with_name(VISIBILITY)).to(self.device)
 
     def _forward(
         self,

@@ -65,7 +65,8 @@ class FeatureModel(nn.Module):
     @property
     def anchor_names(self) -> list[str]:
         """Names of the text anchors; empty for a head without them."""
-        return self.model.heads.anchor_names if isinstance(self.model.heads, SAGAHead) else []
+        head = getattr(self.model, "heads", None)  # FastReID's MGN has none
+        return head.anchor_names if isinstance(head, SAGAHead) else []
 
     def forward(
         self,
@@ -87,19 +88,19 @@ class FeatureModel(nn.Module):
             (B, 1 + BANDS) float32.
 
         Raises:
-            ValueError: attention of a model without anchors; a read-out of a model without the patches that it reads.
+            ValueError: attention of a model without anchors.
         """
         if self.reads_cameras and cameras is None:
             cameras = torch.full_like(images[:, 0, 0, 0], -1, dtype=torch.long)
         plain, *mirrored = views(images, self.cfg.TEST.FLIP.ENABLED)
         further: list[Tensor] = []
-        if attention or readout is not None:
-            tower = (self._anchored if attention else self.tower)(plain, cameras)
-            raw, further = self._heads(tower, attention)
-            if readout is not None:
-                further.append(readout.visibility(as_features(tower)))
+        if attention:
+            raw, maps = self._heads(self._anchored(plain, cameras))
+            further.append(maps)
         else:
             raw = self._raw(plain, cameras)
+        if readout is not None:
+            further.append(readout.visibility(plain))
         raw = mean_over_views([raw, *(self._raw(pixels, cameras) for pixels in mirrored)])
         unit = l2(self._made.make(Parts(raw.float(), self.layout)))
         return (unit, *(found.float() for found in further)) if further else unit
@@ -114,12 +115,14 @@ class FeatureModel(nn.Module):
 
     def _anchored(self, images: Tensor, cameras: Tensor | None) -> CLIPFeatures | Tensor:
         """`tower` of a model with anchors."""
-        head, extract = self.model.heads, getattr(self.model, "extract", None)
+        head, extract = (getattr(self.model, name, None) for name in ("heads", "extract"))
         if not isinstance(head, SAGAHead) or extract is None:
-            raise ValueError(
-                f"{type(head).__name__} under {type(self.model).__name__} has no anchors' attention; SAGAHead under "
-                "SAGABaseline has"
+            what = (
+                type(self.model).__name__
+                if head is None
+                else f"{type(head).__name__} under {type(self.model).__name__}"
             )
+            raise ValueError(f"{what} has no anchors' attention; SAGAHead under SAGABaseline has")
         return extract(self._batch(images, cameras))
 
     def tower(self, images: Tensor, cameras: Tensor | None) -> CLIPFeatures | Tensor:
@@ -135,11 +138,9 @@ class FeatureModel(nn.Module):
             )
         return tower
 
-    def _heads(self, tower: CLIPFeatures | Tensor, attention: bool) -> tuple[Tensor, list[Tensor]]:
-        """`_raw` of what the backbone gave; with attention (B, K, h, w) in the list."""
+    def _heads(self, tower: CLIPFeatures | Tensor) -> tuple[Tensor, Tensor]:
+        """`_raw` of what the backbone gave a head with anchors, and (B, K, h, w) attention."""
         head: Any = self.model.heads
-        if not attention:
-            return head(tower).flatten(1), []
         features = as_features(tower).float()
         refined = head.refine_and_pool(features, keep_tokens=bool(head.parts))
-        return head.evaluation_feature(features, refined), [refined.anchor_maps(features.grid)]
+        return head.evaluation_feature(features, refined), refined.anchor_maps(features.grid)

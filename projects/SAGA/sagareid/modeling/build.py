@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fastreid.modeling import meta_arch
 
-from ..compat.pretraining import checked_pretraining
+from ..compat.pretraining import backbone_settings, checked_pretraining
 from ..errors import first_few
 from .clip.towers import weights_read_once
 from .foreign.loaders import for_loader
@@ -36,7 +36,7 @@ def build_model(cfg: Any, *, text_tower: bool = True) -> nn.Module:
     Raises:
         ValueError: a pretrained file that does not fill the backbone, or needs code.
     """
-    with checked_pretraining(for_loader), weights_read_once(), text_towers(text_tower):
+    with checked_pretraining(for_loader), backbone_settings(), weights_read_once(), text_towers(text_tower):
         return meta_arch.build_model(cfg)
 
 

@@ -88,11 +88,11 @@ class Options:
 class ReadoutOptions:
     """How the read-out of how much is seen is trained."""
 
-    images: int = option(6400, "training images, each with some of the person hidden")
+    images: int = option(19200, "training images, each with some of the person hidden")
     epochs: int = option(6, "passes over them")
     batch: int = option(64, "images per step")
     lr: float = option(3e-3, "highest learning rate of the schedule")
-    channels: int = option(64, "width of the read-out")
+    channels: int = option(32, "width of the read-out; later layers have two and three times as many")
     seed: int = option(0, "seed of images, occluders and the read-out's start")
 
     def __post_init__(self) -> None:

@@ -1,7 +1,7 @@
 """Trains the read-out of how much of a person is seen, and holds it, and the anchors' attention, against the truth.
 
 People are hidden in both ways of `data.occluders`, a region masked or somebody in front; the masks of a drawn data set
-say what is left of them. N patches in a (h, w) grid, D token width, n images of (H, W).
+say what is left of them. n images of (H, W), (h, w) the grid of the read-out.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from ..data.datasets.build import build_dataset
 from ..data.images import read_image
 from ..data.transforms import build_transforms
 from ..deploy.extractor import Extractor
-from ..deploy.visibility import BANDS, Readout, bands, last_patches
+from ..deploy.visibility import BANDS, GRID, Readout, at_size, bands
 from ..modeling.saga_head import SAGAHead
 from ..processes import loader_start
 from ..structures import as_features
 from .occlusion import DistractorPeople, ImageSet, Occluder, distractor_people
 from .options import Occlusion, ReadoutOptions
 
-__all__ = ["Hidden", "Tokens", "agreement", "fit", "fit_visibility", "true_shares"]
+__all__ = ["Hidden", "Seen", "agreement", "fit", "fit_visibility", "true_shares"]
 
 LEAST = 0.05  # of a band's pixels: where less of a person belongs, a share of it is no truth to compare with
 
@@ -42,8 +42,8 @@ LEAST = 0.05  # of a band's pixels: where less of a person belongs, a share of i
 class Hidden(Dataset):
     """Images of a data set with masks, each with some of the person hidden; what is done follows from seed and place.
 
-    An item is the model's input (3, H, W) and what of each of its pixels shows the person, and would if nothing stood
-    in front, (2, H, W).
+    An item is the model's input (3, H, W) and what of each of its pixels shows the person, would if nothing stood in
+    front, and shows what stands there, (3, H, W).
     """
 
     def __init__(self, images: ImageSet, order: Sequence[int], people: DistractorPeople, transform: Any, seed: int):
@@ -67,34 +67,33 @@ class Hidden(Dataset):
         hidden = occluder(image, path)
         pixels = self.transform(hidden.image)
         size = tuple(pixels.shape[1:])
-        maps = F.interpolate(torch.from_numpy(np.stack([hidden.person, whole]))[None], size=size, mode="area")[0]
-        return pixels, maps
+        maps = torch.from_numpy(np.stack([hidden.person, whole, hidden.occluder]))
+        return pixels, F.interpolate(maps[None], size=size, mode="area")[0]
 
 
 @dataclass
-class Tokens:
-    """What a model makes of hidden people.
+class Seen:
+    """Hidden people as a read-out sees them, and the truth.
 
     Attributes:
-        patches: (n, N, D) of the deepest token layer, float16.
-        maps: (n, 2, H, W) what shows the person, and would.
+        images: (n, 3, H, W) uint8 RGB, of the read-out's size.
+        maps: (n, 3, h, w) what shows the person, would, and stands in front.
+        shares: (n, 1 + BANDS) of `true_shares`.
         claims: (n,) mean over the patches of the largest score of an anchor; None for a head without anchors.
         conditions: (n,) how they are hidden.
     """
 
-    patches: Tensor
-    grid: tuple[int, int]
+    images: Tensor
     maps: Tensor
+    shares: np.ndarray
     claims: np.ndarray | None
     conditions: np.ndarray
 
     @classmethod
-    def extract(cls, extractor: Extractor, hidden: Hidden, *, batch_size: int, num_workers: int, name: str) -> Tokens:
-        """One pass.
-
-        Raises:
-            ValueError: the model gives no patches, or one.
-        """
+    def collect(
+        cls, hidden: Hidden, extractor: Extractor | None, *, batch_size: int, num_workers: int, name: str
+    ) -> Seen:
+        """One pass; with an extractor of a head with anchors, their claims too."""
         loader = DataLoader(
             hidden,
             batch_size,
@@ -102,27 +101,21 @@ class Tokens:
             multiprocessing_context=loader_start(num_workers),
             generator=torch.Generator(),
         )
-        patches, maps, claims = [], [], []
+        anchored = extractor if extractor is not None and isinstance(extractor.head, SAGAHead) else None
+        images, maps, shares, claims = [], [], [], []
         with torch.inference_mode(), tqdm(total=len(hidden), desc=name, unit="img", disable=None) as bar:
             for pixels, truth in compat.from_workers(loader.__iter__):
-                tower = as_features(extractor.tower(pixels))
-                if tower.grid[0] * tower.grid[1] < 2 * BANDS:
-                    raise ValueError(
-                        f"the backbone gives {tower.grid[0]} x {tower.grid[1]} patches, too few to say what of a "
-                        "person is seen; MODEL.BACKBONE.OUTPUT tokens or map gives them"
-                    )
-                patches.append(last_patches(tower).half().cpu())
-                maps.append(truth)
-                if isinstance(extractor.head, SAGAHead):
-                    refined = extractor.head.refine_and_pool(tower.float())
+                images.append(at_size(pixels).round().clamp(0, 255).byte())
+                maps.append(F.adaptive_avg_pool2d(truth, GRID))
+                shares.append(true_shares(truth[:, :2]))
+                if anchored is not None:
+                    tower = as_features(anchored.tower(pixels))
+                    refined = anchored.head.refine_and_pool(tower.float())
                     claims.append(torch.stack([a.amax(2).mean(1) for a in refined.attention]).mean(0).cpu())
                 bar.update(len(pixels))
         conditions = np.array([hidden.condition(i) for i in range(len(hidden))])
         found = torch.cat(claims).numpy() if claims else None
-        return cls(torch.cat(patches).clone(), tower.grid, torch.cat(maps), found, conditions)
-
-    def batch(self, index: Any) -> Tensor:
-        return self.patches[index].float()
+        return cls(torch.cat(images).clone(), torch.cat(maps).clone(), np.concatenate(shares), found, conditions)
 
 
 def true_shares(maps: Tensor) -> np.ndarray:
@@ -134,42 +127,38 @@ def true_shares(maps: Tensor) -> np.ndarray:
     return torch.where(there > least, seen / there, torch.nan).numpy()
 
 
-def fit(tokens: Tokens, options: ReadoutOptions) -> Readout:
-    """Train a read-out: cross-entropy of each patch's two shares, and the squared error of the crop's share."""
+def fit(seen: Seen, options: ReadoutOptions) -> Readout:
+    """Train a read-out: cross-entropy of the maps, and twice the squared error of the crop's share; half of the batches
+    mirrored."""
     torch.manual_seed(options.seed)
-    readout = Readout(width=tokens.patches.shape[2], grid=tokens.grid, channels=options.channels)
-    some = tokens.batch(slice(0, 2048)).flatten(0, 1)
-    readout.mean.copy_(some.mean(0)), readout.std.copy_(some.std(0).clamp(min=1e-6))
-    target = F.adaptive_avg_pool2d(tokens.maps, tokens.grid)
-    share = torch.from_numpy(true_shares(tokens.maps)[:, 0])
+    readout = Readout(channels=options.channels)
+    share = torch.from_numpy(seen.shares[:, 0])
     batches = max(1, len(share) // options.batch)
     optimizer = torch.optim.AdamW(readout.parameters(), options.lr, weight_decay=0.02)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, options.lr, total_steps=batches * options.epochs + 1)
     readout.train()
-    for _ in tqdm(range(options.epochs), desc="read-out", unit="epoch", disable=None):
-        for index in torch.randperm(len(share))[: batches * options.batch].chunk(batches):
-            logits = readout(tokens.batch(index))
-            seen, there = logits.sigmoid().sum((2, 3)).unbind(1)
-            loss = F.binary_cross_entropy_with_logits(logits, target[index])
-            loss = loss + (seen / there - share[index]).square().mean()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
+    with tqdm(total=batches * options.epochs, desc="read-out", unit="step", disable=None) as bar:
+        for _ in range(options.epochs):
+            for index in torch.randperm(len(share))[: batches * options.batch].chunk(batches):
+                images, maps = seen.images[index], seen.maps[index]
+                if torch.rand(()) < 0.5:
+                    images, maps = images.flip(3), maps.flip(3)
+                logits = readout(images)
+                shown, there, _ = logits.sigmoid().sum((2, 3)).unbind(1)
+                loss = F.binary_cross_entropy_with_logits(logits, maps)
+                loss = loss + 2 * (shown / there - share[index]).square().mean()
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+                bar.update()
     return readout.eval()
 
 
 @torch.no_grad()
-def read(readout: Readout, tokens: Tokens) -> np.ndarray:
+def read(readout: Readout, seen: Seen) -> np.ndarray:
     """(n, 1 + BANDS) what a read-out says of them."""
-    found = []
-    for index in torch.arange(len(tokens.patches)).split(256):
-        found.append(readout.visibility(as_tokens(tokens.batch(index), tokens.grid)))
-    return torch.cat(found).numpy()
-
-
-def as_tokens(patches: Tensor, grid: tuple[int, int]) -> Any:
-    return as_features(patches.transpose(1, 2).unflatten(2, grid))
+    return torch.cat([readout.visibility(images) for images in seen.images.split(256)]).numpy()
 
 
 def agreement(found: np.ndarray, truth: np.ndarray) -> dict[str, float]:
@@ -201,23 +190,24 @@ def fit_visibility(
 ) -> tuple[Readout, dict[str, Any]]:
     """Train on the training people of a data set with masks, and measure on the validation people of another.
 
+    The extractor gives the size of images, and the anchors' attention to compare with.
+
     Returns:
         The read-out and what was found: `crop` and `sixths` of the read-out, `attention` of the anchors (None for a
         head without).
 
     Raises:
-        ValueError: a data set without masks; a model without patches.
+        ValueError: a data set without masks.
     """
     cfg = extractor.cfg
-    collect = functools.partial(Tokens.extract, extractor, batch_size=batch_size, num_workers=num_workers)
+    collect = functools.partial(Seen.collect, batch_size=batch_size, num_workers=num_workers)
     transform = build_transforms(cfg, is_train=False)
-    measured = collect(_validation(cfg, validation, dataset, transform, options), name="validation people")
-    training = collect(_training(cfg, dataset, transform, options), name="training people")
+    measured = collect(_validation(cfg, validation, dataset, transform, options), extractor, name="validation people")
+    training = collect(_training(cfg, dataset, transform, options), None, name="training people")
     readout = fit(training, options)
-    found, truth = read(readout, measured), true_shares(measured.maps)
+    found, truth = read(readout, measured), measured.shares
     agree = functools.partial(by_condition, conditions=measured.conditions)
     about = {
-        "checkpoint_sha256": extractor.checkpoint_sha256,
         "trained_on": dataset,
         "measured_on": validation,
         "options": asdict(options),
