@@ -6,8 +6,9 @@ import json
 
 import pytest
 
+from sagareid import get_cfg
 from sagareid.reports.cross_domain import markdown, metric_table, page
-from sagareid.studies.cross_domain import Source, others_mean, read_sources
+from sagareid.studies.cross_domain import Source, _is_own, others_mean, read_sources
 
 TINY = """
     MODEL.WEIGHTS ''  SOLVER.MAX_EPOCH 1  SOLVER.WARMUP_EPOCHS 0  SOLVER.IMS_PER_BATCH 16  DATALOADER.NUM_WORKERS 0
@@ -65,6 +66,30 @@ def test_the_page_and_the_table_hold_everything_and_escape_it():
     assert "cross_domain.py &lt;b&gt;" in html and "no folder &lt;D&gt;" in html and "<script" not in html
 
 
+@pytest.mark.parametrize(
+    "names, target, own",
+    [
+        (["Market1501"], "Market1501", True),
+        (["Market1501"], "CUHK01", False),
+        (["CUHK03Pair"], "CUHK03PairDetected", True),
+        (["CUHK01"], "cuhk01_3", True),
+        (["market"], "Market1501", True),
+        (["shop"], "mall", False),
+        (["shop"], "shop", True),
+    ],
+)
+def test_what_counts_as_a_sources_own_set(names, target, own):
+    cfg = get_cfg()
+    cfg.DATASETS.CUSTOM = [
+        {"NAME": "cuhk01_3", "TYPE": "CUHK01", "SPLIT": 3},
+        {"NAME": "market", "TYPE": "HeldOutDataset", "OF": "Market1501", "VALIDATION_SHARE": 0.2},
+        {"NAME": "shop", "TYPE": "FolderDataset", "PATH": "shop"},
+        {"NAME": "mall", "TYPE": "FolderDataset", "PATH": "mall"},
+    ]
+    cfg.DATASETS.NAMES = names
+    assert _is_own(cfg, cfg, target) is own
+
+
 def test_sources_are_sets_joined_by_commas():
     assert read_sources(["A", "A,B", "both=A, B"]) == [
         Source("A", ("A",)),
@@ -90,7 +115,7 @@ def test_a_table_of_a_trained_source_and_a_given_run(run_tool, tiny_run, repo, t
     assert [s["name"] for s in found["sources"]] == ["given", "drawn"] and [t["name"] for t in found["targets"]] == [
         "SyntheticPedestriansVal"
     ]
-    assert not any(r["own"] for r in found["results"]) and found["failed"] == []
+    assert all(r["own"] for r in found["results"]) and found["failed"] == []  # validation people of the same set
     assert {s["trained_on"][0] for s in found["sources"]} == {"SyntheticPedestrians"}
     assert (out / "table.md").read_text().split("\n\n", 1)[1].strip() in printed
     # the training run's own evaluation of its own test set is the same as the table's

@@ -27,8 +27,8 @@ __all__ = ["PAGE", "RECORD", "TABLE", "markdown", "page", "run_cross_domain"]
 RECORD, TABLE, PAGE = "cross_domain.json", "table.md", "cross_domain.html"
 OTHERS = "mean of the others"
 MARKS = (
-    "In brackets: the source was trained on training people of the same set. Mean of the others: over the sets without "
-    "brackets."
+    "In brackets: the source was trained on that data set, whatever the split. Mean of the others: over the sets "
+    "without brackets."
 )
 
 

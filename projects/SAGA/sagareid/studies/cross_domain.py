@@ -16,6 +16,10 @@ from typing import Any
 
 from tqdm import tqdm
 
+from fastreid.data.datasets import DATASET_REGISTRY
+
+from .. import compat
+from ..config import VALIDATION_OF, own_parameters
 from .compare import Trial, train
 from .models import Model
 from .occlusion import ImageSet
@@ -105,6 +109,29 @@ def trained_on(model: Model) -> list[str]:
     return list(model.cfg.DATASETS.NAMES)
 
 
+def _is_own(source: Any, cfg: Any, target: str) -> bool:
+    """Whether a target is of a data set that a model was trained on: the same name, or a class that derives from the
+    other's, as validation people, another split or another kind of boxes of one data set have.
+
+    Args:
+        source: the model's configuration. cfg: the one that knows the target.
+    """
+    if target in source.DATASETS.NAMES:
+        return True
+    trained = [cls for name in source.DATASETS.NAMES for cls in _classes(source, name)]
+    return any(issubclass(a, b) or issubclass(b, a) for a in trained for b in _classes(cfg, target))
+
+
+def _classes(cfg: Any, name: str) -> list[type]:
+    """The registered class of a data set, or of what an entry of DATASETS.CUSTOM is of; none for data of one's own."""
+    known = compat.registered(DATASET_REGISTRY)
+    base = name.removesuffix(VALIDATION_OF)
+    entry = next((entry for entry in cfg.DATASETS.CUSTOM if entry["NAME"] in (name, base)), None)
+    words = [name] if entry is None else [entry["TYPE"], entry.get("OF", "")]
+    classes = [known[word] for word in words if word in known]
+    return [cls for cls in classes if "name" not in {parameter.name for parameter in own_parameters(cls)}]
+
+
 def evaluate(
     models: Sequence[Model], targets: Sequence[str], cfg: Any, folder: Path, workers: int | None = None
 ) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
@@ -116,8 +143,8 @@ def evaluate(
 
     Yields:
         The target ("name", "digest", "queries", "queries_with_a_match", "gallery"), and for each source a record:
-        "source", "target", "own" (whether the target is one of the sets that it was trained on), "feature", and for
-        each metric mean, low and high (95 % over queries), seeds and spread, in percent.
+        "source", "target", "own" (whether the target is of a set that it was trained on), "feature", and for each
+        metric mean, low and high (95 % over queries), seeds and spread, in percent.
     """
     with tqdm(targets, desc="targets", unit="set", disable=None) as bar:
         for target in bar:
@@ -127,7 +154,7 @@ def evaluate(
             about = {k: described[k] for k in ("name", "digest", "queries", "queries_with_a_match", "gallery")}
             records = []
             for found in study.results(models[0].name):
-                own = target in trained_on(study.seeds(found["model"])[0])
+                own = _is_own(study.seeds(found["model"])[0].cfg, cfg, target)
                 record = {"source": found["model"], "target": target, "own": own, "feature": found["row"]}
                 keys = ("mean", "low", "high", "seeds", "spread")
                 records.append(record | {m: {k: found[m][k] for k in keys} for m in METRICS})
