@@ -105,12 +105,21 @@ def test_what_was_acknowledged_survives_a_kill(address):
     assert crops.count() == 400 and len(crops.sources()) == 20
 
 
+def test_a_file_is_for_one_process_at_a_time(tmp_path):
+    address = f"milvus:{tmp_path / 'people.db'}"
+    crops = gallery.create(address, MODEL, COLUMNS, batches=lambda: [batch(0, 10)])
+    words = [sys.executable, "-m", "sagareid", "search", "describe", address]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.startswith(f"error: {tmp_path / 'people.db'} cannot be opened: another")
+    assert crops.count() == 10
+
+
 def test_addresses_that_lead_nowhere(tmp_path, monkeypatch):
     for place, error, message in (
         (tmp_path / "no.db", FileNotFoundError, "no gallery at .*no.db"),
         (tmp_path / "no.txt", FileNotFoundError, "no gallery at"),
         ("http://127.0.0.1:9", ValueError, "names no collection; expected milvus:http://HOST:PORT/COLLECTION"),
-        ("http://127.0.0.1:9/people", OSError, "Milvus at http://127.0.0.1:9/people"),
+        ("http://127.0.0.1:9/people", OSError, "Milvus at http://127.0.0.1:9/people does not answer"),
     ):
         with pytest.raises(error, match=message):
             gallery.open_gallery(f"milvus:{place}")

@@ -328,15 +328,13 @@ def _connect(place: str) -> tuple[Any, str]:
     lite = _is_file(place)
     if any(importlib.util.find_spec(name) is None for name in ("pymilvus", *(["milvus_lite"] if lite else []))):
         raise ImportError(EXTRA)
-    from pymilvus import MilvusClient
+    from pymilvus import MilvusClient, MilvusException
 
     if lite:
         if not place.endswith(".db"):
             raise ValueError(f"milvus:{place}: expected milvus:FILE.db or milvus:http://HOST:PORT/COLLECTION")
         Path(place).parent.mkdir(parents=True, exist_ok=True)
         uri, name = str(Path(place).resolve()), "gallery"
-        # the embedded server logs a traceback for each call that it does not have and the client does without
-        logging.getLogger("grpc._server").setLevel(logging.CRITICAL)
     else:
         match = re.fullmatch(r"(\w+://[^/]+)/([A-Za-z_]\w*)/?", place)
         if match is None:
@@ -345,9 +343,20 @@ def _connect(place: str) -> tuple[Any, str]:
                 "and _"
             )
         uri, name = match.groups()
-    with _explained(place):
-        client = MilvusClient(uri, token=os.environ.get("MILVUS_TOKEN", ""), timeout=10)
-    return client, name
+    # they log a traceback of every error, which is raised as well, and of calls that the embedded server does without
+    for logger in ("pymilvus", "milvus_lite", "grpc._server"):
+        logging.getLogger(logger).setLevel(logging.CRITICAL)
+    try:
+        return MilvusClient(uri, token=os.environ.get("MILVUS_TOKEN", ""), timeout=10), name
+    except MilvusException as error:
+        if lite:
+            raise OSError(
+                f"{place} cannot be opened: another process has it open, or it is nothing of Milvus Lite. A file is "
+                "for one process at a time, a Milvus server for many"
+            ) from error
+        raise OSError(
+            f"Milvus at {place} does not answer ({first_line(error.message)}); start it, or mend the address"
+        ) from error
 
 
 @contextmanager
