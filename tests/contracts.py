@@ -49,7 +49,10 @@ def check_loss(head: str, loss: str, meta_arch: str = "SAGABaseline") -> None:
     model = build_model(config(*loss_options(head, [loss], meta_arch)))
     if hasattr(model.heads, "text_features"):
         model.heads.text_features.normal_()
-    losses = loss_of(model, batch())
+    images = batch()
+    hidden = torch.zeros(images["images"].shape[:1] + images["images"].shape[2:])
+    hidden[:, : hidden.shape[1] // 2] = 1
+    losses = loss_of(model, images | {"hidden": hidden, "whole_images": images["images"].flip(2)})
     fastreids = {"CircleLoss": "loss_circle", "Cosface": "loss_cosface"}
     name = fastreids[loss] if loss in fastreids else parts(LOSS_REGISTRY)[loss].log_name
     assert list(losses) == [name] and losses[name].dim() == 0 and bool(losses[name].isfinite())

@@ -105,6 +105,25 @@ def add_saga_config(cfg: CN) -> None:
     cfg.INPUT.REA.PIXEL_NOISE = False
     # Share of the image that such a box covers.
     cfg.INPUT.REA.AREA = [0.02, 0.33333333]
+    # Hide a part of training images, and keep what is hidden beside them (docs/training_occluders.md).
+    cfg.INPUT.OCCLUDE = CN()
+    cfg.INPUT.OCCLUDE.ENABLED = False
+    # Share of the images (in a feature cache, of the views) that get an occluder.
+    cfg.INPUT.OCCLUDE.PROB = 0.5
+    # One of these is drawn for an image; a name given twice comes twice as often. rectangle: as random erasing (Zhong
+    # et al. 2020); band: across the whole width, as BatchDropBlock (Dai et al. 2019); object: a rectangle of another
+    # training image (CutMix, Yun et al. 2019; pasted obstacles, Chen et al. 2021); person: somebody else in front, cut
+    # out where the set has masks (batch-wise inter-person occlusion of KPR, Somers et al. 2024).
+    cfg.INPUT.OCCLUDE.KINDS = ["rectangle", "band", "object", "person"]
+    # Least and greatest share of the person's visible pixels that is hidden; without masks, of the picture.
+    cfg.INPUT.OCCLUDE.LEVEL = [0.1, 0.6]
+    # What rectangles and bands are filled with, one drawn for an image: grey, mean (of the picture), noise, black.
+    cfg.INPUT.OCCLUDE.FILLS = ["grey", "mean", "noise", "black"]
+    # Whose people and objects are pasted. Empty: other people of the training set; or a data set by its name, which is
+    # none of those that are evaluated: its query and gallery, or its training images where it has neither.
+    cfg.INPUT.OCCLUDE.PEOPLE = ""
+    # Give each image with nothing hidden or erased, too, else augmented alike: for terms that compare the two.
+    cfg.INPUT.OCCLUDE.KEEP_WHOLE = False
     # Filter of the resize at test time: bicubic as FastReID (and training), or bilinear as the published code.
     cfg.INPUT.INTERPOLATION_TEST = "bicubic"
     # Worker processes of the test loader. -1: as DATALOADER.NUM_WORKERS.

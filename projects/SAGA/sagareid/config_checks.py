@@ -16,6 +16,8 @@ from fastreid.config import CfgNode as CN
 
 from .compat import registered
 from .config import VALIDATION_OF, custom_datasets, flatten, own_parameters, reads_cameras, tower_gives
+from .data.occlude import KINDS
+from .data.occluders import FILLS, MAX_LEVEL
 from .errors import did_you_mean
 from .evaluation.features import available_features
 from .hardware import compiler_problem
@@ -72,10 +74,17 @@ def _problems(cfg: CN) -> list[str]:
 _TEXTS = """
     MODEL.FREEZE_LAYERS MODEL.TRAINABLE MODEL.NEW_WEIGHTS MODEL.ACCEPT_DIFFERENCES MODEL.EVAL_MODE MODEL.LOSSES.NAME
     MODEL.BACKBONE.LAST_MODULES MODEL.CLIP.CAMERAS KD.MODEL_CONFIG KD.MODEL_WEIGHTS DATASETS.NAMES DATASETS.TESTS
-    DATASETS.VALIDATION CACHE.FIELDS TEST.REPORT
+    DATASETS.VALIDATION CACHE.FIELDS TEST.REPORT INPUT.OCCLUDE.KINDS INPUT.OCCLUDE.FILLS
 """.split()
 # Lists that must not be empty.
-_FILLED = ("MODEL.LOSSES.NAME", "MODEL.CLIP.TOKEN_LAYERS", "DATASETS.TESTS", "CACHE.FIELDS")
+_FILLED = (
+    "MODEL.LOSSES.NAME",
+    "MODEL.CLIP.TOKEN_LAYERS",
+    "DATASETS.TESTS",
+    "CACHE.FIELDS",
+    "INPUT.OCCLUDE.KINDS",
+    "INPUT.OCCLUDE.FILLS",
+)
 
 
 def _check_lists(cfg: CN) -> Iterator[str]:
@@ -89,6 +98,7 @@ def _check_lists(cfg: CN) -> Iterator[str]:
     for key in ("INPUT.CROP.SCALE", "INPUT.REA.AREA"):
         yield from numbers(cfg, key, 2, 0, 1, rising=True)
     yield from numbers(cfg, "INPUT.CROP.RATIO", 2, 1e-3, rising=True)
+    yield from numbers(cfg, "INPUT.OCCLUDE.LEVEL", 2, 0, MAX_LEVEL, rising=True)
     yield from numbers(cfg, "SOLVER.STEPS", None, 1, whole=True, rising=True)
     yield from numbers(cfg, "MODEL.BACKBONE.STRIDE_SIZE", 2, 1, whole=True)
     yield from numbers(cfg, "MODEL.CLIP.TOKEN_LAYERS", None, whole=True)
@@ -435,6 +445,23 @@ def _check_cache(cfg: CN) -> Iterator[str]:
 def _check_input(cfg: CN) -> Iterator[str]:
     if cfg.INPUT.AFFINE.ENABLED:
         yield "INPUT.AFFINE does not run: FastReID 1.4.0 passes torchvision an argument that is gone"
+    keys = cfg.INPUT.OCCLUDE
+    yield from one_of(cfg, "INPUT.OCCLUDE.KINDS", KINDS)
+    yield from one_of(cfg, "INPUT.OCCLUDE.FILLS", FILLS)
+    if not keys.ENABLED:
+        if keys.KEEP_WHOLE:
+            yield "INPUT.OCCLUDE.KEEP_WHOLE keeps what an occluder hides: set INPUT.OCCLUDE.ENABLED True, too"
+        return
+    for name in ("AUTOAUG", "AUGMIX", "RPT"):
+        if cfg.INPUT[name].ENABLED:
+            yield f"INPUT.OCCLUDE keeps true masks, which cannot follow INPUT.{name}: enable one of the two"
+    if cfg.CACHE.ENABLED and not cfg.CACHE.AUGMENT:
+        yield "INPUT.OCCLUDE is an augmentation and CACHE.AUGMENT is False: set it True, or INPUT.OCCLUDE.ENABLED False"
+    if keys.PEOPLE in {*cfg.DATASETS.TESTS, *cfg.DATASETS.VALIDATION}:
+        yield (
+            f"INPUT.OCCLUDE.PEOPLE is {keys.PEOPLE}, which is evaluated: its people would be seen in training. Name "
+            "another data set, or none for the training set's own people"
+        )
 
 
 def _check_test(cfg: CN) -> Iterator[str]:

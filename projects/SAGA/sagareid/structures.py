@@ -10,17 +10,21 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 __all__ = [
+    "HIDDEN",
     "OUTPUTS",
     "TENSORS",
+    "WHOLE",
     "BlockWeights",
     "CLIPFeatures",
     "as_batch",
     "as_features",
     "from_batch",
     "named_outputs",
+    "patch_shares",
 ]
 
 # The tensors of `CLIPFeatures`.
@@ -28,6 +32,9 @@ TENSORS = ("patches", "cls", "proj", "layer_cls")
 # What a backbone may give, by name: these, or the one map of a backbone that gives (B, D, h, w). A feature cache holds
 # some of them in place of images.
 OUTPUTS = (*TENSORS, "map")
+# Names in a batch of INPUT.OCCLUDE: what is hidden of each image, (B, H, W) shares of pixels or of cells of a grid; and
+# the prefix of the same images, or of their cached tensors, with nothing hidden.
+HIDDEN, WHOLE = "hidden", "whole_"
 
 
 @dataclass
@@ -43,6 +50,8 @@ class CLIPFeatures:
         layer_cls: (B, P, D) class token of each token layer, residual stream, not normalised; None where there is none.
         num_layers: P.
         camids: (B,) camera ids, for heads conditioned on the camera; None if unknown.
+        hidden: (B, N) share of each patch of a layer's grid that an occluder hides, 0..1; None where it is not known.
+        whole: of the same images with nothing hidden, without gradient; None where they are not known.
     """
 
     patches: Tensor
@@ -52,6 +61,8 @@ class CLIPFeatures:
     layer_cls: Tensor | None = None
     num_layers: int = 1
     camids: Tensor | None = None
+    hidden: Tensor | None = None
+    whole: CLIPFeatures | None = None
 
     def __post_init__(self) -> None:
         expected = self.num_layers * self.grid[0] * self.grid[1]
@@ -86,6 +97,12 @@ class BlockWeights:
     @property
     def width(self) -> int:
         return self.attention["in_proj_weight"].shape[1]
+
+
+def patch_shares(pixels: Tensor, grid: tuple[int, int]) -> Tensor:
+    """(B, H, W) share of each pixel that shows something to (B, N) of each patch, which counts as its cell of an even
+    (h, w) grid: where strides are smaller than patches, patches see beyond it."""
+    return F.adaptive_avg_pool2d(pixels[:, None], grid).flatten(1)
 
 
 def as_features(features: CLIPFeatures | Tensor) -> CLIPFeatures:

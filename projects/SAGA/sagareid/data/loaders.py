@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
+from PIL import Image
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 
 from fastreid.data.build import fast_batch_collator
@@ -23,10 +24,12 @@ from .. import compat
 from ..config import reads_cameras
 from ..errors import first_few
 from ..processes import loader_start
+from ..structures import HIDDEN, WHOLE
 from .datasets.build import DataSets
 from .datasets.layout import natural_key, say_counts
 from .datasets.names import SetNames
 from .images import UnreadableImage, read_image
+from .occlude import TrainingOccluder, training_occluder
 from .seeding import SeededBatches, SeededSamples, seeded
 from .transforms import build_transforms
 
@@ -66,16 +69,20 @@ class ReIDDataset(CommDataset):
         relabel: bool,
         cameras: Sequence[str] | None = None,
         names: SetNames | None = None,
+        occluder: TrainingOccluder | None = None,
     ):
         """
         Args:
             items: (path, pid, camid).
             cameras: names of the training cameras; empty: nothing looks at them; None: this set's own.
             names: what people and cameras are called; None: as their labels.
+            occluder: hides a part of the images; a sample then holds `hidden`, and `whole_images` where they are kept.
         """
         super().__init__(list(items), transform, relabel=relabel)
+        self.occluder = occluder
         names = names or SetNames()
-        self.identities = [names.identities.get(pid, str(pid)) for pid in self.pids]
+        self._names = names.identities
+        self.identities = [self._names.get(pid, str(pid)) for pid in self.pids]
         called = {camid: names.cameras.get(camid, str(camid)) for camid in self.cams}
         self.known_cameras = natural_order(set(called.values()) - {""})
         self.cameras = self.known_cameras if cameras is None else list(cameras)
@@ -103,13 +110,20 @@ class ReIDDataset(CommDataset):
                 f"{error}. Replace or remove the file; `python tools/check_dataset.py NAME` lists every such file of a "
                 "data set"
             ) from error
-        return {
-            "images": image if self.transform is None else self.transform(image),
+        return self._images(image, path, pid) | {
             "targets": self.pid_dict[pid] if self.relabel else pid,
             "camids": self.cam_dict[camid] if self.relabel else camid,
             "img_paths": path,
             "cameras": self.camera_index(camid),
         }
+
+    def _images(self, image: Image.Image, path: str, pid: int | str) -> dict[str, Any]:
+        """What of a sample is made of its picture."""
+        if self.occluder is None:
+            return {"images": image if self.transform is None else self.transform(image)}
+        sample = self.occluder.sample(image, path, self._names.get(pid, str(pid)), self.transform)
+        whole = {} if sample.whole is None else {f"{WHOLE}images": sample.whole}
+        return {"images": sample.image, HIDDEN: sample.hidden} | whole
 
     def camera_index(self, camid: str | int) -> int:
         """Index among the training cameras of an item's camid; -1 for one that training did not see."""
@@ -179,15 +193,18 @@ def training_set(cfg, transform=None, datasets: DataSets | None = None) -> ReIDD
         transform: None for the training transform.
         datasets: those that have been read; None to read them here.
     """
-    items, names, datasets = [], SetNames(), datasets or DataSets()
+    items, names, read, datasets = [], SetNames(), [], datasets or DataSets()
     for name in cfg.DATASETS.NAMES:
         data = datasets.training(cfg, name)
+        read.append(data)
         if comm.is_main_process():
             say_counts(data, name, ("train",))
         items.extend(data.train)
         names.add(data, data.train)
     transform = transform or build_transforms(cfg, is_train=True)
-    dataset = ReIDDataset(items, transform, relabel=True, cameras=cfg.MODEL.CLIP.CAMERAS or None, names=names)
+    occluder = training_occluder(cfg, read) if cfg.INPUT.OCCLUDE.ENABLED else None
+    cameras = cfg.MODEL.CLIP.CAMERAS or None
+    dataset = ReIDDataset(items, transform, relabel=True, cameras=cameras, names=names, occluder=occluder)
     lacking = sorted(set(names.cameras.values()) - set(dataset.cameras))
     if lacking and reads_cameras(cfg):
         raise ValueError(

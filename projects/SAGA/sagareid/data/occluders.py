@@ -117,7 +117,7 @@ def mask_region(
     rng: np.random.Generator,
     *,
     shapes: Sequence[str],
-    fill: str,
+    fill: str | np.ndarray,
 ) -> Occluded:
     """Hide one contiguous region.
 
@@ -127,7 +127,7 @@ def mask_region(
         shapes: one is drawn for the picture. top, middle, bottom: a band of rows across the whole width; rectangle:
             around a visible pixel of the person, one to three times as tall as wide, clipped at the borders.
         fill: grey (128), black, noise (uniform, every pixel and channel) or mean (the picture's mean colour, which
-            leaves a trace of the person's).
+            leaves a trace of the person's); or (H, W, 3) uint8 of another picture.
     """
     height, width = person.visible.shape
     shape = _choose(rng, shapes)
@@ -163,8 +163,10 @@ def _nearest_share(order: np.ndarray, visible: np.ndarray, level: float) -> np.n
     return order <= values[nearest - 1] if nearest else np.zeros(order.shape, bool)
 
 
-def _fill(fill: str, pixels: np.ndarray, noise: np.ndarray) -> np.ndarray:
+def _fill(fill: str | np.ndarray, pixels: np.ndarray, noise: np.ndarray) -> np.ndarray:
     """(H, W, 3) uint8 of what is put in the region's place."""
+    if isinstance(fill, np.ndarray):
+        return fill
     if fill == "noise":
         return (noise * 256).astype(np.uint8)
     colours = {"grey": 128, "black": 0, "mean": np.rint(pixels.mean((0, 1)))}

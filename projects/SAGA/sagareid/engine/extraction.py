@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -20,7 +19,7 @@ from ..evaluation.flip import mean_over_views
 from ..evaluation.flip import views as flip_views
 from ..modeling.build import fingerprint
 from ..modeling.tokens import backbone_then_head, tower_output
-from ..structures import as_features
+from ..structures import as_features, patch_shares
 
 __all__ = ["MAPS", "Extraction", "Labels", "extract", "share_towers"]
 
@@ -144,8 +143,7 @@ class _Collected:
         weights = head.token_weights(tower).float().cpu()
         self.weights.append(weights.unflatten(1, grid))
         for kind, pixels in maps.items():
-            patches = F.adaptive_avg_pool2d(pixels[:, None], grid).flatten(1)
-            self.on[kind].append((weights * patches).sum(1))
+            self.on[kind].append((weights * patch_shares(pixels, grid)).sum(1))
 
     def extraction(self) -> Extraction:
         weights = torch.cat(self.weights) if self.weights else None

@@ -1,9 +1,10 @@
 """Outputs of a frozen backbone, kept on disk for stages that train on top of it and are validated on the way.
 
 V views, n images. What is kept is what the backbone gives its head (`structures.OUTPUTS`): the fields of CLIPFeatures,
-or the map of FastReID's own. A cache is a folder named by the hash of everything that changes its content: the
-backbone's weights and buffers, image list, `cache_settings`. It is written in blocks; a byte per block says that the
-block is whole, so an interrupted build goes on where it stopped.
+or the map of FastReID's own; with INPUT.OCCLUDE also what is hidden, at the resolution of patches. A cache is a folder
+named by the hash of everything that changes its content: the backbone's weights and buffers, image list,
+`cache_settings`. It is written in blocks; a byte per block says that the block is whole, so an interrupted build goes
+on where it stopped.
 
 The processes of a machine share the work and the files, which they map into memory. Another machine builds a cache of
 its own, CACHE.DIR/machine<n>: maps of one file do not stay in step over a network.
@@ -35,7 +36,7 @@ from ..config import flatten
 from ..data.loaders import DeviceLoader, ReIDDataset
 from ..data.seeding import SampleKey, SeededSamples, sample_seed
 from ..files import write_json
-from ..structures import as_batch, named_outputs
+from ..structures import HIDDEN, WHOLE, as_batch, as_features, named_outputs, patch_shares
 from ..version import __version__
 from .ownership import FolderLock, FolderTaken
 from .precision import autocast_dtype
@@ -169,7 +170,8 @@ def _digest(model: nn.Module, dataset: ReIDDataset, settings: Mapping[str, Any])
         )
     for buffer in (model.pixel_mean, model.pixel_std):
         digest.update(buffer.detach().cpu().numpy().tobytes())
-    for path, pid, camid in dataset.img_items:
+    others = sorted(dataset.occluder.files(path for path, _, _ in dataset.img_items)) if dataset.occluder else []
+    for path, pid, camid in [*dataset.img_items, *((path, "", "") for path in others)]:
         stat = Path(path).stat()
         digest.update(f"{path}|{pid}|{camid}|{stat.st_size}|{stat.st_mtime_ns}".encode(errors="surrogateescape"))
     return digest.hexdigest()[:16]
@@ -262,6 +264,7 @@ def cache_settings(cfg, dataset: ReIDDataset) -> dict[str, Any]:
         "version": __version__,
         "built from": {k: v for k, v in read.items() if not any(fnmatchcase(k, pattern) for pattern in NO_EFFECT)},
         "transform": repr(dataset.transform),
+        "occluder": repr(dataset.occluder),
         "fields": sorted(cfg.CACHE.FIELDS),
         "views": cfg.CACHE.NUM_VIEWS,
         "augment": cfg.CACHE.AUGMENT,
@@ -297,9 +300,10 @@ def _seed(cfg) -> int:
 def _fields(cfg, model: nn.Module, dataset: ReIDDataset) -> tuple[dict[str, tuple[int, ...]], dict[str, Any]]:
     """The shape of each field of an image, and what a batch says beside them."""
     sample = _ViewedSamples(dataset, _seed(cfg), [(0, 0)])[0]
-    batch = {"images": sample["images"][None], "cameras": torch.tensor([sample["cameras"]])}
+    batch = {k: v[None] for k, v in sample.items() if isinstance(v, Tensor)}
+    batch["cameras"] = torch.tensor([sample["cameras"]])
     with _evaluating(model), torch.no_grad():
-        features = model.extract(batch)
+        features, hidden = model.extract(batch), _of_occluder(model, batch)
     given = as_batch(features)
     names = list(named_outputs(features))
     wanted = names if "all" in cfg.CACHE.FIELDS else cfg.CACHE.FIELDS
@@ -309,7 +313,21 @@ def _fields(cfg, model: nn.Module, dataset: ReIDDataset) -> tuple[dict[str, tupl
             f"CACHE.FIELDS names {', '.join(unknown)}, which {cfg.MODEL.BACKBONE.NAME} does not give; it gives "
             f"{', '.join(names)}"
         )
-    return {k: tuple(given[k].shape[1:]) for k in wanted}, {k: v for k, v in given.items() if k not in names}
+    shapes = {k: tuple(given[k].shape[1:]) for k in wanted}
+    shapes |= {k: tuple(v.shape[1:]) for k, v in hidden.items() if k == HIDDEN or k.removeprefix(WHOLE) in wanted}
+    return shapes, {k: v for k, v in given.items() if k not in names}
+
+
+def _of_occluder(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+    """What is kept of INPUT.OCCLUDE beside the outputs: which share of each patch is hidden, (B, h, w), and the outputs
+    for the same images with nothing hidden."""
+    if HIDDEN not in batch:
+        return {}
+    shown = {"images": batch[f"{WHOLE}images"], "cameras": batch["cameras"]} if f"{WHOLE}images" in batch else {}
+    features = model.extract(shown or batch)
+    grid = as_features(features).grid
+    hidden = {HIDDEN: patch_shares(batch[HIDDEN].float(), grid).unflatten(1, grid)}
+    return hidden | ({f"{WHOLE}{name}": tensor for name, tensor in named_outputs(features).items()} if shown else {})
 
 
 @contextmanager
@@ -368,7 +386,7 @@ class _ViewedSamples(SeededSamples):
     def __getitem__(self, position: int) -> dict[str, Any]:
         view, index = self._keys[position]
         sample = super().__getitem__(SampleKey(index, sample_seed(self._seed, view, index)))
-        return {"images": sample["images"], "cameras": sample["cameras"]}
+        return {name: sample[name] for name in ("images", "cameras", HIDDEN, f"{WHOLE}images") if name in sample}
 
 
 def _fill(cfg, model: nn.Module, dataset: ReIDDataset, cache: FeatureCache, autocast: torch.dtype | None) -> None:
@@ -400,7 +418,7 @@ def _fill(cfg, model: nn.Module, dataset: ReIDDataset, cache: FeatureCache, auto
                     torch.inference_mode(),
                     torch.autocast(model.device.type, dtype=autocast, enabled=autocast is not None),
                 ):
-                    outputs = named_outputs(model.extract(batch))
+                    outputs = named_outputs(model.extract(batch)) | _of_occluder(model, batch)
                 for name, field in cache.fields.items():
                     field[view, indices[0] : indices[-1] + 1] = outputs[name].to(device="cpu", dtype=cache.dtype)
                 cache.done[view, block] = 1

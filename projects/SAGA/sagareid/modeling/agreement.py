@@ -80,6 +80,7 @@ TRAINING_ONLY = (
     "INPUT.AUGMIX.*",
     "INPUT.REA.*",
     "INPUT.RPT.*",
+    "INPUT.OCCLUDE.*",
     "INPUT.CROP.SCALE",
     "INPUT.CROP.RATIO",
 )

@@ -22,12 +22,14 @@ from ..structures import CLIPFeatures, as_features
 from ..values import needs_cached, one_of, within
 from . import fast
 from .clip import towers
+from .context import ContextBlocks
 from .fast.blocks import block_at_row
 from .heads import (
     ClassifierHead,
     batch_norm_neck,
     embedding_layer,
     head_outputs,
+    hidden_outputs,
     identity_classifier,
     needs_of_tower,
 )
@@ -50,7 +52,7 @@ class CLSHead(nn.Module):
     what global pooling can learn on a frozen tower.
     """
 
-    gives = ("logits", "features", "proj", "text_features")
+    gives = ("logits", "features", "proj", "text_features", "hidden", "whole_features")
 
     @configurable
     def __init__(
@@ -160,6 +162,7 @@ class CLSHead(nn.Module):
             own["loss_triplet_proj"] = triplet.scale * triplet(targets, features=proj)
             own["loss_triplet_layer"] = triplet.scale * triplet(targets, features=features.layer_cls[:, -1])
         given = {"proj": proj, "text_features": self.text_features} if self.keeps_text else {}
+        given |= hidden_outputs(features, lambda whole: self.embedding(whole.float().cls))
         return head_outputs(self.classifier(self.bottleneck(feature))[None], feature, losses=own, **given)
 
 
@@ -170,13 +173,40 @@ def _patches(features) -> Tensor:
 
 
 class PatchHead(ClassifierHead):
-    """A head whose losses reach the patch tokens alone."""
+    """A head that pools patch tokens, those of the token layer or of `ContextBlocks` behind it."""
 
-    learns_from = frozenset({"patches"})
+    @configurable
+    def __init__(self, *, context: ContextBlocks | None = None, **kwargs):
+        """context: what patches pass first; None for nothing."""
+        super().__init__(**kwargs)
+        self.context = context
+
+    @staticmethod
+    def add_keys(cfg: CfgNode) -> None:
+        ContextBlocks.add_keys(cfg)
 
     @classmethod
     def check(cls, cfg: CfgNode) -> Iterator[str]:
         yield from needs_cached(cls, cfg, "patches")
+        yield from ContextBlocks.check(cls, cfg)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        return super().from_config(cfg) | {"context": ContextBlocks.from_config(cfg)}
+
+    @property
+    def learns_from(self) -> frozenset[str]:
+        """Outputs of the backbone that the head's result depends on."""
+        return frozenset({"patches"} | ({"layer_cls"} if self.context else set()))
+
+    def initialize(self, backbone: nn.Module, source: dict[str, Tensor]) -> None:
+        """Start the context from the tower's own blocks."""
+        if self.context is not None:
+            self.context.initialize(backbone)
+
+    def patches(self, features) -> Tensor:
+        """(B, N, D) what the head pools, in float32."""
+        return _patches(features if self.context is None else self.context(features))
 
 
 @REID_HEADS_REGISTRY.register()
@@ -217,12 +247,13 @@ class PatchPoolHead(PatchHead):
         return super().from_config(cfg) | own
 
     def initialize(self, backbone: nn.Module, source: dict[str, Tensor]) -> None:
-        """Start the copy of the backbone's end, where there is one."""
+        """Start the context, and the copy of the backbone's end, where there is one."""
+        super().initialize(backbone, source)
         if hasattr(self, "last_modules"):
             self.last_modules.initialize(backbone)
 
     def pool(self, features) -> Tensor:
-        patches = _patches(features)
+        patches = self.patches(features)
         if hasattr(self, "last_modules"):
             grid = as_features(features).grid
             patches = self.last_modules(patches.transpose(1, 2).unflatten(2, grid)).flatten(2).transpose(1, 2)
@@ -239,6 +270,7 @@ class AttentionPoolHead(PatchHead):
     """One learned query attends to the patch tokens: open_clip's attentional pooler (CoCa, Yu et al. 2022), with the
     number of attention heads that open_clip gives it."""
 
+    gives = (*PatchHead.gives, "token_weights")
     NUM_HEADS = 8
 
     @configurable
@@ -262,15 +294,19 @@ class AttentionPoolHead(PatchHead):
             )
 
     def pool(self, features) -> Tensor:
-        return self.pooler(_patches(features))[:, 0]
+        return self.pooler(self.patches(features))[:, 0]
 
     def token_weights(self, features) -> Tensor:
         """(B, N) attention of the query to each patch, mean over attention heads, sum over token layers; 1 in sum."""
         features = as_features(features)
-        patches = self.pooler.ln_k(_patches(features))
+        patches = self.pooler.ln_k(self.patches(features))
         query = self.pooler.ln_q(self.pooler.query)[None].expand(len(patches), -1, -1)
         weights = self.pooler.attn(query, patches, patches, need_weights=True)[1][:, 0]
         return weights.unflatten(1, (features.num_layers, -1)).sum(1)
+
+    def hidden_outputs(self, features) -> dict[str, Any]:
+        given = super().hidden_outputs(features)
+        return given | {"token_weights": lambda: self.token_weights(features)} if given else given
 
 
 @REID_HEADS_REGISTRY.register()
@@ -319,7 +355,7 @@ class PartStripesHead(PatchHead):
             raise ValueError(
                 f"MODEL.HEADS.NUM_STRIPES is {self.num_stripes}, the patch grid has {grid[0]} rows; lower it"
             )
-        patches = _patches(features).transpose(1, 2).unflatten(2, grid)
+        patches = self.patches(features).transpose(1, 2).unflatten(2, grid)
         stripes = F.adaptive_avg_pool2d(patches, (self.num_stripes, 1))[..., 0].unbind(2)
         return torch.cat([reduce(stripe) for reduce, stripe in zip(self.reduction, stripes)], dim=1)
 
@@ -344,7 +380,7 @@ class SequentialHead(PatchHead):
         self.scan = nn.GRU(width, width // 2, batch_first=True, bidirectional=True)
 
     def pool(self, features) -> Tensor:
-        patches = _patches(features)
+        patches = self.patches(features)
         return (patches + self.scan(self.norm(patches))[0]).mean(1)
 
 

@@ -5,7 +5,7 @@ B images, D feature width, C identities.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -28,8 +28,10 @@ __all__ = [
     "batch_norm_neck",
     "complete_state",
     "embedding_layer",
+    "evaluating",
     "frozen_text_encoder",
     "head_outputs",
+    "hidden_outputs",
     "identity_classifier",
     "needs_of_tower",
     "text_towers",
@@ -100,6 +102,39 @@ def head_outputs(logits: Tensor, features: Tensor, **given: Any) -> dict[str, An
     return {"cls_outputs": mean, "pred_class_logits": mean, "features": features, "logits": logits, **given}
 
 
+@contextmanager
+def evaluating(*modules: nn.Module | None) -> Iterator[None]:
+    """These modules in evaluation mode inside the scope; None is passed over."""
+    modes = [(part, part.training) for module in modules if module is not None for part in module.modules()]
+    for part, _ in modes:
+        part.training = False
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
+def hidden_outputs(features: Any, pooled: Callable[[CLIPFeatures], Tensor]) -> dict[str, Any]:
+    """What a head gives for losses that read what is hidden; empty where nothing is known of it.
+
+    Args:
+        features: the head's input.
+        pooled: (B, F) feature of other images, as the head's `features`.
+    """
+    if not isinstance(features, CLIPFeatures) or features.hidden is None:
+        return {}
+    given: dict[str, Any] = {"hidden": features.hidden}
+    if (whole := features.whole) is not None:
+        given["whole_features"] = lambda: _without_gradient(pooled, whole)
+    return given
+
+
+def _without_gradient(pooled: Callable[[CLIPFeatures], Tensor], features: CLIPFeatures) -> Tensor:
+    with torch.no_grad():
+        return pooled(features)
+
+
 # FastReID's builders hand on the configuration and nothing else (modeling/meta_arch/build.py:24, heads/build.py:25), so
 # what is no key of it reaches a head through this scope.
 _BUILT: ContextVar[bool] = ContextVar("text_towers", default=True)
@@ -166,7 +201,7 @@ class ClassifierHead(nn.Module):
         learns_from: outputs of the backbone that the head's result depends on (see `SAGABaseline`).
     """
 
-    gives = ("logits", "features")
+    gives = ("logits", "features", "hidden", "whole_features")
 
     @configurable
     def __init__(
@@ -220,11 +255,19 @@ class ClassifierHead(nn.Module):
 
     def forward(self, features, targets: Tensor | None = None):
         """Training: `head_outputs`. Evaluation: (B, F) of `feature_layout`, its first part before or after the neck."""
-        feature = self.embedding(self.pool(features))
+        feature = self.pooled(features)
         normed = self.bottleneck(feature)
         if self.training:
-            return head_outputs(self.classify(normed), feature)
+            return head_outputs(self.classify(normed), feature, **self.hidden_outputs(features))
         return self.evaluation_feature(feature if self.neck_feat == "before" else normed, features)
+
+    def pooled(self, features) -> Tensor:
+        """(B, F) the head's own feature, before the neck."""
+        return self.embedding(self.pool(features))
+
+    def hidden_outputs(self, features) -> dict[str, Any]:
+        """What a training result holds for losses that read what is hidden."""
+        return hidden_outputs(features, self.pooled)
 
     def classify(self, normed: Tensor) -> Tensor:
         """(B, F) after the neck to (Q, B, C) logits of Q classifiers."""

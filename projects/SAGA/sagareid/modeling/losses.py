@@ -18,9 +18,11 @@ __all__ = [
     "classification_accuracy",
     "classifier_diversity_loss",
     "decorrelation_loss",
+    "hidden_weight_loss",
     "identity_loss",
     "image_text_loss",
     "supervised_contrastive_loss",
+    "whole_feature_loss",
 ]
 
 
@@ -163,3 +165,36 @@ def decorrelation_loss(features: Tensor, reference: Tensor) -> Tensor:
 
     correlation = standardise(features).t() @ standardise(reference.detach()) / (features.shape[0] - 1)
     return correlation.pow(2).mean()
+
+
+@_float32
+def hidden_weight_loss(weights: Tensor, hidden: Tensor) -> Tensor:
+    """-log of the weight that stays off what is hidden: 0 where none of it is on it. Not of the paper.
+
+    The mean over the images of which something is hidden; 0 without any.
+
+    Args:
+        weights: (B, N) pooling weights, >= 0, an image's summing to 1.
+        hidden: (B, N) share of each patch that is hidden, 0..1.
+    """
+    off = 1 - (weights * hidden).sum(1)
+    return _mean_over_hidden(-off.clamp(min=1e-3).log(), hidden)
+
+
+@_float32
+def whole_feature_loss(features: Tensor, whole: Tensor, hidden: Tensor) -> Tensor:
+    """1 - cosine between the feature of an image and that of the same image with nothing hidden, a constant here. Not
+    of the paper.
+
+    The mean over the images of which something is hidden; 0 without any.
+
+    Args:
+        features, whole: (B, D). hidden: (B, N) share of each patch that is hidden, 0..1.
+    """
+    return _mean_over_hidden(1 - F.cosine_similarity(features, whole.detach()), hidden)
+
+
+def _mean_over_hidden(values: Tensor, hidden: Tensor) -> Tensor:
+    """Mean of (B,) values over images with something hidden; sum over count, so that the host need not wait."""
+    counts = hidden.amax(1) > 0
+    return (values * counts).sum() / counts.sum().clamp(min=1)

@@ -16,7 +16,7 @@ from fastreid.modeling.meta_arch import META_ARCH_REGISTRY
 from fastreid.modeling.meta_arch.baseline import Baseline
 
 from ..registry import FASTREID_LOSSES, computed_losses
-from ..structures import OUTPUTS, CLIPFeatures, from_batch
+from ..structures import HIDDEN, OUTPUTS, WHOLE, CLIPFeatures, as_features, from_batch, patch_shares
 from . import losses as L
 from .backbones.tower import ImageTower
 from .last_modules import input_of
@@ -154,11 +154,36 @@ class SAGABaseline(Baseline):
         """The losses of a batch, and what is measured beside them. Nothing in here makes the host wait for the device,
         with a head of ours."""
         targets = batch["targets"].to(self.device)
-        outputs = self.heads(self.extract(batch), targets)
+        features = self.extract(batch)
+        if any("hidden" in term.reads for term in self.terms.values()):
+            features = self.with_hidden(features, batch)
+        outputs = self.heads(features, targets)
         measured = {}
         if "logits" in outputs:
             measured["cls_accuracy"] = L.classification_accuracy(outputs["pred_class_logits"].detach(), targets)
         return self.losses(outputs, targets), measured
+
+    def with_hidden(self, features: CLIPFeatures | Tensor, batch: dict[str, Any]) -> CLIPFeatures:
+        """Backbone outputs, and what a batch of INPUT.OCCLUDE knows of them: which patches are hidden, and the outputs
+        for the same images with nothing hidden where it has those ("whole_images", or cached "whole_patches", ...).
+
+        Raises:
+            ValueError: the batch says nothing of what is hidden.
+        """
+        if HIDDEN not in batch:
+            raise ValueError(
+                f"a term of MODEL.LOSSES.NAME reads what is hidden, and the batch has no {HIDDEN!r}: set "
+                "INPUT.OCCLUDE.ENABLED True"
+            )
+        features = as_features(features)
+        hidden = patch_shares(batch[HIDDEN].to(self.device, non_blocking=True).float(), features.grid)
+        shown = {k.removeprefix(WHOLE): v for k, v in batch.items() if k.startswith(WHOLE)}
+        whole = None
+        if shown:
+            others = {k: v for k, v in batch.items() if k not in (*OUTPUTS, "images")}
+            with torch.no_grad():
+                whole = as_features(self.extract(others | shown))
+        return replace(features, hidden=hidden, whole=whole)
 
     def losses(self, outputs: dict[str, Any], gt_labels: Tensor) -> dict[str, Tensor]:
         """FastReID's loss names; every term in float32, over every classifier of the head.

@@ -23,12 +23,15 @@ from ..values import needs_cached, within
 from .anchors import DomainAnchors, FreeAnchors, TextAnchors
 from .clip import towers
 from .clip.text import CONTEXT_SLOTS, TextEncoder
+from .context import ContextBlocks
 from .fast import refinement as faster
 from .heads import (
     batch_norm_neck,
     complete_state,
+    evaluating,
     frozen_text_encoder,
     head_outputs,
+    hidden_outputs,
     identity_classifier,
 )
 from .pooling import anchor_features
@@ -84,6 +87,9 @@ class SAGAHead(nn.Module):
         "cls",
         "proj",
         "text_features",
+        "token_weights",
+        "hidden",
+        "whole_features",
     )
 
     @configurable
@@ -101,6 +107,7 @@ class SAGAHead(nn.Module):
         neck_feat: str = "before",
         tower_widths: Mapping[str, int] | None = None,
         parts: int = 0,
+        context: ContextBlocks | None = None,
     ):
         """
         Args:
@@ -112,8 +119,10 @@ class SAGAHead(nn.Module):
             neck_feat: whether the evaluation feature is taken "before" or "after" the neck.
             tower_widths: such as {"cls": C, "proj": E}: what of the tower's own joins the evaluation feature.
             parts: anchors kept in the evaluation output "parts"; 0 for none.
+            context: what patches pass in front of the refinement; None, as published, for nothing.
         """
         super().__init__()
+        self.context = context
         self.num_anchors, self.num_layers = len(text_anchors.anchors), len(refine)
         if self.num_layers not in (1, 2):
             raise ValueError(
@@ -193,6 +202,7 @@ class SAGAHead(nn.Module):
                 f"{cfg.MODEL.BACKBONE.FEAT_DIM}"
             )
         yield from needs_cached(cls, cfg, "patches")
+        yield from ContextBlocks.check(cls, cfg)
         pool, domain = parts(POOL_REGISTRY).get(saga.POOL), parts(DOMAIN_ANCHOR_REGISTRY).get(saga.DOMAIN_ANCHORS)
         for part in (pool, domain if saga.NUM_DOMAIN_ANCHORS else None):
             if hasattr(part, "check"):
@@ -236,12 +246,14 @@ class SAGAHead(nn.Module):
             "neck_feat": cfg.MODEL.HEADS.NECK_FEAT,
             "tower_widths": widths,
             "parts": cfg.TEST.PARTS,
+            "context": ContextBlocks.from_config(cfg),
         }
 
     @property
     def learns_from(self) -> set[str]:
         """Outputs of the backbone that the head's result depends on."""
-        return {"patches"} | (self.domain_anchors.learns_from if self.domain_anchors is not None else set())
+        read = {"patches", "layer_cls"} if self.context is not None else {"patches"}
+        return read | (self.domain_anchors.learns_from if self.domain_anchors is not None else set())
 
     @property
     def feature_layout(self) -> dict[str, int]:
@@ -263,6 +275,8 @@ class SAGAHead(nn.Module):
             backbone: the image tower after its weights are in; one without `block_weights` leaves the random start.
             source: state dict of the checkpoint that this run starts from; empty for none.
         """
+        if self.context is not None:
+            self.context.initialize(backbone)
         if hasattr(backbone, "block_weights"):
             for refine in self.refine:
                 refine.initialize(backbone)
@@ -326,10 +340,13 @@ class SAGAHead(nn.Module):
     def _trains_anchors(self) -> bool:
         return self.training and any(p.requires_grad for p in self.text_anchors.parameters())
 
-    def refine_and_pool(self, features: CLIPFeatures, keep_tokens: bool = True) -> Refined:
+    def refine_and_pool(
+        self, features: CLIPFeatures, keep_tokens: bool = True, text_anchors: Tensor | None = None
+    ) -> Refined:
         """The method itself, from patch tokens to the pooled feature.
 
         Args:
+            text_anchors: (K, D) where they are made already; None to make them here.
             keep_tokens: False lets evaluation pool before it makes the refined patches; `Refined.tokens` may then be
                 empty.
         """
@@ -337,7 +354,8 @@ class SAGAHead(nn.Module):
             raise ValueError(
                 f"SAGAHead was built for {self.num_layers} token layer(s), the features hold {features.num_layers}"
             )
-        text = self._text_anchors()
+        features = features if self.context is None else self.context(features)
+        text = self._text_anchors() if text_anchors is None else text_anchors
         paths = features.patches.chunk(self.num_layers, dim=1)
         domain = None
         if self.domain_anchors is not None:
@@ -385,7 +403,8 @@ class SAGAHead(nn.Module):
         if not self.training:
             return self.evaluation_feature(features, refined)
         normed = self.bottleneck(refined.feature)
-        given = {
+        given = hidden_outputs(features, lambda whole: self._pooled(whole, refined.text_anchors)) | {
+            "token_weights": lambda: torch.stack(refined.weights).mean(0),
             "text_anchors": refined.text_anchors,
             "classifier_weights": [classifier.weight for classifier in self.classifiers],
             "anchor_features": lambda: self.part_features(refined),
@@ -395,6 +414,11 @@ class SAGAHead(nn.Module):
             given["text_features"] = self.text_features
         logits = torch.stack([classifier(self.classifier_dropout(normed)) for classifier in self.classifiers])
         return head_outputs(logits, refined.feature, **given)
+
+    def _pooled(self, features: CLIPFeatures, text_anchors: Tensor) -> Tensor:
+        """(B, F) pooled feature without dropout, with anchors that are made already."""
+        with evaluating(self.context, self.refine, self.domain_anchors):
+            return self.refine_and_pool(features.float(), keep_tokens=False, text_anchors=text_anchors).feature
 
     def evaluation_feature(self, features: CLIPFeatures, refined: Refined) -> Tensor:
         """(B, F_all) what `forward` returns in evaluation, from what `refine_and_pool` made of the features."""

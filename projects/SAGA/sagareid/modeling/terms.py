@@ -12,6 +12,9 @@ What our heads give (their `gives`)::
     cls, proj           (B, D), (B, E) CLIP's class token and its projection
     text_features       (C, E) of all identities, as the prompt stage left them
     prompt_text         (B, E) text features of the batch's identities, being learned
+    token_weights       (B, N) how much each of N patches counts in the pooled feature, an image's summing to 1
+    hidden              (B, N) share of each patch that is hidden (INPUT.OCCLUDE)
+    whole_features      (B, F) as `features`, of the same images with nothing hidden, without gradient
 
 The equations are in `losses`; the batch that a term compares is that of all processes.
 """
@@ -39,10 +42,12 @@ __all__ = [
     "ClassifierDiversityLoss",
     "CrossEntropyLoss",
     "DecorrelationLoss",
+    "HiddenWeightLoss",
     "I2TLoss",
     "LossTerm",
     "SupConLoss",
     "TripletLoss",
+    "WholeFeatureLoss",
     "build_terms",
     "compute_terms",
 ]
@@ -297,3 +302,55 @@ class SupConLoss(LossTerm):
         image, text, targets = gather_batch(proj.detach()), gather_batch(prompt_text), gather_batch(targets)
         contrast = losses.supervised_contrastive_loss
         return contrast(image, text, targets) + contrast(text, image, targets)
+
+
+class OccluderLoss(LossTerm):
+    """A term that reads what INPUT.OCCLUDE hides."""
+
+    @classmethod
+    def check(cls, cfg: CfgNode) -> Iterator[str]:
+        if not cfg.INPUT.OCCLUDE.ENABLED:
+            yield f"{cls.__name__} reads what INPUT.OCCLUDE hides of training images: set INPUT.OCCLUDE.ENABLED True"
+
+
+@LOSS_REGISTRY.register()
+class HiddenWeightLoss(OccluderLoss):
+    """-log(1 - the pooling weight on hidden patches): lets go of what stands in front. This project's, not the
+    paper's."""
+
+    log_name = "loss_hidden_weight"
+    section = "HIDDEN_WEIGHT"
+
+    @staticmethod
+    def add_keys(cfg: CfgNode) -> None:
+        # HiddenWeightLoss (this project's, not the paper's): weight of -log(1 - pooling weight on hidden patches).
+        cfg.MODEL.LOSSES.HIDDEN_WEIGHT = CfgNode({"SCALE": 1.0})
+
+    def forward(self, targets: Tensor, *, token_weights: Tensor, hidden: Tensor) -> Tensor:
+        return losses.hidden_weight_loss(gather_batch(token_weights), gather_batch(hidden))
+
+
+@LOSS_REGISTRY.register()
+class WholeFeatureLoss(OccluderLoss):
+    """1 - cosine of the feature with that of the same image with nothing hidden, which is the teacher and a constant.
+    This project's, not the paper's."""
+
+    log_name = "loss_whole_feature"
+    section = "WHOLE_FEATURE"
+
+    @staticmethod
+    def add_keys(cfg: CfgNode) -> None:
+        # WholeFeatureLoss (this project's, not the paper's): weight of 1 - cosine of a hidden image's feature with that
+        # of the same image with nothing hidden. Needs INPUT.OCCLUDE.KEEP_WHOLE.
+        cfg.MODEL.LOSSES.WHOLE_FEATURE = CfgNode({"SCALE": 1.0})
+
+    @classmethod
+    def check(cls, cfg: CfgNode) -> Iterator[str]:
+        yield from super().check(cfg)
+        if not cfg.INPUT.OCCLUDE.KEEP_WHOLE:
+            yield "WholeFeatureLoss compares with images that nothing hides: set INPUT.OCCLUDE.KEEP_WHOLE True"
+        if cfg.MODEL.COMPILE:
+            yield "WholeFeatureLoss switches dropout off for the teacher, which MODEL.COMPILE cannot: leave it empty"
+
+    def forward(self, targets: Tensor, *, features: Tensor, whole_features: Tensor, hidden: Tensor) -> Tensor:
+        return losses.whole_feature_loss(gather_batch(features), gather_batch(whole_features), gather_batch(hidden))

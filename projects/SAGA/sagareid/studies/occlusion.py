@@ -6,7 +6,7 @@ The items are FastReID's. This module also chooses the people who are pasted in 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,14 +20,12 @@ from ..data import occluders
 from ..data.datasets.build import DataSets, build_dataset
 from ..data.datasets.layout import no_images, say_counts
 from ..data.datasets.names import Names, SetNames, identity_name
-from ..data.images import image_files, read_image
+from ..data.images import image_files
 from ..data.loaders import ReIDDataset
+from ..data.people import MaskPath, People, silhouette
 from .options import Occlusion
 
-__all__ = ["DistractorPeople", "ImageSet", "OccludedSet", "Occluder", "View", "distractor_people"]
-
-# A pasted person must be seen whole, so that the cut-out has a person's outline; where few are, the best of this many.
-WHOLE, ATTEMPTS = 0.95, 20
+__all__ = ["ImageSet", "OccludedSet", "Occluder", "View", "distractor_people"]
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,7 @@ class ImageSet:
     items: list[tuple[str, int, int]]
     num_query: int
     root: str
-    mask_path: Callable[[str], Path] | None
+    mask_path: MaskPath | None
     run_names: SetNames = field(default_factory=SetNames)
     names: Names = field(default_factory=Names)
     all_queries: int = 0  # of the data set; of a share of them `num_query` is the number
@@ -92,42 +90,7 @@ def _inside(path: str, root: str) -> str:
     return whole.relative_to(root).as_posix() if whole.is_relative_to(root) else "/".join(whole.parts[-2:])
 
 
-def silhouette(path: str, mask_path: Callable[[str], Path] | None, image: Image.Image) -> occluders.Silhouette:
-    """Where the person of a picture is: by its mask, or the whole picture where the data set has none."""
-    if mask_path is None:
-        return occluders.Silhouette.box((image.height, image.width))
-    with Image.open(mask_path(path)) as labels:
-        if labels.size != image.size:
-            raise ValueError(f"{mask_path(path)} is {labels.size}, its picture {image.size}; expected the same size")
-        return occluders.Silhouette.from_labels(np.asarray(labels))
-
-
-class DistractorPeople:
-    """Pictures of people to paste.
-
-    Attributes:
-        known: whether it is known who they are, so that nobody of the test set is among them.
-    """
-
-    def __init__(self, paths: Sequence[str], mask_path: Callable[[str], Path] | None, *, known: bool = True):
-        self.paths, self.mask_path, self.known = list(paths), mask_path, known
-
-    def choose(self, rng: np.random.Generator) -> Image.Image:
-        """RGBA cut-out of one of them, drawn until one is seen whole."""
-        most = -1.0
-        for _ in range(ATTEMPTS):
-            path = self.paths[int(rng.random() * len(self.paths))]
-            image = read_image(path)
-            person = silhouette(path, self.mask_path, image)
-            whole = person.visible.sum() / person.whole.sum()
-            if whole > most:
-                best, most = occluders.cut_out(image, person), whole
-            if whole >= WHOLE:
-                break
-        return best
-
-
-def distractor_people(cfg, test: ImageSet, source: str = "") -> tuple[DistractorPeople, str]:
+def distractor_people(cfg, test: ImageSet, source: str = "") -> tuple[People, str]:
     """The people who are pasted.
 
     Args:
@@ -160,10 +123,10 @@ def distractor_people(cfg, test: ImageSet, source: str = "") -> tuple[Distractor
             f"distractors from {source!r}: {len(found)} pictures, of nobody outside the test set {test.name}. Expected "
             "people who are not in its query or gallery; name another data set with --distractors"
         )
-    return DistractorPeople(paths, getattr(data, "mask_path", None)), source
+    return People(paths, getattr(data, "mask_path", None)), source
 
 
-def _crops_of(source: str, root: str) -> tuple[DistractorPeople, str]:
+def _crops_of(source: str, root: str) -> tuple[People, str]:
     """Every image in and below a folder, whoever they show."""
     places = [Path(source).expanduser(), Path(root, source)]
     folder = next((place for place in places if place.is_dir()), None)
@@ -176,13 +139,13 @@ def _crops_of(source: str, root: str) -> tuple[DistractorPeople, str]:
     if not listing.names:
         raise ValueError(no_images("distractors", listing))
     paths = sorted(map(str, listing.images), key=lambda path: _inside(path, root))
-    return DistractorPeople(paths, None, known=False), f"the crops in {_inside(str(folder), root)}"
+    return People(paths, None, known=False), f"the crops in {_inside(str(folder), root)}"
 
 
 class Occluder:
     """Occludes a picture of a test set by its path; the same picture and seed give the same bytes anywhere."""
 
-    def __init__(self, occlusion: Occlusion, test: ImageSet, people: DistractorPeople | None = None):
+    def __init__(self, occlusion: Occlusion, test: ImageSet, people: People | None = None):
         """`people` are needed for the condition "distractor"."""
         self.occlusion, self.people = occlusion, people
         self.root, self.mask_path = test.root, test.mask_path

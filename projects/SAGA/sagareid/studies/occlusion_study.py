@@ -21,6 +21,7 @@ import torch
 
 from ..data import occluders
 from ..data.loaders import make_test_loader
+from ..data.people import People
 from ..data.transforms import build_transforms
 from ..engine.extraction import Extraction, Labels, extract
 from ..evaluation.evaluator import SAGAEvaluator
@@ -28,7 +29,7 @@ from ..evaluation.ranking import rank_in_blocks
 from ..modeling.build import model_layout
 from .cells import Cell
 from .models import Model
-from .occlusion import DistractorPeople, ImageSet, OccludedSet, Occluder, View, distractor_people
+from .occlusion import ImageSet, OccludedSet, Occluder, View, distractor_people
 from .options import CLEAN, Occlusion, Options
 from .statistics import Bootstrap
 
@@ -66,7 +67,7 @@ class Study:
 
     def __post_init__(self) -> None:
         self.images = ImageSet.read(self.cfg, self.dataset, self.options.queries)
-        self._people: DistractorPeople | None = None
+        self._people: People | None = None
         if "distractor" in self.options.conditions:
             self._people, self.source = distractor_people(self.cfg, self.images, self.options.distractors)
         self._views: list[View] = []

@@ -25,13 +25,14 @@ from .. import compat
 from ..data import occluders
 from ..data.datasets.build import build_dataset
 from ..data.images import read_image
+from ..data.people import People
 from ..data.transforms import build_transforms
 from ..deploy.extractor import Extractor
 from ..deploy.visibility import BANDS, GRID, Readout, at_size, bands
 from ..modeling.saga_head import SAGAHead
 from ..processes import loader_start
 from ..structures import as_features
-from .occlusion import DistractorPeople, ImageSet, Occluder, distractor_people
+from .occlusion import ImageSet, Occluder, distractor_people
 from .options import Occlusion, ReadoutOptions
 
 __all__ = ["Hidden", "Seen", "agreement", "fit", "fit_visibility", "true_shares"]
@@ -46,7 +47,7 @@ class Hidden(Dataset):
     front, and shows what stands there, (3, H, W).
     """
 
-    def __init__(self, images: ImageSet, order: Sequence[int], people: DistractorPeople, transform: Any, seed: int):
+    def __init__(self, images: ImageSet, order: Sequence[int], people: People, transform: Any, seed: int):
         self.images, self.order, self.people, self.transform, self.seed = images, list(order), people, transform, seed
 
     def __len__(self) -> int:
@@ -226,7 +227,7 @@ def _training(cfg: Any, name: str, transform: Any, options: ReadoutOptions) -> H
     )
     _check_masks(images)
     order = np.random.default_rng(options.seed).integers(len(images.items), size=options.images).tolist()
-    people = DistractorPeople(sorted(item[0] for item in images.items), images.mask_path)
+    people = People(sorted(item[0] for item in images.items), images.mask_path)
     return Hidden(images, order, people, transform, options.seed)
 
 

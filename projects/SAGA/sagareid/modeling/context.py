@@ -1,0 +1,85 @@
+"""Context in front of a head: trained copies of the image tower's blocks behind the token layer. Not of the paper.
+
+A head that reads each patch by itself cannot tell the person of the crop from one who stands in front: both are made of
+clothes and skin. In these blocks patches attend to one another.
+
+B images, N patches, D token width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from fastreid.config import CfgNode
+
+from ..structures import CLIPFeatures
+from ..values import needs_cached, within
+from .clip import towers
+from .heads import needs_clip_tokens
+
+__all__ = ["ContextBlocks"]
+
+
+class ContextBlocks(nn.Module):
+    """Copies of the tower's next blocks, which the patches and the class token of the token layer pass.
+
+    They start as the tower's own, so the patches that a head reads are at first those of a deeper token layer.
+    """
+
+    def __init__(self, blocks: nn.ModuleList):
+        """blocks: of an image tower; their weights are taken from the backbone by `initialize`."""
+        super().__init__()
+        self.blocks = blocks
+
+    @staticmethod
+    def add_keys(cfg: CfgNode) -> None:
+        """The key that heads on patch tokens share."""
+        # Trained copies of this many blocks of the CLIP tower, those after the token layer, which patches pass in front
+        # of a head that pools them (SAGAHead, AttentionPoolHead, PatchPoolHead, ...), so that they see one another. 0,
+        # as published: none.
+        cfg.MODEL.HEADS.CONTEXT_BLOCKS = 0
+
+    @classmethod
+    def check(cls, head: type, cfg: CfgNode) -> Iterator[str]:
+        """For `check` of a head that may have them."""
+        yield from within(cfg, "MODEL.HEADS.CONTEXT_BLOCKS", 0)
+        count, layers = cfg.MODEL.HEADS.CONTEXT_BLOCKS, sorted(set(cfg.MODEL.CLIP.TOKEN_LAYERS))
+        if count <= 0:
+            return
+        yield from needs_clip_tokens(head, cfg)
+        yield from needs_cached(head, cfg, "patches", "layer_cls")
+        if len(layers) > 1:
+            yield f"MODEL.HEADS.CONTEXT_BLOCKS follows one token layer, and MODEL.CLIP.TOKEN_LAYERS has {layers}"
+        depth = towers.clip_dims(cfg.MODEL.CLIP.NAME).layers
+        if layers and count > depth - layers[-1]:
+            yield (
+                f"MODEL.HEADS.CONTEXT_BLOCKS is {count}, and {depth - min(layers[-1], depth)} block(s) of "
+                f"{cfg.MODEL.CLIP.NAME} follow MODEL.CLIP.TOKEN_LAYERS {layers}: name fewer, or an earlier layer"
+            )
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> ContextBlocks | None:
+        """Those of MODEL.HEADS.CONTEXT_BLOCKS, with random weights; None for 0."""
+        count = cfg.MODEL.HEADS.CONTEXT_BLOCKS
+        return cls(towers.build_last_blocks(cfg.MODEL.CLIP.NAME, count)[0]) if count else None
+
+    @torch.no_grad()
+    def initialize(self, backbone: nn.Module) -> None:
+        """Start from the blocks of an image tower (`CLIPBackbone`) that come after its token layer."""
+        for number, block in enumerate(self.blocks, start=backbone.token_layers[-1] + 1):
+            block.load_state_dict(backbone.block(number).state_dict())
+
+    def forward(self, features: CLIPFeatures) -> CLIPFeatures:
+        """The same with the patches (B, N, D) that the blocks give; everything else is the tower's."""
+        if features.layer_cls is None:
+            raise TypeError(
+                "MODEL.HEADS.CONTEXT_BLOCKS read the class token of the token layer: add layer_cls to CACHE.FIELDS"
+            )
+        x: Tensor = torch.cat([features.layer_cls[:, -1:], features.patches], dim=1).float()
+        for block in self.blocks:
+            x = block(x)
+        return replace(features, patches=x[:, 1:])

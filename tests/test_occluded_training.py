@@ -1,0 +1,299 @@
+"""Occluders in training images (INPUT.OCCLUDE), the masks beside them, the losses that read these, and the blocks by
+which a head can tell who stands in front."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from test_interchange import SIZE, TARGETS, batch, config, loss_of
+from torchvision import transforms as T
+
+from sagareid import get_cfg
+from sagareid.config_checks import check_config
+from sagareid.data import loaders, occlude, occluders, seeding, transforms
+from sagareid.data.images import read_image
+from sagareid.data.people import silhouette
+from sagareid.engine import feature_cache
+from sagareid.engine.trainer import SAGATrainer
+from sagareid.modeling import losses
+from sagareid.structures import patch_shares
+
+from fastreid.modeling.meta_arch import build_model
+
+
+@pytest.fixture
+def cfg(repo, tiny_root, tmp_path, monkeypatch):
+    monkeypatch.setenv("FASTREID_DATASETS", str(tiny_root))
+    cfg = get_cfg()
+    cfg.merge_from_file(str(repo / "configs/SAGA/quickstart.yml"))
+    keys = "SOLVER.IMS_PER_BATCH 16 DATALOADER.NUM_WORKERS 0 INPUT.OCCLUDE.ENABLED True INPUT.OCCLUDE.PROB 1.0"
+    cfg.merge_from_list(["OUTPUT_DIR", str(tmp_path), "INPUT.OCCLUDE.KEEP_WHOLE", True, *keys.split()])
+    return cfg
+
+
+def sample(cfg, index: int = 0, seed: int = 5) -> dict:
+    return seeding.SeededSamples(loaders.training_set(cfg))[seeding.SampleKey(index, seed)]
+
+
+# ---- images and masks -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_mask_follows_the_image(seed):
+    """White images, grey occluders and black padding: the mask is where the image is grey."""
+    occluder = occlude.TrainingOccluder(
+        prob=1, kinds=["rectangle", "band"], level=(0.3, 0.3), fills=["grey"], people=None, masks={}, keep_whole=False
+    )
+    steps = [T.Resize((96, 48), interpolation=3), T.Pad(6), T.RandomCrop((96, 48)), T.RandomHorizontalFlip(0.5)]
+    transform = T.Compose([*steps, transforms.host_transforms(get_cfg(), is_train=False).transforms[-1]])
+    white = Image.new("RGB", (60, 130), (255, 255, 255))
+    with seeding.seeded(seed):
+        image, hidden, whole = occluder.sample(white, "a.jpg", "a", transform)
+    grey = (image[0] > 110) & (image[0] < 150)
+    sure = (hidden < 0.02) | (hidden > 0.98)
+    assert whole is None and image.shape[1:] == hidden.shape and float(sure.float().mean()) > 0.9
+    assert torch.equal((hidden > 0.5)[sure], grey[sure])
+    assert 0.2 < float(hidden.mean()) < 0.4
+
+
+def test_what_random_erasing_takes_is_hidden_too(cfg):
+    cfg.INPUT.OCCLUDE.PROB, cfg.INPUT.REA.PROB = 0.0, 1.0
+    found = sample(cfg)
+    changed = (found["images"] - found["whole_images"]).abs().amax(0) > 1e-2
+    assert 0.02 < float(found["hidden"].mean()) < 0.34
+    assert torch.equal(found["hidden"] > 0, changed), "the whole image lacks the erased box alone"
+
+
+def test_the_whole_image_is_that_of_training_without_occluders(cfg):
+    """An occluder changes nothing else of a sample: the same flip, the same crop."""
+    cfg.INPUT.REA.ENABLED = False
+    found = [sample(cfg, 3, seed) for seed in range(6)]
+    cfg.INPUT.OCCLUDE.ENABLED = cfg.INPUT.OCCLUDE.KEEP_WHOLE = False
+    plain = [sample(cfg, 3, seed) for seed in range(6)]
+    assert "hidden" not in plain[0]
+    for with_it, without in zip(found, plain):
+        assert torch.equal(with_it["whole_images"], without["images"])
+        shown = with_it["hidden"] == 0
+        assert 0 < int(shown.sum()) < shown.numel()
+        same = (with_it["images"] - without["images"]).abs().amax(0) < 1
+        assert float(same[shown].float().mean()) > 0.97, "a bicubic resize reaches a pixel or two beyond the mask"
+        assert not bool(same[with_it["hidden"] > 0.9].all())
+
+
+def test_a_batch_is_the_same_for_any_number_of_workers(cfg):
+    def first(workers: int) -> dict:
+        cfg.DATALOADER.NUM_WORKERS = workers
+        return next(iter(itertools.islice(loaders.build_train_loader(cfg), 1)))
+
+    here, there = first(0), first(1)
+    for name in ("images", "hidden", "whole_images"):
+        assert torch.equal(here[name], there[name]), name
+    assert here["hidden"].shape == (16, 96, 48) and bool((here["hidden"].amax((1, 2)) > 0.5).all())
+
+
+@pytest.mark.parametrize("kind", occlude.KINDS)
+def test_the_drawn_share_of_the_person_is_hidden_by_somebody_else(kind, cfg, monkeypatch):
+    cfg.INPUT.OCCLUDE.KINDS, cfg.INPUT.OCCLUDE.LEVEL = [kind], [0.3, 0.5]
+    data = loaders.training_set(cfg)
+    used = []
+    read = occlude.People.path
+    monkeypatch.setattr(
+        occlude.People, "path", lambda self, rng, besides="": used.append(path := read(self, rng, besides)) or path
+    )
+    for index in range(0, 40, 4):
+        path, pid, _ = data.img_items[index]
+        image = read_image(path)
+        used.clear()
+        done = data.occluder(image, path, data._names[pid], np.random.default_rng(index))
+        person = silhouette(path, data.occluder.mask_path, image).visible
+        assert not person.all(), "the drawn people have masks"
+        assert 0.25 < float(done.occluder[person].mean()) < 0.55
+        assert bool(used) == (kind in ("object", "person"))
+        assert not {p for p in used if [q for f, q, _ in data.img_items if f == p] == [pid]}, "never the same person"
+
+
+def test_the_share_of_images(cfg):
+    cfg.INPUT.OCCLUDE.PROB = 0.25
+    data = loaders.training_set(cfg)
+    path = data.img_items[0][0]
+    image, rng = read_image(path), np.random.default_rng(0)
+    hidden = [data.occluder(image, path, "x", rng).occluder.any() for _ in range(200)]
+    assert 30 <= sum(hidden) <= 70
+
+
+def test_people_of_another_set(cfg):
+    cfg.INPUT.OCCLUDE.PEOPLE = "SyntheticPedestriansVal"
+    own = {item[0] for item in loaders.training_set(cfg).img_items}
+    assert not own & set(loaders.training_set(cfg).occluder.people.paths)
+
+
+@pytest.mark.parametrize(
+    "opts, problem",
+    [
+        (["INPUT.OCCLUDE.KINDS", ["dog"]], "INPUT.OCCLUDE.KINDS is 'dog'; valid: band, object, person, rectangle"),
+        (["INPUT.OCCLUDE.FILLS", []], "INPUT.OCCLUDE.FILLS is empty"),
+        (["INPUT.OCCLUDE.LEVEL", [0.5, 0.9]], "INPUT.OCCLUDE.LEVEL is [0.5, 0.9]; expected a list of 2 numbers"),
+        (["INPUT.OCCLUDE.PROB", 1.5], "INPUT.OCCLUDE.PROB is 1.5; expected 0 to 1"),
+        (["INPUT.OCCLUDE.PEOPLE", "SyntheticPedestrians"], "which is evaluated"),
+        (["INPUT.AUGMIX.ENABLED", True], "cannot follow INPUT.AUGMIX"),
+        (["INPUT.OCCLUDE.ENABLED", False], "set INPUT.OCCLUDE.ENABLED True"),
+        (["MODEL.LOSSES.NAME", ["WholeFeatureLoss"], "INPUT.OCCLUDE.KEEP_WHOLE", False], "KEEP_WHOLE True"),
+        (["MODEL.HEADS.CONTEXT_BLOCKS", 2], "1 block(s) of ViT-XS-8-pedestrians follow"),
+        (["MODEL.HEADS.CONTEXT_BLOCKS", 1, "CACHE.ENABLED", True, "CACHE.FIELDS", ["patches"]], "layer_cls"),
+    ],
+)
+def test_what_cannot_work_is_said(opts, problem, cfg):
+    cfg.merge_from_list(opts)
+    with pytest.raises(ValueError) as error:
+        check_config(cfg)
+    assert problem in str(error.value)
+
+
+def test_the_cache_keeps_masks_and_whole_images(cfg):
+    """Row by row what the live samples of the same seed give."""
+    keys = "CACHE.ENABLED True CACHE.NUM_VIEWS 2 CACHE.DTYPE float32 CACHE.FIELDS ['patches','cls'] MODEL.WEIGHTS ''"
+    cfg.merge_from_list(["MODEL.TRAINABLE", ["heads.*"], *keys.split(), "SOLVER.AMP.ENABLED", False])
+    cfg.MODEL.HEADS.NUM_CLASSES, cfg.INPUT.OCCLUDE.PROB = 12, 0.5
+    dataset = loaders.training_set(cfg)
+    dataset.img_items = dataset.img_items[:24]
+    model = SAGATrainer.build_model(cfg)
+    cached = feature_cache.CachedFeatures(dataset)
+    cached.attach(feature_cache.build_feature_cache(cfg, model, dataset))
+    assert set(cached.cache.fields) == {"patches", "cls", "hidden", "whole_patches", "whole_cls"}
+    found = cached.__getitems__([seeding.SampleKey(i, 1) for i in range(24)])
+    live = [seeding.SeededSamples(dataset)[seeding.SampleKey(i, seeding.sample_seed(0, 1, i))] for i in (0, 7)]
+    live = {k: torch.stack([s[k] for s in live]) for k in ("images", "hidden", "whole_images")}
+    with torch.no_grad():
+        seen = model.with_hidden(model.extract(live), live)
+        kept = model.with_hidden(model.extract(found), found)
+    for name in ("patches", "hidden", "cls"):
+        torch.testing.assert_close(getattr(kept, name)[[0, 7]], getattr(seen, name), rtol=1e-4, atol=1e-4)
+        if name != "hidden":
+            torch.testing.assert_close(
+                getattr(kept.whole, name)[[0, 7]], getattr(seen.whole, name), rtol=1e-4, atol=1e-4
+            )
+    hidden = kept.hidden.amax(1) > 0
+    assert 0 < int(hidden.sum()) < 24
+    assert torch.equal(kept.whole.patches[~hidden], kept.patches[~hidden]), "nothing hidden, nothing else"
+
+
+def test_another_mask_is_another_cache(cfg, tmp_path):
+    cfg.CACHE.ENABLED = True
+    dataset = loaders.training_set(cfg)
+    path = dataset.img_items[0][0]
+    mask = str(dataset.occluder.mask_path(path))
+    assert mask in dataset.occluder.files([path]) and path not in dataset.occluder.files([path])
+    before = feature_cache.cache_settings(cfg, dataset)
+    cfg.INPUT.OCCLUDE.LEVEL = [0.2, 0.6]
+    assert feature_cache.cache_settings(cfg, dataset) != before
+
+
+# ---- losses ---------------------------------------------------------------------------------------------------------
+
+
+def test_losses_against_loops():
+    torch.manual_seed(0)
+    weights, hidden = torch.rand(5, 6).softmax(1), torch.rand(5, 6)
+    hidden[1] = 0
+    features, whole = torch.randn(5, 4), torch.randn(5, 4)
+    weight, cosine = [], []
+    for i in (0, 2, 3, 4):
+        weight.append(-np.log(1 - sum(float(weights[i, n] * hidden[i, n]) for n in range(6))))
+        a, b = features[i].numpy(), whole[i].numpy()
+        cosine.append(1 - (a @ b) / np.linalg.norm(a) / np.linalg.norm(b))
+    assert float(losses.hidden_weight_loss(weights, hidden)) == pytest.approx(np.mean(weight), rel=1e-5)
+    assert float(losses.whole_feature_loss(features, whole, hidden)) == pytest.approx(np.mean(cosine), rel=1e-5)
+    assert float(losses.hidden_weight_loss(weights, torch.zeros(5, 6))) == 0
+
+
+def hidden_batch() -> dict:
+    images = batch()
+    hidden = torch.zeros(len(TARGETS), *SIZE)
+    hidden[:, : SIZE[0] // 2] = 1
+    return images | {"hidden": hidden, "whole_images": images["images"].flip(3)}
+
+
+@pytest.mark.parametrize("head", ["SAGAHead", "AttentionPoolHead"])
+def test_training_takes_the_weight_off_what_is_hidden(head):
+    opts = ["MODEL.HEADS.NAME", head, "MODEL.LOSSES.NAME", ["HiddenWeightLoss"], "MODEL.BACKBONE.PRETRAIN", False]
+    torch.manual_seed(0)
+    model = build_model(config(*opts, "MODEL.SAGA.DROPOUT", 0.0, "MODEL.TRAINABLE", ["heads.*"]))
+    model.backbone.requires_grad_(False)
+    data = hidden_batch()
+
+    def share() -> float:
+        with torch.no_grad():
+            features = model.with_hidden(model.extract(data), data)
+            return float((model.heads.token_weights(features) * features.hidden).sum(1).mean())
+
+    before, optimizer = share(), torch.optim.Adam(model.heads.parameters(), 3e-3)
+    for _ in range(15):
+        optimizer.zero_grad()
+        loss_of(model, data)["loss_hidden_weight"].backward()
+        optimizer.step()
+    assert before == pytest.approx(0.5, abs=0.1) and share() < 0.75 * before
+
+
+@pytest.mark.parametrize("head", ["SAGAHead", "CLSHead", "AttentionPoolHead"])
+def test_the_teacher_is_the_heads_own_feature_of_the_whole_image(head):
+    opts = ["MODEL.HEADS.NAME", head, "MODEL.LOSSES.NAME", ["WholeFeatureLoss"], "MODEL.BACKBONE.PRETRAIN", False]
+    torch.manual_seed(0)
+    model = build_model(config(*opts, "MODEL.HEADS.EMBEDDING_DIM", 32 if head != "SAGAHead" else 0))
+    data = hidden_batch()
+    features = model.with_hidden(model.extract(data), data)
+    model.train()
+    given = model.heads(features, TARGETS)
+    teacher = given["whole_features"]()
+    assert not teacher.requires_grad and given["features"].requires_grad
+    assert all(m.training for m in model.heads.modules()), "evaluation mode is the teacher's alone"
+    model.eval()
+    with torch.no_grad():
+        own = model.heads(features.whole)[:, : teacher.shape[1]]
+    torch.testing.assert_close(teacher, own, rtol=1e-4, atol=1e-4)
+
+
+def test_a_batch_without_masks_is_refused():
+    model = build_model(config("MODEL.LOSSES.NAME", ["HiddenWeightLoss"], "MODEL.BACKBONE.PRETRAIN", False))
+    with pytest.raises(ValueError, match="the batch has no 'hidden': set INPUT.OCCLUDE.ENABLED True"):
+        loss_of(model, batch())
+
+
+def test_patches_count_as_cells_of_an_even_grid():
+    pixels = torch.zeros(1, 8, 4)
+    pixels[0, :2, :2], pixels[0, 2:4, 0] = 1, 1
+    assert patch_shares(pixels, (4, 2))[0].tolist() == [1, 0, 0.5, 0, 0, 0, 0, 0]
+
+
+# ---- context blocks -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("head", ["SAGAHead", "AttentionPoolHead"])
+def test_context_blocks_start_as_the_towers_next_layer(head):
+    opts = ["MODEL.HEADS.NAME", head, "MODEL.BACKBONE.PRETRAIN", False]
+    torch.manual_seed(0)
+    model = build_model(config(*opts, "MODEL.HEADS.CONTEXT_BLOCKS", 1)).eval()
+    deeper = build_model(config(*opts, "MODEL.CLIP.TOKEN_LAYERS", [5])).eval()
+    deeper.backbone.load_state_dict(model.backbone.state_dict())
+    with torch.no_grad():
+        patches = model.heads.context(model.extract(batch())).patches
+        torch.testing.assert_close(patches, deeper.extract(batch()).patches, rtol=1e-4, atol=1e-4)
+        seen = model.extract(batch())
+        other = model.extract(batch() | {"images": batch()["images"].flip(0)})
+        seen.patches[:, 0] = other.patches[:, 0]
+        changed = model.heads.context(seen).patches
+    assert not torch.allclose(changed[:, -1], patches[:, -1]), "a patch sees the others"
+    assert "layer_cls" in model.heads.learns_from
+
+
+def test_masks_without_a_person_hide_a_share_of_the_picture(tmp_path):
+    image = Image.new("RGB", (24, 48), (9, 99, 199))
+    occluder = occlude.TrainingOccluder(
+        prob=1, kinds=["band"], level=(0.4, 0.4), fills=["black"], people=None, masks={}, keep_whole=False
+    )
+    done = occluder(image, str(tmp_path / "a.png"), "a", np.random.default_rng(0))
+    assert done.share == pytest.approx(0.4, abs=1 / 48) and done.occluder.shape == (48, 24)
+    assert occluders.VERSION == 1
