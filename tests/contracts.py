@@ -40,6 +40,7 @@ def loss_options(head: str, losses: list[str], meta_arch: str = "SAGABaseline") 
     """Keys of a small model of a head, ours or FastReID's, with these losses."""
     out = ["MODEL.HEADS.NAME", head, "MODEL.LOSSES.NAME", losses, "MODEL.META_ARCHITECTURE", meta_arch]
     out += ["MODEL.BACKBONE.PRETRAIN", False, "MODEL.SAGA.NUM_CLASSIFIERS", 2]
+    out += ["INPUT.OCCLUDE.ENABLED", True, "INPUT.OCCLUDE.KEEP_WHOLE", True]
     fastreids = REID_HEADS_REGISTRY.get(head).__module__.startswith("fastreid")
     return out + (["MODEL.BACKBONE.OUTPUT", "map", "MODEL.HEADS.POOL_LAYER", "GlobalAvgPool"] if fastreids else [])
 

@@ -19,10 +19,12 @@ from fastreid.utils.events import EventStorage
 CONFIGS = Path(__file__).parents[1] / "configs"
 ABLATIONS = sorted((CONFIGS / "SAGA/ablations").glob("*.yml"))
 TOWERS = [p for p in sorted((CONFIGS / "SAGA/towers").glob("*.yml")) if not p.name.startswith("Base-")]
-DATASETS, CLIPREID, BASELINES, STUDY = (
+DATASETS, CLIPREID, BASELINES, STUDY, OCCLUDERS = (
     [p for p in sorted((CONFIGS / folder).glob("*.yml")) if not p.name.startswith("Base-")]
-    for folder in ("SAGA", "CLIPReID", "baselines", "study")
+    for folder in ("SAGA", "CLIPReID", "baselines", "study", "study/occluders")
 )
+# What this project adds to a data set's published recipe.
+ADDITIONS = ("quickstart.yml", "own_small.yml", "occ_duke_occluders.yml")
 
 # the embedded CLIP's architecture with random weights, one tiny epoch a stage
 TINY = """
@@ -42,8 +44,22 @@ def test_plans(path):
         assert str(before.final) == run.cfg.MODEL.WEIGHTS
 
 
+def test_occluders_change_the_anchors_stages_alone():
+    """occ_duke_occluders.yml is occ_duke.yml but for what docs/training_occluders.md says of the last two stages."""
+    published, ours = (plans.plan(CONFIGS / "SAGA" / name) for name in ("occ_duke.yml", "occ_duke_occluders.yml"))
+    added = ("INPUT.OCCLUDE", "MODEL.HEADS.CONTEXT_BLOCKS", "MODEL.LOSSES.")
+    paths = ("OUTPUT_DIR", "MODEL.WEIGHTS", "CACHE.DIR", "STAGES")
+    for before, after in zip(published, ours, strict=True):
+        before_keys, after_keys = flatten(before.cfg), flatten(after.cfg)
+        changed = {k for k, v in after_keys.items() if v != before_keys[k] and not k.startswith(paths)}
+        assert all(key.startswith(added) for key in changed) and bool(changed) == (
+            after.name in ("anchors_warmup", "anchors")
+        )
+        assert not before.cfg.INPUT.OCCLUDE.ENABLED and not before.cfg.MODEL.HEADS.CONTEXT_BLOCKS
+
+
 def test_every_output_folder_is_its_own():
-    runs = [plans.plan(p)[0] for p in [*DATASETS, *ABLATIONS, *TOWERS, *CLIPREID, *BASELINES, *STUDY]]
+    runs = [plans.plan(p)[0] for p in [*DATASETS, *ABLATIONS, *TOWERS, *CLIPREID, *BASELINES, *STUDY, *OCCLUDERS]]
     folders = [run.folder.parent if run.name else run.folder for run in runs]
     assert len(set(folders)) == len(folders)
 
@@ -62,7 +78,7 @@ def test_an_ablation_differs_from_the_recipe_it_names():
         assert changed or len(runs) > len(reference), path.stem
 
 
-@pytest.mark.parametrize("path", [*DATASETS, *ABLATIONS, *CLIPREID, *STUDY], ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", [*DATASETS, *ABLATIONS, *CLIPREID, *STUDY, *OCCLUDERS], ids=lambda p: p.stem)
 def test_every_parameter_that_trains_gets_a_gradient_in_its_stage(path):
     """DistributedDataParallel waits for each of them. Blocks follow the token layer, as in the published recipe."""
     layers = "[1,2]" if path.stem == "two_path" else "[2]"
@@ -73,6 +89,7 @@ def test_every_parameter_that_trains_gets_a_gradient_in_its_stage(path):
             model.heads.text_features.normal_()
         targets = torch.arange(4).repeat_interleave(2)
         batch = {"images": torch.rand(8, 3, 48, 24) * 255, "targets": targets, "cameras": targets % 2}
+        batch |= {"hidden": torch.rand(8, 48, 24), "whole_images": batch["images"].flip(3)}
         with EventStorage():
             sum(model(batch).values()).backward()
         without = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
@@ -99,9 +116,7 @@ def test_an_ablation_trains_resumes_and_evaluates(path, train_net, tmp_path):
 
 
 def test_clip_reid_has_the_data_sets_of_saga():
-    ours = {
-        p.name: plans.plan(p)[-1].cfg.DATASETS for p in DATASETS if p.name not in ("quickstart.yml", "own_small.yml")
-    }
+    ours = {p.name: plans.plan(p)[-1].cfg.DATASETS for p in DATASETS if p.name not in ADDITIONS}
     clip_reid = {p.name: plans.plan(p)[-1].cfg.DATASETS for p in CLIPREID}
     assert ours == clip_reid
 

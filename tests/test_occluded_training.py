@@ -210,6 +210,9 @@ def test_losses_against_loops():
     assert float(losses.hidden_weight_loss(weights, torch.zeros(5, 6))) == 0
 
 
+RANDOM = ["MODEL.BACKBONE.PRETRAIN", False, "INPUT.OCCLUDE.ENABLED", True, "INPUT.OCCLUDE.KEEP_WHOLE", True]
+
+
 def hidden_batch() -> dict:
     images = batch()
     hidden = torch.zeros(len(TARGETS), *SIZE)
@@ -219,7 +222,7 @@ def hidden_batch() -> dict:
 
 @pytest.mark.parametrize("head", ["SAGAHead", "AttentionPoolHead"])
 def test_training_takes_the_weight_off_what_is_hidden(head):
-    opts = ["MODEL.HEADS.NAME", head, "MODEL.LOSSES.NAME", ["HiddenWeightLoss"], "MODEL.BACKBONE.PRETRAIN", False]
+    opts = ["MODEL.HEADS.NAME", head, "MODEL.LOSSES.NAME", ["HiddenWeightLoss"], *RANDOM]
     torch.manual_seed(0)
     model = build_model(config(*opts, "MODEL.SAGA.DROPOUT", 0.0, "MODEL.TRAINABLE", ["heads.*"]))
     model.backbone.requires_grad_(False)
@@ -240,7 +243,7 @@ def test_training_takes_the_weight_off_what_is_hidden(head):
 
 @pytest.mark.parametrize("head", ["SAGAHead", "CLSHead", "AttentionPoolHead"])
 def test_the_teacher_is_the_heads_own_feature_of_the_whole_image(head):
-    opts = ["MODEL.HEADS.NAME", head, "MODEL.LOSSES.NAME", ["WholeFeatureLoss"], "MODEL.BACKBONE.PRETRAIN", False]
+    opts = ["MODEL.HEADS.NAME", head, "MODEL.LOSSES.NAME", ["WholeFeatureLoss"], *RANDOM]
     torch.manual_seed(0)
     model = build_model(config(*opts, "MODEL.HEADS.EMBEDDING_DIM", 32 if head != "SAGAHead" else 0))
     data = hidden_batch()
@@ -257,7 +260,7 @@ def test_the_teacher_is_the_heads_own_feature_of_the_whole_image(head):
 
 
 def test_a_batch_without_masks_is_refused():
-    model = build_model(config("MODEL.LOSSES.NAME", ["HiddenWeightLoss"], "MODEL.BACKBONE.PRETRAIN", False))
+    model = build_model(config("MODEL.LOSSES.NAME", ["HiddenWeightLoss"], *RANDOM))
     with pytest.raises(ValueError, match="the batch has no 'hidden': set INPUT.OCCLUDE.ENABLED True"):
         loss_of(model, batch())
 
