@@ -204,9 +204,16 @@ class PatchHead(ClassifierHead):
         if self.context is not None:
             self.context.initialize(backbone)
 
-    def patches(self, features) -> Tensor:
-        """(B, N, D) what the head pools, in float32."""
-        return _patches(features if self.context is None else self.context(features))
+    def in_context(self, features):
+        """What the backbone gives, with the patches that the head pools."""
+        return features if self.context is None else self.context(features)
+
+    def forward(self, features, targets: Tensor | None = None):
+        """As of `ClassifierHead`; `pool` is given what `in_context` makes."""
+        return super().forward(self.in_context(features), targets)
+
+    def hidden_outputs(self, features) -> dict[str, Any]:
+        return hidden_outputs(features, lambda whole: self.pooled(self.in_context(whole)))
 
 
 @REID_HEADS_REGISTRY.register()
@@ -253,7 +260,7 @@ class PatchPoolHead(PatchHead):
             self.last_modules.initialize(backbone)
 
     def pool(self, features) -> Tensor:
-        patches = self.patches(features)
+        patches = _patches(features)
         if hasattr(self, "last_modules"):
             grid = as_features(features).grid
             patches = self.last_modules(patches.transpose(1, 2).unflatten(2, grid)).flatten(2).transpose(1, 2)
@@ -294,19 +301,23 @@ class AttentionPoolHead(PatchHead):
             )
 
     def pool(self, features) -> Tensor:
-        return self.pooler(self.patches(features))[:, 0]
+        return self.pooler(_patches(features))[:, 0]
 
     def token_weights(self, features) -> Tensor:
         """(B, N) attention of the query to each patch, mean over attention heads, sum over token layers; 1 in sum."""
-        features = as_features(features)
-        patches = self.pooler.ln_k(self.patches(features))
-        query = self.pooler.ln_q(self.pooler.query)[None].expand(len(patches), -1, -1)
-        weights = self.pooler.attn(query, patches, patches, need_weights=True)[1][:, 0]
-        return weights.unflatten(1, (features.num_layers, -1)).sum(1)
+        return self._weights(self.in_context(features))
 
     def hidden_outputs(self, features) -> dict[str, Any]:
         given = super().hidden_outputs(features)
-        return given | {"token_weights": lambda: self.token_weights(features)} if given else given
+        return given | {"token_weights": lambda: self._weights(features)} if given else given
+
+    def _weights(self, features) -> Tensor:
+        """`token_weights` of what is in context already."""
+        features = as_features(features)
+        patches = self.pooler.ln_k(_patches(features))
+        query = self.pooler.ln_q(self.pooler.query)[None].expand(len(patches), -1, -1)
+        weights = self.pooler.attn(query, patches, patches, need_weights=True)[1][:, 0]
+        return weights.unflatten(1, (features.num_layers, -1)).sum(1)
 
 
 @REID_HEADS_REGISTRY.register()
@@ -355,7 +366,7 @@ class PartStripesHead(PatchHead):
             raise ValueError(
                 f"MODEL.HEADS.NUM_STRIPES is {self.num_stripes}, the patch grid has {grid[0]} rows; lower it"
             )
-        patches = self.patches(features).transpose(1, 2).unflatten(2, grid)
+        patches = _patches(features).transpose(1, 2).unflatten(2, grid)
         stripes = F.adaptive_avg_pool2d(patches, (self.num_stripes, 1))[..., 0].unbind(2)
         return torch.cat([reduce(stripe) for reduce, stripe in zip(self.reduction, stripes)], dim=1)
 
@@ -380,7 +391,7 @@ class SequentialHead(PatchHead):
         self.scan = nn.GRU(width, width // 2, batch_first=True, bidirectional=True)
 
     def pool(self, features) -> Tensor:
-        patches = self.patches(features)
+        patches = _patches(features)
         return (patches + self.scan(self.norm(patches))[0]).mean(1)
 
 
