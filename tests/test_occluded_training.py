@@ -108,8 +108,8 @@ def test_the_drawn_share_of_the_person_is_hidden_by_somebody_else(kind, cfg, mon
         path, pid, _ = data.img_items[index]
         image = read_image(path)
         used.clear()
-        done = data.occluder(image, path, data._names[pid], np.random.default_rng(index))
-        person = silhouette(path, data.occluder.mask_path, image).visible
+        done = data.training_occluder(image, path, data._names[pid], np.random.default_rng(index))
+        person = silhouette(path, data.training_occluder.mask_path, image).visible
         assert not person.all(), "the drawn people have masks"
         assert 0.25 < float(done.occluder[person].mean()) < 0.55
         assert bool(used) == (kind in ("object", "person"))
@@ -121,14 +121,14 @@ def test_the_share_of_images(cfg):
     data = loaders.training_set(cfg)
     path = data.img_items[0][0]
     image, rng = read_image(path), np.random.default_rng(0)
-    hidden = [data.occluder(image, path, "x", rng).occluder.any() for _ in range(200)]
+    hidden = [data.training_occluder(image, path, "x", rng).occluder.any() for _ in range(200)]
     assert 30 <= sum(hidden) <= 70
 
 
 def test_people_of_another_set(cfg):
     cfg.INPUT.OCCLUDE.PEOPLE = "SyntheticPedestriansVal"
     own = {item[0] for item in loaders.training_set(cfg).img_items}
-    assert not own & set(loaders.training_set(cfg).occluder.people.paths)
+    assert not own & set(loaders.training_set(cfg).training_occluder.people.paths)
 
 
 @pytest.mark.parametrize(
@@ -185,8 +185,8 @@ def test_another_mask_is_another_cache(cfg, tmp_path):
     cfg.CACHE.ENABLED = True
     dataset = loaders.training_set(cfg)
     path = dataset.img_items[0][0]
-    mask = str(dataset.occluder.mask_path(path))
-    assert mask in dataset.occluder.files([path]) and path not in dataset.occluder.files([path])
+    mask = str(dataset.training_occluder.mask_path(path))
+    assert mask in dataset.training_occluder.files([path]) and path not in dataset.training_occluder.files([path])
     before = feature_cache.cache_settings(cfg, dataset)
     cfg.INPUT.OCCLUDE.LEVEL = [0.2, 0.6]
     assert feature_cache.cache_settings(cfg, dataset) != before

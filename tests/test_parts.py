@@ -88,10 +88,12 @@ def test_a_loss_is_computed_or_refused(head, loss, meta_arch):
     "head, losses",
     [
         ("SAGAHead", {"CrossEntropyLoss", "TripletLoss", "AnchorDiversityLoss", "ClassifierDiversityLoss",
-                      "AnchorConsistencyLoss", "DecorrelationLoss", "I2TLoss"}),
-        ("CLSHead", {"CrossEntropyLoss", "TripletLoss", "I2TLoss"}),
+                      "AnchorConsistencyLoss", "DecorrelationLoss", "I2TLoss", "HiddenWeightLoss",
+                      "WholeFeatureLoss"}),
+        ("CLSHead", {"CrossEntropyLoss", "TripletLoss", "I2TLoss", "WholeFeatureLoss"}),
         ("PromptHead", {"SupConLoss"}),
-        ("PatchPoolHead", {"CrossEntropyLoss", "TripletLoss"}),
+        ("PatchPoolHead", {"CrossEntropyLoss", "TripletLoss", "WholeFeatureLoss"}),
+        ("AttentionPoolHead", {"CrossEntropyLoss", "TripletLoss", "HiddenWeightLoss", "WholeFeatureLoss"}),
         ("EmbeddingHead", set(FASTREID_LOSSES)),
     ],
 )  # fmt: skip

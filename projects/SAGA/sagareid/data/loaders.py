@@ -69,17 +69,18 @@ class ReIDDataset(CommDataset):
         relabel: bool,
         cameras: Sequence[str] | None = None,
         names: SetNames | None = None,
-        occluder: TrainingOccluder | None = None,
+        training_occluder: TrainingOccluder | None = None,
     ):
         """
         Args:
             items: (path, pid, camid).
             cameras: names of the training cameras; empty: nothing looks at them; None: this set's own.
             names: what people and cameras are called; None: as their labels.
-            occluder: hides a part of the images; a sample then holds `hidden`, and `whole_images` where they are kept.
+            training_occluder: hides a part of the images; a sample then holds `hidden`, and `whole_images` where they
+                are kept.
         """
         super().__init__(list(items), transform, relabel=relabel)
-        self.occluder = occluder
+        self.training_occluder = training_occluder
         names = names or SetNames()
         self._names = names.identities
         self.identities = [self._names.get(pid, str(pid)) for pid in self.pids]
@@ -119,9 +120,9 @@ class ReIDDataset(CommDataset):
 
     def _images(self, image: Image.Image, path: str, pid: int | str) -> dict[str, Any]:
         """What of a sample is made of its picture."""
-        if self.occluder is None:
+        if self.training_occluder is None:
             return {"images": image if self.transform is None else self.transform(image)}
-        sample = self.occluder.sample(image, path, self._names.get(pid, str(pid)), self.transform)
+        sample = self.training_occluder.sample(image, path, self._names.get(pid, str(pid)), self.transform)
         whole = {} if sample.whole is None else {f"{WHOLE}images": sample.whole}
         return {"images": sample.image, HIDDEN: sample.hidden} | whole
 
@@ -202,9 +203,14 @@ def training_set(cfg, transform=None, datasets: DataSets | None = None) -> ReIDD
         items.extend(data.train)
         names.add(data, data.train)
     transform = transform or build_transforms(cfg, is_train=True)
-    occluder = training_occluder(cfg, read) if cfg.INPUT.OCCLUDE.ENABLED else None
-    cameras = cfg.MODEL.CLIP.CAMERAS or None
-    dataset = ReIDDataset(items, transform, relabel=True, cameras=cameras, names=names, occluder=occluder)
+    dataset = ReIDDataset(
+        items,
+        transform,
+        relabel=True,
+        cameras=cfg.MODEL.CLIP.CAMERAS or None,
+        names=names,
+        training_occluder=training_occluder(cfg, read) if cfg.INPUT.OCCLUDE.ENABLED else None,
+    )
     lacking = sorted(set(names.cameras.values()) - set(dataset.cameras))
     if lacking and reads_cameras(cfg):
         raise ValueError(

@@ -170,7 +170,8 @@ def _digest(model: nn.Module, dataset: ReIDDataset, settings: Mapping[str, Any])
         )
     for buffer in (model.pixel_mean, model.pixel_std):
         digest.update(buffer.detach().cpu().numpy().tobytes())
-    others = sorted(dataset.occluder.files(path for path, _, _ in dataset.img_items)) if dataset.occluder else []
+    occluder = dataset.training_occluder
+    others = sorted(occluder.files(item[0] for item in dataset.img_items)) if occluder else []
     for path, pid, camid in [*dataset.img_items, *((path, "", "") for path in others)]:
         stat = Path(path).stat()
         digest.update(f"{path}|{pid}|{camid}|{stat.st_size}|{stat.st_mtime_ns}".encode(errors="surrogateescape"))
@@ -264,7 +265,7 @@ def cache_settings(cfg, dataset: ReIDDataset) -> dict[str, Any]:
         "version": __version__,
         "built from": {k: v for k, v in read.items() if not any(fnmatchcase(k, pattern) for pattern in NO_EFFECT)},
         "transform": repr(dataset.transform),
-        "occluder": repr(dataset.occluder),
+        "occluder": repr(dataset.training_occluder),
         "fields": sorted(cfg.CACHE.FIELDS),
         "views": cfg.CACHE.NUM_VIEWS,
         "augment": cfg.CACHE.AUGMENT,
