@@ -20,7 +20,7 @@ from sagareid.data.people import silhouette
 from sagareid.engine import feature_cache
 from sagareid.engine.trainer import SAGATrainer
 from sagareid.modeling import losses
-from sagareid.structures import patch_shares
+from sagareid.structures import as_batch, named_outputs, patch_shares
 
 from fastreid.modeling.meta_arch import build_model
 
@@ -290,6 +290,24 @@ def test_context_blocks_start_as_the_towers_next_layer(head):
         changed = model.heads.context(seen).patches
     assert not torch.allclose(changed[:, -1], patches[:, -1]), "a patch sees the others"
     assert "layer_cls" in model.heads.learns_from
+
+
+@pytest.mark.parametrize("head", ["SAGAHead", "AttentionPoolHead"])
+def test_context_blocks_read_a_float16_cache_under_autocast(head):
+    opts = ["MODEL.HEADS.NAME", head, "MODEL.HEADS.CONTEXT_BLOCKS", 1, "MODEL.LOSSES.NAME", ["HiddenWeightLoss"]]
+    torch.manual_seed(0)
+    model = build_model(config(*opts, *RANDOM))
+    data = hidden_batch()
+    with torch.no_grad():
+        kept = as_batch(model.extract(data))
+        whole = named_outputs(model.extract({"images": data["whole_images"]}))
+    kept = {
+        k: v.half() if torch.is_tensor(v) else v
+        for k, v in (kept | {f"whole_{k}": v for k, v in whole.items()}).items()
+    }
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = loss_of(model, kept | {"targets": TARGETS, "hidden": data["hidden"]})
+    assert bool(found["loss_hidden_weight"].isfinite())
 
 
 def test_masks_without_a_person_hide_a_share_of_the_picture(tmp_path):

@@ -41,13 +41,14 @@ class TrainingOccluder:
         kinds: Sequence[str],
         level: Sequence[float],
         fills: Sequence[str],
-        people: People,
+        people: People | None,
         masks: Mapping[str, MaskPath],
         keep_whole: bool,
     ):
         """
         Args:
-            people: who is pasted, by name; nobody in front of a picture of their own.
+            people: who is pasted, by name; nobody in front of a picture of their own. None where `kinds` has neither
+                "object" nor "person".
             masks: training image's path -> the `mask_path` of its data set, for those that have masks.
             keep_whole: whether `Sample.whole` is made.
         """
@@ -56,7 +57,8 @@ class TrainingOccluder:
 
     def __repr__(self) -> str:
         own = f"prob={self.prob}, kinds={self.kinds}, level={self.level}, fills={self.fills}"
-        return f"{type(self).__name__}({own}, {len(self.people.paths)} pictures of people, version {occluders.VERSION})"
+        people = 0 if self.people is None else len(self.people.paths)
+        return f"{type(self).__name__}({own}, {people} pictures of people, version {occluders.VERSION})"
 
     def mask_path(self, path: str) -> Path | None:
         """The label mask of a training image; None where its data set has none."""
@@ -64,9 +66,10 @@ class TrainingOccluder:
 
     def files(self, images: Iterable[str]) -> set[str]:
         """What it reads for these images beside them: pictures of people, and masks."""
-        own, people = set(images), set(self.people.paths)
+        own = set(images)
+        people = set() if self.people is None else set(self.people.paths)
         masks = [self.mask_path(path) for path in own]
-        if self.people.mask_path is not None:
+        if self.people is not None and self.people.mask_path is not None:
             masks += [self.people.mask_path(path) for path in people]
         return (people - own) | {str(mask) for mask in masks if mask is not None}
 
@@ -83,6 +86,8 @@ class TrainingOccluder:
         shape = silhouette(path, self.mask_path, image)
         kind, level = self.kinds[int(rng.random() * len(self.kinds))], float(rng.uniform(*self.level))
         fill = self.fills[int(rng.random() * len(self.fills))]
+        if kind in ("person", "object"):
+            assert self.people is not None, f"an occluder of kind {kind} needs people"
         if kind == "person":
             return occluders.paste_person(image, shape, level, rng, other=self.people.choose(rng, besides=person))
         if kind == "object":

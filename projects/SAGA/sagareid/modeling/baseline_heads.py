@@ -183,7 +183,10 @@ class PatchHead(ClassifierHead):
 
     @staticmethod
     def add_keys(cfg: CfgNode) -> None:
-        ContextBlocks.add_keys(cfg)
+        # Trained copies of this many blocks of the CLIP tower, those after the token layer, which patches pass in front
+        # of a head that pools them (SAGAHead, AttentionPoolHead, PatchPoolHead, ...), so that they see one another. 0,
+        # as published: none.
+        cfg.MODEL.HEADS.CONTEXT_BLOCKS = 0
 
     @classmethod
     def check(cls, cfg: CfgNode) -> Iterator[str]:

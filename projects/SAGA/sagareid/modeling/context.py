@@ -35,14 +35,6 @@ class ContextBlocks(nn.Module):
         super().__init__()
         self.blocks = blocks
 
-    @staticmethod
-    def add_keys(cfg: CfgNode) -> None:
-        """The key that heads on patch tokens share."""
-        # Trained copies of this many blocks of the CLIP tower, those after the token layer, which patches pass in front
-        # of a head that pools them (SAGAHead, AttentionPoolHead, PatchPoolHead, ...), so that they see one another. 0,
-        # as published: none.
-        cfg.MODEL.HEADS.CONTEXT_BLOCKS = 0
-
     @classmethod
     def check(cls, head: type, cfg: CfgNode) -> Iterator[str]:
         """For `check` of a head that may have them."""
@@ -79,7 +71,8 @@ class ContextBlocks(nn.Module):
             raise TypeError(
                 "MODEL.HEADS.CONTEXT_BLOCKS read the class token of the token layer: add layer_cls to CACHE.FIELDS"
             )
-        x: Tensor = torch.cat([features.layer_cls[:, -1:], features.patches], dim=1).float()
+        features = features.float()  # a cache may hold float16, which autocast to bfloat16 does not join
+        x: Tensor = torch.cat([features.layer_cls[:, -1:], features.patches], dim=1)
         for block in self.blocks:
             x = block(x)
         return replace(features, patches=x[:, 1:])
