@@ -19,7 +19,7 @@ from fastreid.config import CfgNode
 from ..structures import CLIPFeatures
 from ..values import needs_cached, within
 from .clip import towers
-from .heads import needs_clip_tokens
+from .heads import needs_of_tower
 
 __all__ = ["ContextBlocks"]
 
@@ -42,7 +42,7 @@ class ContextBlocks(nn.Module):
         count, layers = cfg.MODEL.HEADS.CONTEXT_BLOCKS, sorted(set(cfg.MODEL.CLIP.TOKEN_LAYERS))
         if count <= 0:
             return
-        yield from needs_clip_tokens(head, cfg)
+        yield from needs_of_tower(head, cfg, "proj")  # CLIP's blocks come with it
         yield from needs_cached(head, cfg, "patches", "layer_cls")
         if len(layers) > 1:
             yield f"MODEL.HEADS.CONTEXT_BLOCKS follows one token layer, and MODEL.CLIP.TOKEN_LAYERS has {layers}"

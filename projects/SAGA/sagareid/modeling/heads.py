@@ -18,6 +18,7 @@ from fastreid.config import CfgNode, configurable
 from ..compat import registered
 from ..config import tower_gives, tower_widths
 from ..registry import fastreid_registries
+from ..structures import CLIPFeatures
 from ..values import value_of
 from .clip import towers
 from .clip.text import PROMPT_LENGTH
