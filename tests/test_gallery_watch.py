@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from gallery_contract import unit
+from test_extract_search import WORKER
 
 from sagareid.deploy import extract_folder as extract
 from sagareid.deploy import gallery
@@ -106,6 +108,7 @@ def test_a_shard_of_another_model_ends_it(extraction, tmp_path):
         list(watch(tmp_path / "g", extraction.folder))
 
 
+EXTRACTION = WORKER.replace("shard_size=2,", r"shard_size=2, pattern=r'(?P<camera>c\d)_',")
 WATCHER = """
 import sys
 from sagareid.commands.search import main
@@ -139,3 +142,42 @@ def test_two_watchers_and_a_kill(extraction, tmp_path):
     assert second.wait(60) == third.wait(60) == 0, (tmp_path / "b").read_text() + (tmp_path / "c").read_text()
     whole(tmp_path / "g")
     assert len(gallery.open_gallery(tmp_path / "g").sources()) == SHARDS
+
+
+@pytest.mark.slow
+def test_an_extraction_of_two_processes_ends_in_the_gallery_whoever_is_killed(tiny_run, tiny_root, tmp_path):
+    """One of two processes of the extraction is killed in its first shard, the watcher in the midst; what is begun anew
+    ends with every image once."""
+    crops = tmp_path / "crops"
+    crops.mkdir()
+    for i, file in enumerate(sorted((tiny_root / "synthetic_pedestrians/query").iterdir())[:12]):
+        shutil.copy(file, crops / f"c{i % 3}_{i:02d}{file.suffix}")
+    output, address = tmp_path / "shards", tmp_path / "g"
+
+    def extraction(rank, slow):
+        words = [sys.executable, "-c", EXTRACTION, str(slow), str(tiny_run), str(crops), str(output)]
+        env = os.environ | {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)}
+        return subprocess.Popen(words, env=env, stdout=subprocess.PIPE, text=True)
+
+    def watcher(name):
+        with open(tmp_path / name, "w") as log:
+            words = [sys.executable, "-c", WATCHER, str(address), str(output)]
+            return subprocess.Popen(words, stdout=log, stderr=subprocess.STDOUT)
+
+    first = watcher("a")
+    victim = extraction(1, 600)
+    assert victim.stdout.readline() == "taken 3\n"
+    other = extraction(0, 0)
+    while (tmp_path / "a").read_text().count("part-") < 2 and first.poll() is other.poll() is None:
+        time.sleep(0.02)
+    for process in (first, victim):
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    second = watcher("b")
+    assert other.communicate(timeout=120)[0].split()[-1] == "3" and other.returncode == 0
+    assert second.wait(60) == 0, (tmp_path / "b").read_text()
+    found = gallery.open_gallery(address)
+    names, features = found.features()
+    paths, wanted = gallery.FeatureSet(output).whole()
+    assert sorted(names) == paths and len(found.sources()) == 6 and found.count("camera == c1") == 4
+    np.testing.assert_allclose(features[np.argsort(names)], wanted, atol=1e-6)
