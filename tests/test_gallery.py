@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import threading
 
 import numpy as np
@@ -301,7 +302,7 @@ def test_adding(tmp_path):
     assert [m.rank for m in ranked] == [1, 2, 3] and ranked[0].similarity == pytest.approx(1, abs=1e-5)
 
 
-def test_columns_go_from_the_file_to_the_answer(tmp_path):
+def test_columns_go_from_the_file_to_the_answer(tmp_path, caplog):
     texts = [f"c{i % 3}" for i in range(60)]
     moments = pa.array([f"2026-11-28 {i // 6:02d}:{i % 6}0:00" for i in range(60)])
     columns = {"camera": pa.array(texts), "time": moments, "frame": pa.array(range(60), pa.int32())}
@@ -313,6 +314,10 @@ def test_columns_go_from_the_file_to_the_answer(tmp_path):
     assert {m.values["camera"] for m in ranked} == {"c1", "c2"}
     [nobody] = gallery.matches(crops, ["q"], x[:1], 5, where="camera == c7")
     assert nobody[0].nobody and np.isnan(nobody[0].similarity)
+    more, _ = stored(tmp_path / "m.parquet", n=60, columns=columns | {"door": pa.array(range(60))})
+    with caplog.at_level(logging.WARNING):
+        assert gallery.add(crops, more) == gallery.Added(0, 0, 60)
+    assert "has columns that the gallery lacks: door. They are left out" in caplog.text
     plain, _ = stored(tmp_path / "plain.parquet", n=5, names="p{}.jpg")
     with pytest.raises(ValueError, match="plain.parquet has no column 'camera', which the gallery has"):
         gallery.add(crops, plain)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -10,11 +11,14 @@ from typing import Any
 import pyarrow as pa
 from tqdm import tqdm
 
+from ...errors import first_few
 from ..feature_set import FeatureSet
 from .base import Added, Batch, Gallery, Model, create
 from .columns import kind_of, to_kind
 
 __all__ = ["add", "batches", "build", "columns_of", "model_of"]
+
+logger = logging.getLogger(__name__)
 
 
 def model_of(features: FeatureSet) -> Model:
@@ -109,6 +113,12 @@ def add(
         ValueError: features of another model, or without the gallery's columns.
     """
     gallery.model.check(model_of(features), str(features.path))
+    if further := [name for name in columns_of(features) if name not in gallery.columns]:
+        logger.warning(
+            "%s has columns that the gallery lacks: %s. They are left out; a gallery that is built anew has them",
+            features.path,
+            first_few(further, 9),
+        )
     where = gallery.folder if images is None else os.fspath(Path(images).resolve())
     prefix = features.folder if features.folder != where else ""
     found: Iterable[Batch] = batches(features, gallery.columns, prefix)
