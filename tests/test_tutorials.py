@@ -36,7 +36,7 @@ MADE = {
         "logs/study/comparison.md",
         "logs/study/occlusion/study.html",
     ],
-    "tutorial_engineer.md": ["features.npz", "index/index.json", "found.png", "model.onnx", "calibration.json"],
+    "tutorial_engineer.md": ["features.npz", "index/gallery.json", "found.png", "model.onnx", "calibration.json"],
     "tutorial_contributor.md": [],
 }
 
