@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import operator
+import random
 import threading
 
 import numpy as np
@@ -73,6 +75,52 @@ def test_an_index_of_another_version(tmp_path, make):
     file.write_text(json.dumps(json.loads(file.read_text()) | {"format": store.FORMAT + 1, "unheard": 1}))
     with pytest.raises(ValueError, match="is a gallery of format 3, written by a newer version.* Update sagareid"):
         gallery.open_gallery(tmp_path / "gallery")
+
+
+LEAVES = {
+    "camera": lambda draw: (draw.choice(["==", "!="]), str(draw.randrange(6))),
+    "frame": lambda draw: (draw.choice(list(COMPARE)), draw.randrange(-5, 80)),
+    "score": lambda draw: (draw.choice(list(COMPARE)), draw.randrange(100) / 100),
+    "indoor": lambda draw: (draw.choice(["==", "!="]), draw.random() < 0.5),
+}
+COMPARE = {
+    "==": operator.eq, "!=": operator.ne, "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge
+}  # fmt: skip
+
+
+def drawn_filter(draw, depth):
+    """A text, and a function of a row and of whether it is negated."""
+    kind = draw.choice(["leaf", "leaf", "in", "not", "and", "or"]) if depth else "leaf"
+    if kind == "not":
+        text, passes = drawn_filter(draw, depth - 1)
+        return f"not ({text})", lambda row, negated: passes(row, not negated)
+    if kind in ("and", "or"):
+        (a, left), (b, right) = drawn_filter(draw, depth - 1), drawn_filter(draw, depth - 1)
+
+        def both(row, negated):
+            of = all if (kind == "and") != negated else any
+            return of([left(row, negated), right(row, negated)])
+
+        return f"({a}) {kind} ({b})", both
+    column = draw.choice(list(LEAVES))
+    if kind == "in" and column != "indoor":
+        values = [LEAVES[column](draw)[1] for _ in range(draw.randrange(1, 4))]
+        text = f"{column} in ({', '.join(map(str, values))})"
+        return text, lambda row, negated: row[column] is not None and (row[column] in values) != negated
+    op, value = LEAVES[column](draw)
+    text = f"{column} {op} {str(value).lower() if isinstance(value, bool) else value}"
+    return text, lambda row, negated: row[column] is not None and COMPARE[op](row[column], value) != negated
+
+
+def test_filters_pass_what_they_say():
+    table, draw = batch(0, 80).rows, random.Random(0)
+    rows, shares = table.to_pylist(), []
+    for _ in range(300):
+        text, passes = drawn_filter(draw, 4)
+        found = filters.passing(filters.parse(text, COLUMNS), table)
+        assert found.tolist() == [passes(row, False) for row in rows], text
+        shares.append(found.mean())
+    assert 0.2 < np.mean(shares) < 0.8
 
 
 def test_milvus_is_an_extra(monkeypatch, tmp_path):

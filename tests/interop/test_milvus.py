@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -15,8 +16,10 @@ import pytest
 pytest.importorskip("pymilvus")
 pytest.importorskip("milvus_lite")
 from gallery_contract import CHECKS, COLUMNS, MODEL, batch, unit
+from test_gallery import drawn_filter
 
 from sagareid.deploy import gallery
+from sagareid.deploy.gallery import filters
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +68,15 @@ def test_texts_of_every_kind(address):
         for where in (f"track == {quoted}", f"track in ({quoted}, 'no')"):
             assert [hit.values["track"] for hit in crops.query(features[:1], 9, where=where)[0]] == [text]
         assert crops.count(f"track != {quoted}") == len(texts) - 1
+
+
+def test_random_filters_pass_the_same_as_in_faiss(address):
+    rows, draw = batch(0, 80), random.Random(0)
+    crops = gallery.create(address, MODEL, COLUMNS, kind="flat", batches=lambda: [rows])
+    for _ in range(150):
+        text, _ = drawn_filter(draw, 4)
+        wanted = rows.rows["id"].to_numpy()[filters.passing(filters.parse(text, COLUMNS), rows.rows)]
+        assert sorted(h.id for h in crops.query(rows.features[:1], 80, where=text)[0]) == sorted(wanted), text
 
 
 def test_an_approximate_index(address):
