@@ -17,7 +17,7 @@ from gallery_contract import CHECKS, COLUMNS, MODEL, batch, unit
 
 from sagareid.deploy import extract_folder as extract
 from sagareid.deploy import faiss_kinds, gallery
-from sagareid.deploy.gallery import faiss_engine, filters, milvus_engine, store, writing
+from sagareid.deploy.gallery import base, faiss_engine, filters, milvus_engine, store, writing
 
 
 @pytest.fixture
@@ -48,6 +48,20 @@ def test_an_address_names_its_engine(tmp_path):
         gallery.open_gallery("milvus:")
     with pytest.raises(FileNotFoundError, match="no gallery in .*nowhere; make one with tools/search.py build"):
         gallery.open_gallery(tmp_path / "nowhere")
+
+
+def test_an_engine_of_ones_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(base, "_ENGINES", dict(gallery.engines()))
+
+    @gallery.register_engine("mine")
+    class MyGallery(faiss_engine.FaissGallery):
+        """Elsewhere."""
+
+    crops = gallery.create(f"mine:{tmp_path / 'g'}", MODEL, COLUMNS, batches=lambda: [batch(0, 10)])
+    assert isinstance(crops, MyGallery) and gallery.open_gallery(crops.address).count() == 10
+    assert list(gallery.engines()) == ["faiss", "milvus", "mine"]
+    with pytest.raises(ValueError, match="are both of scheme 'mine'"):
+        gallery.register_engine("mine")(MyGallery)
 
 
 def test_a_column_that_no_filter_can_name_is_refused(tmp_path):

@@ -83,7 +83,7 @@ class FaissGallery(Gallery):
 
     def __init__(self, store: Store):
         self._store, self._mutex = store, threading.RLock()
-        self.address = f"faiss:{store.folder}"
+        self.address = f"{self.scheme}:{store.folder}"
         self._index: tuple[str, Any] = ("", None)  # FAISS's index with the name of its file
         self._masks: dict[str, _Passing] = {}
         self._use(store.snapshot())
