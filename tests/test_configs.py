@@ -222,26 +222,28 @@ SMALL_TOWERS = {
 }
 
 
+# leaf -> rate, epochs and size of its own fine-tuning, by its authors' files that the leaf names
+RECIPES = {
+    "personvit_vit_b": (0.0004, 120, (256, 128)),
+    "personvit_vit_s": (0.0004, 120, (256, 128)),
+    "transreid_ssl_vit_s": (0.0004, 120, (256, 128)),
+    "transreid_ssl_vit_b": (0.0004, 120, (384, 128)),
+    "transreid_vit_b": (0.008, 120, (256, 128)),
+    "solider_swin_b": (0.0002, 120, (384, 128)),
+    "hap_vit_b": (0.008, 100, (256, 128)),
+    "osnet_x1_0": (0.0015, 150, (256, 128)),
+    "torchreid_resnet50": (0.0003, 60, (256, 128)),
+}
+
+
 def test_a_towers_plan_and_its_published_recipe():
-    plan = {p.stem: plans.plan(p) for p in TOWERS}
+    plan = {name: plans.plan(CONFIGS / f"SAGA/towers/{name}.yml") for name in RECIPES}
     for name, runs in plan.items():
         assert [r.name for r in runs] == ["backbone", "anchors_warmup", "anchors"], name
         assert {tuple(r.cfg.INPUT.SIZE_TRAIN) for r in runs} == {tuple(runs[0].cfg.INPUT.SIZE_TEST)}, name
     first = {name: runs[0].cfg for name, runs in plan.items()}
-    rates = {
-        name: (cfg.SOLVER.BASE_LR, cfg.SOLVER.MAX_EPOCH, tuple(cfg.INPUT.SIZE_TRAIN)) for name, cfg in first.items()
-    }
-    assert rates == {
-        "personvit_vit_b": (0.0004, 120, (256, 128)),
-        "personvit_vit_s": (0.0004, 120, (256, 128)),
-        "transreid_ssl_vit_s": (0.0004, 120, (256, 128)),
-        "transreid_ssl_vit_b": (0.0004, 120, (384, 128)),
-        "transreid_vit_b": (0.008, 120, (256, 128)),
-        "solider_swin_b": (0.0002, 120, (384, 128)),
-        "hap_vit_b": (0.008, 100, (256, 128)),
-        "osnet_x1_0": (0.0015, 150, (256, 128)),
-        "torchreid_resnet50": (0.0003, 60, (256, 128)),
-    }
+    rates = {n: (cfg.SOLVER.BASE_LR, cfg.SOLVER.MAX_EPOCH, tuple(cfg.INPUT.SIZE_TRAIN)) for n, cfg in first.items()}
+    assert rates == RECIPES
     assert [round(cfg.MODEL.PIXEL_MEAN[0], 3) for cfg in first.values()].count(123.675) == 3
     factors = dict(first["hap_vit_b"].SOLVER.LR_FACTORS)  # utils/lr_decay.py: 0.4 ** (13 - layer), layer = block + 1
     for block in range(12):
@@ -249,14 +251,14 @@ def test_a_towers_plan_and_its_published_recipe():
     assert factors["backbone.model.cls_token"] == pytest.approx(0.4**13)
 
 
-@pytest.mark.parametrize("path", TOWERS, ids=lambda p: p.stem)
-def test_every_parameter_of_a_tower_that_trains_gets_a_gradient(path):
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_parameter_of_a_tower_that_trains_gets_a_gradient(name):
     opts = """
         MODEL.DEVICE cpu  MODEL.CLIP.NAME ViT-XS-8-pedestrians  MODEL.BACKBONE.PRETRAIN False
         INPUT.SIZE_TRAIN [64,32]  INPUT.SIZE_TEST [64,32]  MODEL.HEADS.NUM_CLASSES 4  CACHE.ENABLED False
     """.split()
-    layers = [] if path.stem in SMALL_TOWERS else ["MODEL.CLIP.TOKEN_LAYERS", "[3]"]
-    for run in plans.plan(path, [*opts, *layers, *SMALL_TOWERS.get(path.stem, SMALL_VIT)]):
+    layers = [] if name in SMALL_TOWERS else ["MODEL.CLIP.TOKEN_LAYERS", "[3]"]
+    for run in plans.plan(CONFIGS / f"SAGA/towers/{name}.yml", [*opts, *layers, *SMALL_TOWERS.get(name, SMALL_VIT)]):
         model = SAGATrainer.build_model(run.cfg).train()
         targets = torch.arange(4).repeat_interleave(2)
         batch = {"images": torch.rand(8, 3, 64, 32) * 255, "targets": targets, "cameras": targets % 2}
@@ -265,3 +267,28 @@ def test_every_parameter_of_a_tower_that_trains_gets_a_gradient(path):
         without = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
         assert without == [], run.name
         assert any(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["personvit_vit_b", "solider_swin_b", "osnet_x1_0"])
+def test_a_tower_trains_all_its_stages(name, train_net, tmp_path):
+    """From a file in its published layout to anchors on the frozen tower."""
+    import foreign_towers as T
+
+    content = {"personvit_vit_b": T.dino, "solider_swin_b": T.solider}.get(name)
+    small = SMALL_TOWERS.get(name, [*SMALL_VIT, "MODEL.CLIP.TOKEN_LAYERS", "[3]"])
+    if content is not None:
+        torch.save(content(), tmp_path / "w.pth")
+        small = [*small, "MODEL.BACKBONE.PRETRAIN", True, "MODEL.BACKBONE.PRETRAIN_PATH", tmp_path / "w.pth"]
+    if name == "solider_swin_b":
+        small += ["MODEL.BACKBONE.TIMM.ARGS", f"['embed_dim=16','depths={T.SWIN_DEPTHS}','num_heads={T.SWIN_HEADS}']"]
+    sizes = ["INPUT.SIZE_TRAIN", "[64,32]", "INPUT.SIZE_TEST", "[64,32]", "MODEL.BACKBONE.STRIDE_SIZE", "(16,16)"]
+    run = ["--config-file", CONFIGS / f"SAGA/towers/{name}.yml", *TINY, *sizes, "SOLVER.LR_FACTORS", "[]", *small]
+    assert train_net(*run, "OUTPUT_DIR", tmp_path / "run") == 0
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert [result["stage"] for result in results][-1] == "anchors"
+    first, last = (
+        load_state(tmp_path / "run" / stage / "model_final.pth")["model"] for stage in ("backbone", "anchors")
+    )
+    tower = [key for key in last if key.startswith("backbone.") and not key.endswith("num_batches_tracked")]
+    assert tower and all(torch.equal(first[key], last[key]) for key in tower), "anchors are trained on the frozen tower"

@@ -332,7 +332,7 @@ def test_torchreids_resnet(tmp_path, caplog):
 
 
 @torch.no_grad()
-def test_older_names_of_fastreids_zoo(tmp_path):
+def test_older_names_of_fastreids_zoo(tmp_path, caplog):
     """heads.bnneck and heads.classifier, in training and in evaluation."""
     from sagareid.deploy.load import load_model
     from sagareid.engine.checkpoint import RunCheckpointer
@@ -351,6 +351,10 @@ def test_older_names_of_fastreids_zoo(tmp_path):
     expected = model.eval()({"images": images() * 50 + 120})
     for found in (again.eval(), load_model(tmp_path / "market_bot.pth", cfg)[1]):
         torch.testing.assert_close(found({"images": images() * 50 + 120}), expected)
+    assert "behind the batch norm: MODEL.HEADS.NECK_FEAT after" in caplog.text
+    reduction = old | {"heads.bottleneck.0.weight": torch.zeros(2, 2, 1, 1)}  # conv, norm, LeakyReLU in front of bnneck
+    with pytest.raises(ForeignError, match="has a ReductionHead of FastReID .* which no head of today computes"):
+        as_named_here(again, reduction, "market_mgn.pth")
 
 
 # ---- by configuration alone --------------------------------------------------------------------------------------

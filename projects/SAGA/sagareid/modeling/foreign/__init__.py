@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ...errors import first_few
 from . import swin, torchreid, vit
 from .tower import ForeignError, Tower, grid_of, module_prefix
-from .zoo import zoo_names
+from .zoo import OLD_EVALUATION, zoo_names
 
 __all__ = ["LAYOUTS", "as_named_here", "recognise_tower", "tower_weights"]
 
@@ -87,9 +87,11 @@ def as_named_here(model: nn.Module, state: Mapping[str, Tensor], origin: str) ->
     """
     expected = model.state_dict()
     if any(name in expected for name in state):
-        renamed = zoo_names(state, expected)
+        renamed = zoo_names(state, expected, origin)
         for old, new in renamed.items():
             logger.info("%s: %s is %s here, as of FastReID 1.0", origin, old, new)
+        if any("bnneck." in old for old in renamed):
+            logger.warning("%s: %s", origin, OLD_EVALUATION)
         return {renamed.get(name, name): value for name, value in state.items()} if renamed else state
     tower = recognise_tower(state, origin)
     if tower is None:
