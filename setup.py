@@ -108,5 +108,7 @@ setup(
     extras_require={
         # Galleries in Milvus (deploy/gallery/milvus_engine.py): 0.1 GB with pandas, which nobody else here needs.
         "milvus": ["pymilvus>=3.0,<4", "milvus-lite>=3.2,<4"],
+        # The page of tools/serve.py and its API; from the versions on that the tests run with.
+        "serve": ["fastapi>=0.165", "uvicorn>=0.54"],
     },
 )

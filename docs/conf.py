@@ -6,6 +6,7 @@ twice.
 """
 
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -29,6 +30,8 @@ autoclass_content = "both"
 autodoc_default_options = {"members": True, "show-inheritance": True}
 autodoc_inherit_docstrings = False
 autodoc_member_order = "bysource"
+# what the extra sagareid[serve] brings: the pages are built without it, too
+autodoc_mock_imports = [name for name in ("fastapi", "pydantic", "starlette", "uvicorn") if find_spec(name) is None]
 autodoc_typehints_format = "short"
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True

@@ -59,6 +59,7 @@ def commands(tiny_run, crops, session_tmp, repo):
     return {
         "benchmark.py": (["--smoke", "--cases", "prompts"], "--output", ".json"),
         "benchmark_ranking.py": (["--sizes", "30x300", "--width", 8, "--rounds", 1], "--output", ".json"),
+        "benchmark_serving.py": ([crops, "--run", tiny_run, "--images", crops], "--output", ".json"),
         "build_occluded_duke.py": ([crops, crops], "--root", ""),
         "calibrate.py": ([tiny_run], "-o", ".json"),
         "check_dataset.py": (["SyntheticPedestrians"], None, ""),
@@ -75,6 +76,7 @@ def commands(tiny_run, crops, session_tmp, repo):
         "pretrain_clip.py": (["--people", 8, "--steps", 1], "--output", ""),
         "report.py": ([tiny_run], "-o", ".html"),
         "search.py": (["build", crops], "-o", ""),
+        "serve.py": ([crops, "--run", tiny_run], None, ""),
         "train_net.py": (["--config-file", config], "OUTPUT_DIR", ""),
         "visualize.py": ([tiny_run, "--queries", 1], "-o", ".png"),
     }
@@ -109,6 +111,7 @@ def test_traceback_shows_where_an_error_was_raised(tool, commands, run_tool, tmp
         "engine",
         "interchange",
         "reports",
+        "serving.server",
         "studies",
         "synthetic",
     )
@@ -121,7 +124,7 @@ def test_traceback_shows_where_an_error_was_raised(tool, commands, run_tool, tmp
     assert code == expected and "Traceback (most recent call last)" in error and f"commands/{tool}" in error
 
 
-@pytest.mark.parametrize("tool", [t for t in TOOLS if t not in ("check_dataset.py", "fit_visibility.py")])
+@pytest.mark.parametrize("tool", [t for t in TOOLS if t not in ("check_dataset.py", "fit_visibility.py", "serve.py")])
 def test_an_output_that_cannot_be_written_is_told_before_the_work(tool, commands, closed, run_tool, repo, monkeypatch):
     monkeypatch.chdir(repo)
     code, out, error = run_tool(tool, *words_of(commands, tool, closed / "made"))

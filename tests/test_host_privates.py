@@ -96,13 +96,22 @@ def privates_of_class(cls: type) -> set[str]:
         return set()
 
 
+# What a few modules import that not every environment has: they have no base of a host's.
+EXTRAS = ("fastapi", "pydantic", "uvicorn")
+
+
 def classes() -> list[type]:
     """Every class of the package outside compat that has a host's class among its bases."""
     found = []
     for info in pkgutil.walk_packages([str(PACKAGE)], "sagareid."):
         if info.name.startswith(("sagareid.compat", "sagareid.evaluation.ranking_")):
             continue
-        module = importlib.import_module(info.name)
+        try:
+            module = importlib.import_module(info.name)
+        except ModuleNotFoundError as missing:
+            if missing.name in EXTRAS:
+                continue
+            raise
         own = [c for c in vars(module).values() if isinstance(c, type) and c.__module__ == module.__name__]
         found += [c for c in own if any(is_host(base.__module__) for base in c.__mro__)]
     return found
