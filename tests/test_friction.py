@@ -111,7 +111,7 @@ def test_traceback_shows_where_an_error_was_raised(tool, commands, run_tool, tmp
         "engine",
         "interchange",
         "reports",
-        "serving.server",
+        "serving",
         "studies",
         "synthetic",
     )
