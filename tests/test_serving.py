@@ -396,7 +396,7 @@ FILTERS = st.lists(
 
 
 @given(data=st.data())
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@settings(max_examples=150, deadline=None, database=None, suppress_health_check=list(HealthCheck), derandomize=True)
 def test_whatever_is_asked_the_answer_is_one_of_the_schema(data, client, crop):
     """Every route of the OpenAPI schema, with parameters of its kinds and of others."""
     schema = client.app.openapi()

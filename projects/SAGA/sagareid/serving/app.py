@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import logging
 import math
 import re
 from collections.abc import AsyncIterator, Iterable
@@ -26,6 +27,7 @@ from starlette.requests import ClientDisconnect
 from ..deploy.boxes import crop_boxes
 from ..deploy.gallery import Hit
 from ..deploy.threshold import Threshold
+from ..files import DamagedFile
 from ..version import __version__
 from . import images
 from .guard import Guard
@@ -33,6 +35,8 @@ from .options import MAX_MATCHES, Limits
 from .search import Busy, Searcher
 
 __all__ = ["Answer", "GalleryInfo", "Look", "Match", "create_app"]
+
+logger = logging.getLogger(__name__)
 
 PAGE = Path(__file__).parents[1] / "assets" / "serve"
 FILES = {
@@ -347,6 +351,9 @@ class _as_http:
         return None
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, DamagedFile):  # its text has paths
+            logger.error("%s", error)
+            raise HTTPException(500, "the gallery is damaged; the server's log says where") from error
         codes = (
             (images.Missing, 404),
             (images.TooLarge, 413),
