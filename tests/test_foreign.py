@@ -173,8 +173,9 @@ def test_the_small_vit_of_transreid_is_fastreids():
 
 def timm_swin(semantic: float, size=(96, 40)):
     model = SwinTransformer(
-        img_size=size, embed_dim=16, depths=T.SWIN_DEPTHS, num_heads=T.SWIN_HEADS, window_size=7, num_classes=0
-    )
+        img_size=size, embed_dim=16, depths=T.SWIN_DEPTHS, num_heads=T.SWIN_HEADS, window_size=7,
+        always_partition=True, num_classes=0,
+    )  # fmt: skip
     VARIANTS["solider"](model, semantic_weight=semantic)
     return model
 
@@ -426,6 +427,8 @@ def test_a_variant_wants_its_own_weights(tmp_path):
     cfg.MODEL.BACKBONE.PRETRAIN = True
     with pytest.raises(FileNotFoundError, match="VARIANT ics has parts that no weights of timm fill"):
         build_model(cfg)
+    with pytest.raises(ValueError, match="VARIANT is 'stem'; expected one of ics, solider, or nothing"):
+        build_model(timm_config("vit", "stem"))
     cfg = timm_config("vit", "ics")
     cfg.MODEL.BACKBONE.STRIDE_SIZE = [12, 12]
     with pytest.raises(

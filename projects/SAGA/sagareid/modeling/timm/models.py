@@ -152,9 +152,13 @@ def fit(built: nn.Module, model: TimmModel) -> None:
     The windows of a Swin keep their size, which its relative position biases were trained for.
 
     Raises:
-        ValueError: a stride that the model has no patches for, or a size that timm refuses.
+        ValueError: a stride that the model has no patches for, no such variant, or a size that timm refuses.
     """
     size, patch = model.image_size, patch_size(built)
+    if model.variant not in ("", *VARIANTS):
+        known = ", ".join(VARIANTS)
+        raise ValueError(f"MODEL.BACKBONE.TIMM.VARIANT is {model.variant!r}; expected one of {known}, or nothing")
+    variant = VARIANTS.get(model.variant)
     try:
         if model.stride is not None and model.stride != patch:
             if patch is None or not 1 <= model.stride <= patch:
@@ -166,12 +170,12 @@ def fit(built: nn.Module, model: TimmModel) -> None:
             windows = {}
             if "window_size" in inspect.signature(built.set_input_size).parameters and hasattr(built, "layers"):
                 windows["window_size"] = [tuple(stage.blocks[0].window_size) for stage in built.layers]
-            built.set_input_size(img_size=size, **windows)
-        if model.variant:
-            VARIANTS[model.variant](built, semantic_weight=model.semantic_weight)
+            built.set_input_size(img_size=size, **windows, **getattr(variant, "size_options", {}))
+        if variant is not None:
+            variant(built, semantic_weight=model.semantic_weight)
     except (ValueError, AssertionError, RuntimeError) as error:
-        variant = f" as MODEL.BACKBONE.TIMM.VARIANT {model.variant}" if model.variant else ""
-        raise ValueError(f"{model.name}{variant} cannot take images of {size}: {first_line(error)}") from error
+        kind = f" as MODEL.BACKBONE.TIMM.VARIANT {model.variant}" if model.variant else ""
+        raise ValueError(f"{model.name}{kind} cannot take images of {size}: {first_line(error)}") from error
 
 
 def read_layers(

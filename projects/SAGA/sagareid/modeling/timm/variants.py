@@ -3,7 +3,8 @@
     ics      TransReID-SSL's convolutional stem in front of a ViT (Luo et al. 2021, section 3.3)
     solider  SOLIDER's Swin Transformer (Chen et al. 2023, section 3.3)
 
-A variant is a function that changes a built timm model in place; MODEL.BACKBONE.TIMM.VARIANT names one. The modules
+A variant is a function that changes a built timm model in place, and may have `size_options` for timm's
+`set_input_size`, which comes before it; MODEL.BACKBONE.TIMM.VARIANT names one. The modules
 keep timm's, so that its weights load, and add their own. No FastReID and no configuration in here.
 """
 
@@ -174,6 +175,8 @@ def as_solider(model: nn.Module, *, semantic_weight: float) -> None:
             stage.downsample = SemanticMerging(stage.downsample, semantic_weight)
         stage.blocks = nn.Sequential(*(PaddedBlock(block, bool(i % 2)) for i, block in enumerate(stage.blocks)))
 
+
+as_solider.size_options = {"always_partition": True}  # of timm's set_input_size: windows keep their size on small maps
 
 # MODEL.BACKBONE.TIMM.VARIANT -> what makes it of a timm model
 VARIANTS: dict[str, Callable[..., None]] = {"ics": as_ics, "solider": as_solider}
