@@ -82,6 +82,7 @@ setup(
         "numpy>=2",
         "Pillow>=10",
         "safetensors>=0.4",
+        "huggingface_hub>=0.30",  # models by name
         "yacs>=0.1.8",
         "filelock>=3.12",
         "tqdm>=4.60",
@@ -110,5 +111,9 @@ setup(
         "milvus": ["pymilvus>=3.0,<4", "milvus-lite>=3.2,<4"],
         # The page of tools/serve.py and its API; from the versions on that the tests run with.
         "serve": ["fastapi>=0.165", "uvicorn>=0.54"],
+        # Clients of the writers that a configuration may name (WRITERS); requirements-writers.txt pins them.
+        "clearml": ["clearml>=2"],
+        "mlflow": ["mlflow-skinny>=3"],
+        "wandb": ["wandb>=0.19"],
     },
 )

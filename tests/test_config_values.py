@@ -165,6 +165,7 @@ FREE = {
     "OUTPUT_DIR": "a path",
     "CACHE.DIR": "a path",
     "SEED": "negative: a fresh one",
+    "WRITER_PROJECT": "any name",
     "STAGES": "engine.plans, with the file that lists them",
     "INPUT.CROP.SIZE": "read where CROP.ENABLED is",
     "TEST.PRECISE_BN.DATASET": "nothing reads it",

@@ -20,6 +20,7 @@ from .registry import DOMAIN_ANCHOR_REGISTRY, fastreid_registries, parts, parts_
 
 __all__ = [
     "VALIDATION_OF",
+    "WRITERS",
     "add_saga_config",
     "custom_datasets",
     "flatten",
@@ -44,6 +45,12 @@ def add_saga_config(cfg: CN) -> None:
     # Training stages, run in order by tools/train_net.py, each in OUTPUT_DIR/<NAME>: a list of
     # {NAME: folder, FILE: config relative to this file, OPTS: [KEY, VALUE, ...]}. Empty: one ordinary run.
     cfg.STAGES = []
+
+    # Where metrics go beside metrics.json and TensorBoard: wandb, mlflow, clearml, each by its own client, which must
+    # be installed, and by the client's own settings (docs/writers.md).
+    cfg.WRITERS = []
+    # Project (W&B, ClearML) or experiment (MLflow) that their runs are filed under.
+    cfg.WRITER_PROJECT = "sagareid"
 
     # ---- what a run starts from and what it trains --------------------------------------------------------------
     # Glob patterns of parameters that train; the others are frozen. What a head builds frozen (a text tower, the neck's
@@ -184,6 +191,7 @@ def add_saga_config(cfg: CN) -> None:
             )
 
 
+WRITERS = ("clearml", "mlflow", "wandb")  # names of the packages that must be importable, too
 VALIDATION_OF = "_validation"  # behind an entry's NAME: the people whom its VALIDATION_SHARE keeps out of training
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -57,6 +58,8 @@ def check_machine(
         except ValueError as error:
             problems.append(str(error))
     problems += _unwritable(runs, eval_only)
+    if not eval_only:
+        problems += _not_installed(runs)
     if not eval_only and not problems:
         try:
             earlier(runs[0].whole_folder / RESULTS)
@@ -82,6 +85,16 @@ def _drawn_validation(cfg) -> Iterator[str]:
                 "entry of DATASETS.CUSTOM with VALIDATION_SHARE keeps some of its training people for this), or set "
                 "DATASETS.VALIDATION '[]' and SOLVER.PATIENCE 0"
             )
+
+
+def _not_installed(runs: Sequence[Run]) -> list[str]:
+    """Clients of WRITERS that cannot be imported."""
+    names = dict.fromkeys(name for run in runs for name in run.cfg.WRITERS)
+    return [
+        f"WRITERS names {name}, whose client is not installed: pip install 'sagareid[{name}]', or leave it out"
+        for name in names
+        if importlib.util.find_spec(name) is None
+    ]
 
 
 def _unwritable(runs: Sequence[Run], eval_only: bool) -> list[str]:

@@ -39,6 +39,8 @@ _MACHINE_KEYS = (
     "DATALOADER.NUM_WORKERS",
     "DATALOADER.NUM_WORKERS_TEST",
     "CACHE.DIR",
+    "WRITERS",
+    "WRITER_PROJECT",
 )
 
 
@@ -135,7 +137,7 @@ def _train(run: Run, args, datasets: DataSets, *, introduce: bool) -> dict:
     begun = time.time()
     before = _seconds_so_far(run) if args.resume else 0.0
     _setup(run, args, introduce=introduce)
-    trainer = SAGATrainer(run.cfg, datasets)
+    trainer = SAGATrainer(run.cfg, datasets, stage=run.name, first=run.name in run.siblings[:1])
     trainer.resume_or_load(resume=args.resume)
     try:
         metrics = trainer.train()

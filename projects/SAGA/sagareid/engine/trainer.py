@@ -46,6 +46,7 @@ from .hooks import (
 )
 from .logs import ProgressLines, few_steps
 from .precision import autocast_dtype
+from .writers import StartedWriters, TrackedRun, build_writers
 
 __all__ = ["HostScalars", "SAGATrainer", "StepTrainer", "train_loader"]
 
@@ -116,9 +117,14 @@ class SAGATrainer(OpenTrainer):
     """FastReID's `DefaultTrainer` by its documented overrides: it trains any FastReID config, ours and FastReID's
     own."""
 
-    def __init__(self, cfg, datasets: DataSets | None = None):
-        """datasets: those that have been read; None to read them here."""
+    def __init__(self, cfg, datasets: DataSets | None = None, *, stage: str = "", first: bool = False):
+        """
+        Args:
+            datasets: those that have been read; None to read them here.
+            stage, first: its name, and whether its configuration begins with it, for the tools of WRITERS.
+        """
         check_config(cfg)
+        self.resumed, self._stage = False, (stage, first)
         self.datasets = datasets or DataSets()
         self._evaluated: dict[str, tuple] = {}
         self.selection = Selection(cfg.SOLVER.PATIENCE) if cfg.DATASETS.VALIDATION else None
@@ -240,7 +246,10 @@ class SAGATrainer(OpenTrainer):
     def build_writers(self):
         """FastReID's, with our lines of progress in the place of its own."""
         files = [w for w in super().build_writers() if not isinstance(w, CommonMetricPrinter)]
-        return [ProgressLines(self.max_iter, self.max_epoch), *files]
+        folder, (stage, first) = Path(self.cfg.OUTPUT_DIR), self._stage
+        job = folder.parent if stage else folder
+        run = TrackedRun(folder, job, stage, first, self.cfg.WRITER_PROJECT)
+        return [ProgressLines(self.max_iter, self.max_epoch), *files, *build_writers(self.cfg.WRITERS, run)]
 
     def build_hooks(self):
         cfg = self.cfg
@@ -259,7 +268,7 @@ class SAGATrainer(OpenTrainer):
         else:
             ret.append(EvaluationHook(cfg.TEST.EVAL_PERIOD, self.evaluate, keep))
         if comm.is_main_process():
-            ret += [checkpoints, hooks.PeriodicWriter(self.build_writers(), 200), ProgressHook()]
+            ret += [checkpoints, StartedWriters(self.build_writers(), 200), ProgressHook()]
         return ret
 
     # ---- running ---------------------------------------------------------------------------------------------------
@@ -291,6 +300,7 @@ class SAGATrainer(OpenTrainer):
             self.checkpointer.start_from(self.cfg.MODEL.WEIGHTS, self.cfg.MODEL.NEW_WEIGHTS)
             return
         checkpoint = self.checkpointer.resume_from(self.checkpointer.get_checkpoint_file())
+        self.resumed = True
         self.start_epoch = checkpoint["epoch"] + 1
         self.data_loader.start_at(self.start_epoch * self.iters_per_epoch)
         self._random_state = checkpoint["rng"]
