@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sagareid import get_cfg
-from sagareid.config import flatten
+from sagareid.config import flatten, reads_cameras
 from sagareid.config_checks import check_config
 from sagareid.deploy.load import load_model
 from sagareid.engine.checkpoint import RunCheckpointer
@@ -258,7 +258,7 @@ def bare(tmp_path):
 
     def make(*opts, head="SAGAHead", **more):
         cfg = config(*opts, head=head)
-        if cfg.MODEL.CLIP.SIE_CAMERA:
+        if reads_cameras(cfg):
             cfg.MODEL.CLIP.CAMERAS = ["a", "b"]
         torch.manual_seed(0)
         torch.save({"model": build_model(cfg).state_dict() | more}, tmp_path / "bare.pth")
@@ -290,6 +290,58 @@ def test_weights_that_would_be_dropped_or_made_up(trained, given, message, bare)
     with pytest.raises(ValueError, match=message) as caught:
         load_model(bare(*trained), config(*given))
     assert "NEW_WEIGHTS" not in str(caught.value), "no remedy for an evaluation"
+
+
+CAMERA_ANCHORS = ["MODEL.SAGA.DOMAIN_ANCHORS", "camera"]
+BOTH_CAMERAS = ["MODEL.CLIP.CAMERAS", ["a", "b"]]
+
+
+@pytest.mark.parametrize("opts", [SIE, CAMERA_ANCHORS])
+def test_a_model_of_cameras_needs_their_names(opts, bare):
+    """Only a configuration has them: without, the one could not be built, and the mean of no embedding is NaN."""
+    path = bare(*opts, *BOTH_CAMERAS)
+    with pytest.raises(ValueError, match=r"MODEL.CLIP.CAMERAS is empty, .* MODEL.CLIP.SIE_CAMERA .*Name those that"):
+        load_model(path, config(*opts))
+    with pytest.raises(ValueError, match=r"another shape: .*, expected \(3, 128\) \(decided by .*MODEL.CLIP.CAMERAS\)"):
+        load_model(path, config(*opts, "MODEL.CLIP.CAMERAS", ["a", "b", "c"]))
+    _, model = load_model(path, config(*opts, *BOTH_CAMERAS))
+    assert torch.isfinite(feature(model)).all()
+
+
+@pytest.mark.parametrize("before, now", [(CAMERA_ANCHORS, []), ([], CAMERA_ANCHORS)])
+def test_camera_anchors_in_one_of_checkpoint_and_configuration(before, now, tmp_path):
+    path, _ = saved(tmp_path, config(*before, *BOTH_CAMERAS))
+    kinds = [opts[1] if opts else "clip" for opts in (before, now)]
+    with pytest.raises(ValueError, match=f"trained with MODEL.SAGA.DOMAIN_ANCHORS '{kinds[0]}', not '{kinds[1]}'"):
+        load_model(path, config(*now))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("output", ["tokens", "map"])
+@pytest.mark.parametrize("opts", [SIE, CAMERA_ANCHORS])
+def test_the_camera_reaches_the_head_whatever_the_backbone_gives(opts, output, tmp_path):
+    """A map has no place for it. An unknown camera is the mean of all, and so is none at all."""
+    torch.manual_seed(0)
+    model = build_model(config(*opts, *BOTH_CAMERAS, "MODEL.BACKBONE.OUTPUT", output)).eval()
+    for name, value in model.named_parameters():  # small at the start
+        if "camera" in name:
+            value.normal_()
+    images = torch.rand(1, 3, *SIZE) * 255
+
+    def of(*cameras):
+        batch = {"images": images.expand(max(1, len(cameras)), -1, -1, -1).clone()}
+        return model(batch | ({"cameras": torch.tensor(cameras)} if cameras else {})).flatten(1)
+
+    first, second, unknown = of(0, 1, -1)
+    assert not torch.allclose(first, second, atol=1e-4) and not torch.allclose(first, unknown, atol=1e-4)
+    torch.testing.assert_close(of()[0], unknown)
+
+
+def test_a_camera_key_that_a_backbone_cannot_read_is_refused():
+    cfg = config(*SIE, head="resnet")
+    cfg.MODEL.META_ARCHITECTURE, cfg.DATASETS.TESTS = "SAGABaseline", ("SyntheticPedestrians",)
+    with pytest.raises(ValueError, match="MODEL.CLIP.SIE_CAMERA adds cameras to CLIP's .*, and build_resnet_b"):
+        check_config(cfg)
 
 
 def test_stored_pixel_means_are_believed(bare):
@@ -349,6 +401,16 @@ def test_a_camera_embedding_is_not_dropped_by_the_next_stage(bare):
     path = bare(*SIE)
     with pytest.raises(ValueError, match="no place for: backbone.camera_embedding"):
         start(path, config(), "heads.*")
+
+
+def test_camera_embeddings_of_a_checkpoint_that_does_not_name_them_are_told(bare, caplog):
+    path = bare(*SIE)
+    with caplog.at_level("WARNING"):
+        start(path, config(*SIE, *BOTH_CAMERAS))
+    assert (
+        "does not say of which cameras its backbone.camera_embedding are: they are taken for those of a, b"
+        in caplog.text
+    )
 
 
 def test_resuming_compares_the_checkpoint_itself(tmp_path):

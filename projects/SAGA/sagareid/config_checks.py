@@ -15,7 +15,7 @@ from typing import Any
 from fastreid.config import CfgNode as CN
 
 from .compat import registered
-from .config import VALIDATION_OF, custom_datasets, flatten, own_parameters, reads_cameras, tower_gives
+from .config import VALIDATION_OF, WRITERS, custom_datasets, flatten, own_parameters, reads_cameras, tower_gives
 from .data.occlude import KINDS
 from .data.occluders import FILLS, MAX_LEVEL
 from .errors import did_you_mean
@@ -74,7 +74,7 @@ def _problems(cfg: CN) -> list[str]:
 _TEXTS = """
     MODEL.FREEZE_LAYERS MODEL.TRAINABLE MODEL.NEW_WEIGHTS MODEL.ACCEPT_DIFFERENCES MODEL.EVAL_MODE MODEL.LOSSES.NAME
     MODEL.BACKBONE.LAST_MODULES MODEL.CLIP.CAMERAS KD.MODEL_CONFIG KD.MODEL_WEIGHTS DATASETS.NAMES DATASETS.TESTS
-    DATASETS.VALIDATION CACHE.FIELDS TEST.REPORT INPUT.OCCLUDE.KINDS INPUT.OCCLUDE.FILLS
+    DATASETS.VALIDATION CACHE.FIELDS TEST.REPORT INPUT.OCCLUDE.KINDS INPUT.OCCLUDE.FILLS WRITERS
 """.split()
 # Lists that must not be empty.
 _FILLED = (
@@ -244,6 +244,9 @@ def _check_names(cfg: CN) -> Iterator[str]:
     yield from one_of(cfg, "MODEL.SAGA.DOMAIN_ANCHORS", parts(DOMAIN_ANCHOR_REGISTRY))
     yield from one_of(cfg, "MODEL.SAGA.POOL", parts(POOL_REGISTRY))
     yield from one_of(cfg, "SOLVER.OPT", _optimizers())
+    yield from one_of(cfg, "WRITERS", WRITERS)
+    if not cfg.WRITER_PROJECT:
+        yield "WRITER_PROJECT is empty; expected a name"
     for key, valid in _NAMES.items():
         yield from one_of(cfg, key, valid)
     if depths := DEPTHS.get(cfg.MODEL.BACKBONE.NAME):
@@ -307,6 +310,11 @@ def _check_parts(cfg: CN) -> Iterator[str]:
         yield "MODEL.BACKBONE.LAST_MODULES are left to the head by MODEL.META_ARCHITECTURE SAGABaseline alone"
     if reads_cameras(cfg) and model.META_ARCHITECTURE != "SAGABaseline":
         yield "camera embeddings reach the model through MODEL.META_ARCHITECTURE SAGABaseline"
+    if model.CLIP.SIE_CAMERA and model.BACKBONE.NAME != "build_clip_vit_backbone":
+        yield (
+            f"MODEL.CLIP.SIE_CAMERA adds cameras to CLIP's class token, and {model.BACKBONE.NAME} takes none: set it "
+            "False; MODEL.SAGA.DOMAIN_ANCHORS camera works with any backbone"
+        )
 
 
 def _check_features(cfg: CN) -> Iterator[str]:

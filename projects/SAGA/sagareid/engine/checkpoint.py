@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from fastreid.utils.checkpoint import Checkpointer
 
 from ..data.record import TrainingRecord
+from ..deploy.load import checkpoint_file
 from ..files import damaged, printable, read_utf8, save_torch, write_text
 from ..modeling.agreement import accepted, check_agreement, check_converted, check_hand_over, trained_config
 from ..modeling.build import check_left_over, fresh_weights, hand_over
@@ -145,11 +146,14 @@ class RunCheckpointer(Checkpointer):
     def start_from(self, path: str, new_weights: Sequence[str]) -> set[str] | None:
         """Load the weights a run starts from. Returns the names that start afresh; None where `path` is empty.
 
+        path: as of `checkpoint_file`: the name of a model, too.
+
         Raises:
             ValueError: they do not fit, or what is taken over was trained as another function.
         """
         if not path:
             return None
+        path = str(checkpoint_file(path))
         checkpoint = load_state(path)
         checkpoint["model"] = as_named_here(self.model, checkpoint["model"], str(path))
         source, fresh = checkpoint["model"], fresh_weights(self.model, new_weights)
@@ -162,6 +166,14 @@ class RunCheckpointer(Checkpointer):
             check_converted(checkpoint, self._cfg, str(path))
         self._check_people(checkpoint, fresh, str(path))
         hand_over(self.model, source, new_weights, str(path))
+        if trained is None and (bound := self._of_cameras(source, fresh)):
+            logger.warning(
+                "%s does not say of which cameras its %s are: they are taken for those of %s, in this order. Where "
+                "that is wrong, let them start afresh by MODEL.NEW_WEIGHTS",
+                path,
+                ", ".join(bound),
+                ", ".join(self._cfg.MODEL.CLIP.CAMERAS),
+            )
         if trained is None and any(n.startswith("backbone.") and n not in fresh for n in source):
             check_left_over(self.model, source, str(path), below="backbone.")
         if fresh and hasattr(self.model, "initialize_heads"):
@@ -209,7 +221,7 @@ class RunCheckpointer(Checkpointer):
     def _check_cameras(self, trained: Any, source: Mapping[str, Tensor], fresh: set[str], path: str) -> None:
         """See that no camera's embedding is handed to another."""
         before, now = list(trained.MODEL.CLIP.CAMERAS), list(self._cfg.MODEL.CLIP.CAMERAS)
-        bound = [n for n in source if "camera" in n and n in self.model.state_dict() and n not in fresh]
+        bound = self._of_cameras(source, fresh)
         if not bound or before == now or accepted("cameras", self._cfg):
             return
         remedy = f"set MODEL.CLIP.CAMERAS '{before}', which has all of today's, or" if set(now) <= set(before) else "or"
@@ -218,6 +230,10 @@ class RunCheckpointer(Checkpointer):
             f"{', '.join(bound)} would be handed from one camera to another. Restore the training set, {remedy} let "
             f"them start afresh by MODEL.NEW_WEIGHTS; {_meant('cameras')}"
         )
+
+    def _of_cameras(self, source: Mapping[str, Tensor], fresh: set[str]) -> list[str]:
+        """Names of the weights with an entry for each camera that would be taken over."""
+        return [n for n in source if "camera" in n and n in self.model.state_dict() and n not in fresh]
 
     def _initialize_fresh(self, source: Mapping[str, Tensor], fresh: set[str]) -> None:
         """Let the head start afresh from the backbone just loaded, then put back what was handed over."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -42,7 +42,8 @@ def build_model(cfg: Any, *, text_tower: bool = True) -> nn.Module:
 
 # Which key decides whether weights are there at all, for messages.
 _DECIDED_BY = {
-    "backbone.camera_embedding": "MODEL.CLIP.SIE_CAMERA",
+    "backbone.camera_embedding": "MODEL.CLIP.SIE_CAMERA and MODEL.CLIP.CAMERAS",
+    "heads.domain_anchors.camera.": "MODEL.CLIP.CAMERAS",
     "heads.domain_anchors.": "MODEL.SAGA.NUM_DOMAIN_ANCHORS and DOMAIN_ANCHORS",
     "heads.refine.": "MODEL.SAGA.REFINE_LAYERS and MODEL.CLIP.TOKEN_LAYERS",
     "heads.proj.": "MODEL.SAGA.EMBEDDING_DIM",
@@ -87,11 +88,11 @@ def hand_over(
     fresh = fresh_weights(model, new_weights)
     wanted = [n for n in expected if n not in fresh]
     missing = [n for n in wanted if n not in source]
-    misshapen = [
-        f"{n} {tuple(source[n].shape)}, expected {tuple(expected[n].shape)}"
+    misshapen = {
+        n: f"{n} {tuple(source[n].shape)}, expected {tuple(expected[n].shape)}"
         for n in wanted
         if n in source and source[n].shape != expected[n].shape
-    ]
+    }
     if wanted and len(missing) == len(wanted):
         raise ValueError(
             f"{origin} holds none of the model's {len(wanted)} weights, which are named like {first_few(wanted, 2)}; "
@@ -102,7 +103,8 @@ def hand_over(
         if missing:
             parts.append(f"{len(missing)} missing: {first_few(missing, 8)}{_keys_of(missing)}")
         if misshapen:
-            parts.append(f"{len(misshapen)} of another shape: {first_few(misshapen, 8)}")
+            shapes = first_few(misshapen.values(), 8)
+            parts.append(f"{len(misshapen)} of another shape: {shapes}{_keys_of(misshapen)}")
         remedy = "The checkpoint or the configuration is the wrong one"
         if starts:
             remedy = (
@@ -146,7 +148,7 @@ def check_left_over(model: nn.Module, source: Mapping[str, Tensor], origin: str,
             raise ValueError(f"{origin} was trained with MODEL.{name.upper()} {values[0]}, not {values[1]}: set it so")
 
 
-def _keys_of(names: Sequence[str]) -> str:
+def _keys_of(names: Collection[str]) -> str:
     """The keys that decide about weights, for messages."""
     keys = {key: None for prefix, key in _DECIDED_BY.items() if any(n.startswith(prefix) for n in names)}
     return f" (decided by {', '.join(keys)})" if keys else ""

@@ -113,15 +113,21 @@ class SAGABaseline(Baseline):
         cameras = batch.get("cameras")
         cameras = cameras.to(self.device) if cameras is not None else None
         if "images" not in batch:
-            return from_batch(batch | {k: batch[k].to(self.device) for k in OUTPUTS if k in batch}, cameras)
-        images = self.preprocess_image(batch)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.backbone_frozen):
-            if self.last_modules:
-                return input_of(self.backbone, self.last_modules[0], images)
-            if not isinstance(self.backbone, ImageTower):
-                return self.backbone(images)
-            features = self.backbone(images, camids=cameras)
+            features = from_batch(batch | {k: batch[k].to(self.device) for k in OUTPUTS if k in batch}, cameras)
+        else:
+            images = self.preprocess_image(batch)
+            with torch.set_grad_enabled(torch.is_grad_enabled() and not self.backbone_frozen):
+                features = self._tower(images, cameras)
+        if cameras is not None and getattr(self.heads, "reads_cameras", False):
+            features = as_features(features)  # a map has no place for them
         return replace(features, camids=cameras) if isinstance(features, CLIPFeatures) else features
+
+    def _tower(self, images: Tensor, cameras: Tensor | None) -> CLIPFeatures | Tensor:
+        if self.last_modules:
+            return input_of(self.backbone, self.last_modules[0], images)
+        if not isinstance(self.backbone, ImageTower):
+            return self.backbone(images)
+        return self.backbone(images, camids=cameras)
 
     def forward(self, batched_inputs):
         """

@@ -382,6 +382,11 @@ class SAGAHead(nn.Module):
         parts, mass = anchor_features(refined.tokens[0], refined.attention[0][:, :, : self.num_anchors])
         return nn.functional.normalize(self.proj(parts), dim=2), mass
 
+    @property
+    def reads_cameras(self) -> bool:
+        """Whether its domain anchors are made from the camera, so that it needs `CLIPFeatures.camids`."""
+        return getattr(self.domain_anchors, "reads_cameras", False)
+
     def token_weights(self, features) -> Tensor:
         """(B, N) how much each patch counts in the pooled feature, an image's summing to 1; mean over token layers.
 

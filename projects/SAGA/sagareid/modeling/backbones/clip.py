@@ -90,16 +90,19 @@ class CLIPBackbone(ImageTower):
     def _camera_shift(self, camids: Tensor | None) -> Tensor | None:
         """(B, D) shift of the class token, (1, D) of one camera for all; the mean embedding for an unknown camera (<
         0)."""
-        if self.camera_embedding is None or camids is None:
+        if self.camera_embedding is None:
             return None
         table = self.camera_embedding
+        if camids is None:  # as of one that training never saw
+            return self.sie_coe * table.mean(0, keepdim=True)
         return self.sie_coe * torch.where((camids >= 0)[:, None], table[camids.clamp(min=0)], table.mean(0))
 
     def forward(self, images: Tensor, camids: Tensor | None = None) -> CLIPFeatures | Tensor:
         """
         Args:
             images: (B, 3, H, W), (x/255 - mean) / std.
-            camids: (B,) indices of training cameras, negative for unknown; used with a camera embedding only.
+            camids: (B,) indices of training cameras, negative for unknown; None: all are. Used with a camera embedding
+                only.
 
         Returns:
             CLIPFeatures, (B, P*D, h, w) patch tokens of the token layers, or (B, D, 1, 1) class token, by `output`.

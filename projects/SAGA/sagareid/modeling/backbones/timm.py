@@ -161,11 +161,6 @@ def _check(cfg: CfgNode) -> Iterator[str]:
     wrong += one_of(cfg, "MODEL.BACKBONE.TIMM.VARIANT", ("", *VARIANTS))
     wrong += within(cfg, "MODEL.BACKBONE.TIMM.SEMANTIC_WEIGHT", 0, 1)
     yield from wrong or _misfits(cfg)
-    if cfg.MODEL.CLIP.SIE_CAMERA:
-        yield (
-            "MODEL.CLIP.SIE_CAMERA adds a camera embedding to CLIP's tower; of a timm model use "
-            "MODEL.SAGA.DOMAIN_ANCHORS camera, and set it False"
-        )
 
 
 def _add_keys(cfg: CfgNode) -> None:
