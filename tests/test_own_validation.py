@@ -9,7 +9,7 @@ import urllib.error
 import pytest
 from PIL import Image
 
-from sagareid import config_checks
+from sagareid import config_checks, network
 from sagareid.config import custom_datasets, get_cfg
 from sagareid.data.datasets.build import DataSets
 from sagareid.data.datasets.names import Names, SetNames
@@ -123,9 +123,9 @@ def test_weights_that_cannot_be_fetched_end_in_one_line_within_seconds(hub, hang
         asked.append(constants.HF_HUB_OFFLINE)
         raise FileNotFoundError("not in the cache")
 
-    monkeypatch.setattr(download, "SECONDS", 0.05 if hangs else 60)
+    monkeypatch.setattr(network, "SECONDS", 0.05 if hangs else 60)
     monkeypatch.setattr(download, "CACHE", tmp_path)
-    monkeypatch.setattr(download.urllib.request, "urlopen", answer)
+    monkeypatch.setattr(network.urllib.request, "urlopen", answer)
     monkeypatch.setattr(download.open_clip, "download_pretrained", fetch)
     source = {"hf_hub": "x/y/", "url": ""} if hub else {"url": "https://example.org/ViT-B-16.pt"}
     monkeypatch.setattr(towers.open_clip, "get_pretrained_cfg", lambda name, tag: source)
@@ -140,6 +140,6 @@ def test_weights_that_cannot_be_fetched_end_in_one_line_within_seconds(hub, hang
 
 def test_weights_in_the_cache_need_no_network(tmp_path, monkeypatch):
     monkeypatch.setattr(download, "CACHE", tmp_path)
-    monkeypatch.setattr(download, "_unreachable", lambda address: pytest.fail("it asked"))
+    monkeypatch.setattr(download, "unreachable", lambda address: pytest.fail("it asked"))
     (tmp_path / "a.pt").touch()
     assert download.download({"url": "https://example.org/a.pt"}) == tmp_path / "a.pt"

@@ -37,6 +37,9 @@ assert len(names) > 10 and "train" in names, names
 for name in names:
     text = call(name, "--help")
     assert text.startswith(f"usage: sagareid {name} ") and "tools/" not in text, text
+import numpy as np
+image = np.zeros((96, 48, 3), np.uint8)
+assert sagareid.Extractor.from_pretrained("drawn-xs", device="cpu")([image]).shape == (1, 384)
 sys.argv = ["sagareid", "train", *arguments]
 main()
 """

@@ -25,8 +25,20 @@ if TYPE_CHECKING:
     from .config import add_saga_config, get_cfg
     from .config_checks import check_config
     from .deploy.extractor import Extractor
+    from .deploy.feature_model import create_model
+    from .deploy.names import list_models
+    from .reports.publish import save_pretrained
 
-__all__ = ["Extractor", "__version__", "add_saga_config", "check_config", "get_cfg"]
+__all__ = [
+    "Extractor",
+    "__version__",
+    "add_saga_config",
+    "check_config",
+    "create_model",
+    "get_cfg",
+    "list_models",
+    "save_pretrained",
+]
 
 compat.install(
     {
@@ -39,7 +51,10 @@ _HOMES = {
     "Extractor": ".deploy.extractor",
     "add_saga_config": ".config",
     "check_config": ".config_checks",
+    "create_model": ".deploy.feature_model",
     "get_cfg": ".config",
+    "list_models": ".deploy.names",
+    "save_pretrained": ".reports.publish",
 }
 
 

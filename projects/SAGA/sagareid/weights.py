@@ -25,7 +25,10 @@ from torch import Tensor
 
 from .errors import first_few, first_line, out_of_memory
 
-__all__ = ["is_torchscript", "levels_in", "load_state", "read_file", "read_state_dict", "state_dict_in"]
+__all__ = ["PUBLISHED", "is_torchscript", "levels_in", "load_state", "read_file", "read_state_dict", "state_dict_in"]
+
+# The weights of a model that is handed on, with its configuration as YAML in `PUBLISHED_CONFIG` beside them.
+PUBLISHED, PUBLISHED_CONFIG = "model.safetensors", "config.yaml"
 
 logger = logging.getLogger(__name__)
 
@@ -150,6 +153,8 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
 def load_state(path: str | Path) -> dict[str, Any]:
     """A checkpoint: {"model": state dict, and what else its file says}; of a file of other code the "model" alone.
 
+    Of a model that is handed on (`PUBLISHED`), the weights and the "config" beside them.
+
     Raises:
         FileNotFoundError: no such file. ValueError: as `read_file` and `state_dict_in`.
     """
@@ -158,4 +163,8 @@ def load_state(path: str | Path) -> dict[str, Any]:
         raise FileNotFoundError(f"no checkpoint at {path}; expected a .pth file of a run")
     found = read_file(path)
     own = isinstance(found, Mapping) and isinstance(found.get("model"), Mapping)
+    config = path.with_name(PUBLISHED_CONFIG)
+    if path.name == PUBLISHED and config.is_file():
+        # what is no UTF-8 is no YAML either, and whoever reads it says so
+        found, own = {"model": found, "config": config.read_text(encoding="utf-8", errors="surrogateescape")}, True
     return (dict(found) if own else {}) | {"model": state_dict_in(found, path)}

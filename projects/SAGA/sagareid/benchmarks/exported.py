@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -58,6 +58,29 @@ def compare_ranking(
     """
     traced = Traced(FeatureModel(cfg, model, feature), camera=exported.camera).eval()
     from_file = load_exported(exported.path, exported.format)[0]
+    given = ("images", "cameras")[: 1 + traced.takes_cameras]
+    return rank_in_turn(
+        cfg,
+        dataset,
+        traced.module.width,
+        {
+            "pytorch": lambda batch: traced(*(batch[name] for name in given)),
+            exported.variant: lambda batch: from_file(*(batch[name] for name in given))[0],
+        },
+    )
+
+
+def rank_in_turn(
+    cfg: Any, dataset: str, width: int, models: Mapping[str, Callable[[dict[str, Any]], torch.Tensor]]
+) -> dict[str, dict[str, float]]:
+    """Rank a test set by the features of several models, batch by batch, by cosine, without post-processing.
+
+    Args:
+        width: F of all of them. models: from a batch of the test loader to (B, F), on the CPU.
+
+    Returns:
+        Name -> the evaluator's metrics in percent.
+    """
     plain = cfg.clone()
     plain.defrost()
     plain.MODEL.DEVICE, plain.TEST.METRIC, plain.TEST.FEATURE, plain.TEST.REPORT = "cpu", "cosine", "feature", []
@@ -65,13 +88,12 @@ def compare_ranking(
         plain.TEST[name].ENABLED = False
     plain.freeze()
     loader, num_query = loaders.build_test_loader(plain, dataset)
-    layout = {"feature": traced.module.width}
-    evaluators = {name: SAGAEvaluator(plain, num_query, layout=layout) for name in ("pytorch", exported.variant)}
+    layout = {"feature": width}
+    evaluators = {name: SAGAEvaluator(plain, num_query, layout=layout) for name in models}
     with torch.inference_mode(), compat.quiet_host():
         for batch in tqdm(loader, desc=f"{dataset}, both models", unit="batch", disable=None):
-            inputs = (batch["images"], batch["cameras"])[: 1 + traced.takes_cameras]
-            evaluators["pytorch"].process(batch, traced(*inputs))
-            evaluators[exported.variant].process(batch, from_file(*inputs)[0])
+            for name, features in models.items():
+                evaluators[name].process(batch, features(batch))
     return {name: dict(evaluator.evaluate()) for name, evaluator in evaluators.items()}
 
 

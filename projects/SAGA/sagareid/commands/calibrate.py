@@ -22,7 +22,7 @@ from ..files import check_output, write_json
 
 def argument_parser() -> argparse.ArgumentParser:
     parser = tool_parser(__doc__)
-    parser.add_argument("run", type=Path, help="folder of a finished run, or a .pth checkpoint")
+    parser.add_argument("run", type=Path, help="folder of a finished run, .pth checkpoint, or name of a model")
     parser.add_argument("--dataset", default="", help="test set to compare pairs of (default: the run's first)")
     wanted = parser.add_mutually_exclusive_group()
     wanted.add_argument(
@@ -64,11 +64,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     with errors_in_one_line(args):
         from ..deploy import calibrate
         from ..deploy.extract_folder import open_extractor
+        from ..deploy.load import own_folder
         from ..reports import calibration
 
         import_modules(args.modules)
-        folder = args.run if args.run.is_dir() else args.run.parent
-        output = args.output or folder / CALIBRATION
+        output = args.output or own_folder(args.run, "name the output by -o") / CALIBRATION
         picture = output.with_suffix(".png")
         for path in (output, picture):
             check_output(path)

@@ -19,7 +19,7 @@ from ..files import file_hash
 
 def argument_parser() -> argparse.ArgumentParser:
     parser = tool_parser(__doc__)
-    parser.add_argument("run", type=Path, help="folder of a finished run, or a .pth checkpoint")
+    parser.add_argument("run", type=Path, help="folder of a finished run, .pth checkpoint, or name of a model")
     parser.add_argument("-o", "--output", type=Path, required=True, help="file to write")
     parser.add_argument(
         "--for",

@@ -30,7 +30,11 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument("folder", type=Path, help="folder of images, searched with its subfolders")
     # --run, its earlier name, cannot stand behind torchrun, which takes it for its own --run-path
     parser.add_argument(
-        "--checkpoint", "--run", type=Path, required=True, help="folder of a finished run, or a .pth checkpoint"
+        "--checkpoint",
+        "--run",
+        type=Path,
+        required=True,
+        help="folder of a finished run, .pth checkpoint, or name of a model",
     )
     parser.add_argument(
         "-o", "--output", type=Path, required=True, help=".npz or .parquet file, or a folder for Parquet shards"

@@ -51,13 +51,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = argument_parser().parse_args(argv)
     with errors_in_one_line(args):
         from ..deploy.extract_folder import open_extractor
-        from ..deploy.load import checkpoint_file
+        from ..deploy.load import own_folder
         from ..reports import visibility as report
         from ..studies import visibility
 
         import_modules(args.modules)
         options = dataclass_of(ReadoutOptions, args)
-        output = check_output(checkpoint_file(args.run).with_name(VISIBILITY))
+        output = check_output(own_folder(args.run, "copy it, and name the copy") / VISIBILITY)
         extractor, _ = open_extractor(args.run, device=args.device, dtype="float32", feature="auto")
         readout, about = visibility.fit_visibility(
             extractor, options=options, dataset=args.dataset, validation=args.validation, num_workers=args.workers

@@ -32,8 +32,8 @@ def argument_parser() -> argparse.ArgumentParser:
         nargs="+",
         default=[],
         metavar="[NAME=]PATH",
-        help="folders of finished runs, or .pth checkpoints; several of one NAME are seeds, averaged query by query "
-        "(default: the run of --config-file)",
+        help="folders of finished runs, .pth checkpoints, or names of models; several of one NAME are seeds, averaged "
+        "query by query (default: the run of --config-file)",
     )
     parser.add_argument("--dataset", help="test set (default: the first of the config, or of the first model)")
     parser.add_argument("--reference", help="NAME of the model that the others are compared with (default: the last)")

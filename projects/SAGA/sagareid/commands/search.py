@@ -119,7 +119,8 @@ def _add_query_arguments(query: argparse.ArgumentParser) -> None:
         "--checkpoint",
         "--run",
         type=Path,
-        help="model that extracted the gallery: folder of a finished run, or a .pth checkpoint (default: none)",
+        help="model that extracted the gallery: folder of a finished run, .pth checkpoint, or name of a model "
+        "(default: none)",
     )
     query.add_argument(
         "--features", type=Path, help="extracted features of the queries, instead of images (default: none)"

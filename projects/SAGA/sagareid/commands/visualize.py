@@ -24,7 +24,9 @@ from ..studies.options import Occlusion
 
 def argument_parser() -> argparse.ArgumentParser:
     parser = tool_parser(__doc__)
-    parser.add_argument("runs", nargs="+", metavar="[NAME=]RUN", help="folder of a finished run, or a .pth checkpoint")
+    parser.add_argument(
+        "runs", nargs="+", metavar="[NAME=]RUN", help="folder of a finished run, .pth checkpoint, or name of a model"
+    )
     parser.add_argument(
         "-o",
         "--output",
@@ -70,11 +72,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = argument_parser().parse_args(argv)
     with errors_in_one_line(args):
         occlusion = Occlusion(args.condition, args.hide / 100) if args.hide is not None else None
+        from ..deploy.load import own_folder
         from ..reports import visualize
         from ..studies.models import load_models, named_path
 
-        last = named_path(args.runs[-1])[1]
-        folder = last if last.is_dir() else last.parent
+        folder = own_folder(named_path(args.runs[-1])[1], "name the output by -o") if not args.output else Path()
         output = args.output or folder / ("attention.png" if args.images else "ranked_lists.png")
         import_modules(args.modules)
         check_output(output)

@@ -110,7 +110,7 @@ class Extractor:
         """An extractor from a checkpoint alone: no CLIP weights, no text tower, no training data.
 
         Args:
-            path: the folder of a run, or a .pth file of one.
+            path: the folder of a run, a file of weights, or a name, as of `from_pretrained`.
             device: "auto" for the GPU where there is one, else the CPU; or a torch device.
             dtype: what the model computes in: "float32", "bfloat16", "float16" (GPU); features are float32 in any case.
                 "auto": float32 on a CPU, bfloat16 on a GPU that has it, which turns a feature by about 1e-5 in cosine.
@@ -127,6 +127,23 @@ class Extractor:
         extractor = cls(cfg, model, dtype=dtype, feature=feature, compile=compile)
         extractor._checkpoint = checkpoint_file(path)
         return extractor
+
+    @classmethod
+    def from_pretrained(cls, name: str | os.PathLike, **options: Any) -> Extractor:
+        """An extractor of a trained model by name: `from_checkpoint` as others call it.
+
+        Args:
+            name: one that ships (`sagareid.list_models()`), ``hf-hub:ORG/MODEL[@REVISION]``, the folder that
+                tools/publish.py wrote, the folder of a run, or a file of weights. A model of a hub is fetched once and
+                then used without a network; nothing that it brings is run: weights are safetensors, its configuration
+                is read as plain YAML.
+            options: of `from_checkpoint`.
+
+        Raises:
+            ConnectionError: a model of a hub that is not in the cache, and no answer from the hub within seconds.
+            FileNotFoundError, ValueError: as `from_checkpoint`; a model that needs parts that are not registered.
+        """
+        return cls.from_checkpoint(name, **options)
 
     @functools.cached_property
     def checkpoint_sha256(self) -> str:

@@ -5,6 +5,7 @@ B images, (H, W) their size, F feature width, K text anchors, (h, w) patch grid.
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
@@ -18,9 +19,30 @@ from ..modeling.build import model_layout
 from ..modeling.saga_head import SAGAHead
 from ..modeling.tokens import tower_output
 from ..structures import CLIPFeatures, as_features
+from .load import load_model
 from .visibility import Readout
 
-__all__ = ["FeatureModel"]
+__all__ = ["FeatureModel", "create_model"]
+
+
+def create_model(name: str | os.PathLike, *, device: str = "auto", feature: str = "auto") -> FeatureModel:
+    """A trained model by name, as a module from pixels to the feature that it ranks by.
+
+        model = sagareid.create_model("drawn-xs")
+        features = model(torch.rand(2, 3, *model.size) * 255)       # (2, F), unit length
+
+    Args:
+        name: the folder of a run, a file of weights, ``hf-hub:ORG/MODEL[@REVISION]``, or one of `list_models`.
+        device: "auto" for the GPU where there is one, else the CPU; or a torch device.
+        feature: one of the evaluation's; "auto" for the run's result.
+
+    Returns:
+        In evaluation mode; its parameters can be trained. `cfg` is the run's configuration, `size` (H, W), `width` F.
+
+    Raises:
+        FileNotFoundError, ConnectionError, ValueError: as `load_model`; no such feature.
+    """
+    return FeatureModel(*load_model(name, device=device), feature)
 
 
 class FeatureModel(nn.Module):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 __all__ = [
     "CALIBRATION",
+    "CARD",
     "FARS",
     "FMR",
     "FORMATS",
@@ -36,6 +37,8 @@ TOLERANCE = {"float32": 1e-5, "float16": 1e-2, "int8": 5e-2}
 KINDS = ("flat", "hnsw", "ivfpq")
 # The file of tools/calibrate.py in the folder of a run.
 CALIBRATION = "calibration.json"
+# The model card of tools/publish.py, by the name that hubs and GitHub show.
+CARD = "README.md"
 # The file of tools/fit_visibility.py beside a checkpoint.
 VISIBILITY = "visibility.safetensors"
 # Rates at which it says what is found: of false matches of pairs, and of searches for somebody who is missing.

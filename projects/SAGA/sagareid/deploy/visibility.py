@@ -22,7 +22,7 @@ from ..files import parse_json, write_atomically
 from ..weights import read_file
 from .options import VISIBILITY
 
-__all__ = ["BANDS", "GRID", "Readout", "Visibility", "at_size", "bands", "load_readout"]
+__all__ = ["BANDS", "GRID", "Readout", "Visibility", "at_size", "bands", "load_readout", "read_about"]
 
 BANDS = 6  # horizontal, of equal height, from the top
 SIZE = (96, 48)  # (height, width) that crops are looked at in
@@ -112,6 +112,13 @@ def at_size(images: Tensor) -> Tensor:
     return nn.functional.interpolate(images, size=SIZE, mode="bilinear", antialias=True)
 
 
+def read_about(path: str | Path) -> dict[str, Any]:
+    """What a file of a read-out says about itself. Errors as of `load_readout`."""
+    with safetensors.safe_open(path, "pt") as file:
+        text = (file.metadata() or {}).get("sagareid", "{}")
+    return parse_json(text, path, remedy="Run tools/fit_visibility.py again")
+
+
 def load_readout(path: str | Path) -> Readout:
     """The read-out of a file.
 
@@ -125,10 +132,7 @@ def load_readout(path: str | Path) -> Readout:
             f"no {VISIBILITY} in {path.parent}: how much of a person is seen takes a read-out of its own. "
             "tools/fit_visibility.py makes it; one of another run may be copied here"
         )
-    state = read_file(path)
-    with safetensors.safe_open(path, "pt") as file:
-        text = (file.metadata() or {}).get("sagareid", "{}")
-    about = parse_json(text, path, remedy="Run tools/fit_visibility.py again")
+    state, about = read_file(path), read_about(path)
     if about.get("kind") != KIND:
         found = "an earlier version's, which reads tokens" if "grid" in about else "none of tools/fit_visibility.py"
         raise ValueError(f"{path} is {found}; move it away, and make one with tools/fit_visibility.py")

@@ -16,7 +16,7 @@ from . import html
 from .html import Html
 from .pictures import INK, LINES, names_as_they_are
 
-__all__ = ["draw", "section", "text"]
+__all__ = ["draw", "markdown", "section", "text"]
 
 INKED = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
 
@@ -79,6 +79,16 @@ def text(found: Mapping[str, Any]) -> str:
     rates = tabulate(_rates(found), ["", "found", "95 % interval", "threshold"], disable_numparse=True)
     at = tabulate(_at_threshold(found), tablefmt="plain", disable_numparse=True)
     return "\n\n".join([_where(found), _heading(found), at, rates, ""])
+
+
+def markdown(found: Mapping[str, Any]) -> str:
+    """For a model card."""
+    head = [["at the threshold", "share"], ["rate", "found", "95 % interval", "threshold"]]
+    tables = [
+        tabulate(rows, names, tablefmt="pipe", disable_numparse=True)
+        for names, rows in zip(head, (_at_threshold(found), _rates(found)))
+    ]
+    return "\n\n".join([f"{_heading(found)}; found on {found['date']} on {_where(found)}.", *tables])
 
 
 def section(found: Mapping[str, Any]) -> list[Html]:

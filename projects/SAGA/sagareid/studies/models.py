@@ -10,7 +10,8 @@ from typing import Any
 
 from torch import nn
 
-from ..deploy.load import load_model
+from ..deploy.load import checkpoint_file, load_model
+from ..deploy.names import is_name
 from ..engine.extraction import share_towers
 from ..evaluation.features import available_features, result_feature
 from ..modeling.build import fingerprint, model_layout
@@ -63,7 +64,7 @@ def named_path(text: str) -> tuple[str, Path]:
 
 
 def load_models(weights: Sequence[str], cfg: Any | None = None, device: str | None = None) -> list[Model]:
-    """Models by ``[NAME=]PATH``, the folder of a run or a .pth file.
+    """Models by ``[NAME=]PATH``, the folder of a run, a .pth file, or the name of a model.
 
     Without a name, a model is called after its folder and the folder's parent; after the parent alone where the folder
     is ``seed_<n>``, as tools/compare.py writes it, so that the seeds of a config share a name.
@@ -78,10 +79,12 @@ def load_models(weights: Sequence[str], cfg: Any | None = None, device: str | No
     for text in weights:
         name, path = named_path(text)
         folder = path if path.is_dir() or not path.suffix else path.parent
+        if not name and is_name(path):
+            name = str(path)
         if not name:
             parent, own_name = folder.resolve().parts[-2:]
             name = parent if re.fullmatch(r"seed_\d+", own_name) else f"{parent}/{own_name}"
-        holds_config = path.is_dir() or "config" in load_state(path)
+        holds_config = path.is_dir() or "config" in load_state(checkpoint_file(path))
         own_cfg, model = load_model(path, None if holds_config else cfg, device)
         key = fingerprint(model.state_dict(), own_cfg.MODEL, own_cfg.INPUT, own_cfg.TEST)
         if key in [m.key for m in models]:

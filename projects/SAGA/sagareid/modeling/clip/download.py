@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,9 +10,10 @@ from typing import Any
 
 import open_clip
 
+from ...network import unreachable
+
 __all__ = ["download", "hub_or_cache"]
 
-SECONDS = 5.0  # for a first answer
 CACHE = Path("~/.cache/clip")  # open_clip's own
 
 
@@ -36,7 +34,9 @@ def download(source: Mapping[str, Any]) -> Path:
     cache = CACHE.expanduser()
     if not hub and (cache / os.path.basename(address)).is_file():
         return Path(open_clip.download_pretrained(source, cache_dir=str(cache)))
-    with hub_or_cache(address):
+    if not hub and (reason := unreachable(address)):
+        raise ConnectionError(reason)
+    with hub_or_cache(address if hub else ""):
         return Path(open_clip.download_pretrained(source))
 
 
@@ -50,7 +50,7 @@ def hub_or_cache(address: str) -> Iterator[None]:
     Raises:
         ConnectionError: what the scope needs is not in the cache.
     """
-    reason = _unreachable(address) if address else ""
+    reason = unreachable(address) if address else ""
     if not reason:
         yield
         return
@@ -59,25 +59,6 @@ def hub_or_cache(address: str) -> Iterator[None]:
             yield
     except Exception as error:
         raise ConnectionError(reason) from error
-
-
-def _unreachable(address: str) -> str:
-    """Why a host gives no answer within `SECONDS`; empty where it does. Looking up its name counts, hence a thread."""
-    host, found = address.split("/")[2], []
-
-    def ask() -> None:
-        try:
-            urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=SECONDS).close()
-            found.append("")
-        except urllib.error.HTTPError:  # an answer
-            found.append("")
-        except Exception as error:
-            found.append(f"{host} cannot be reached: {getattr(error, 'reason', error)}")
-
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(SECONDS)
-    return found[0] if found else f"{host} did not answer within {SECONDS:g} s"
 
 
 @contextmanager
