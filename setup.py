@@ -111,7 +111,7 @@ setup(
         "milvus": ["pymilvus>=3.0,<4", "milvus-lite>=3.2,<4"],
         # The page of tools/serve.py and its API; from the versions on that the tests run with.
         "serve": ["fastapi>=0.165", "uvicorn>=0.54"],
-        # Clients of the writers that a configuration may name (WRITERS); requirements-writers.txt pins them.
+        # Clients of WRITERS; requirements-test.txt and requirements-writers.txt pin them.
         "clearml": ["clearml>=2"],
         "mlflow": ["mlflow-skinny>=3"],
         "wandb": ["wandb>=0.19"],

@@ -20,6 +20,7 @@ __all__ = ["draw", "markdown", "section", "text"]
 
 INKED = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
 
+RATES = ("rate", "found", "95 % interval", "threshold")
 NAMES = {
     "same": "one person, two cameras",
     "other": "two people, two cameras",
@@ -83,12 +84,10 @@ def text(found: Mapping[str, Any]) -> str:
 
 def markdown(found: Mapping[str, Any]) -> str:
     """For a model card."""
-    head = [["at the threshold", "share"], ["rate", "found", "95 % interval", "threshold"]]
-    tables = [
-        tabulate(rows, names, tablefmt="pipe", disable_numparse=True)
-        for names, rows in zip(head, (_at_threshold(found), _rates(found)))
-    ]
-    return "\n\n".join([f"{_heading(found)}; found on {found['date']} on {_where(found)}.", *tables])
+    where = f"{_heading(found)}; found on {found['date']} on {_where(found)}."
+    at = tabulate(_at_threshold(found), ["at the threshold", "share"], tablefmt="pipe", disable_numparse=True)
+    rates = tabulate(_rates(found), list(RATES), tablefmt="pipe", disable_numparse=True)
+    return "\n\n".join([where, at, rates])
 
 
 def section(found: Mapping[str, Any]) -> list[Html]:
@@ -99,7 +98,7 @@ def section(found: Mapping[str, Any]) -> list[Html]:
         html.paragraph(f"{_heading(found)}; found on {found['date']} on {_where(found)}.", soft=True),
         html.table(["at the threshold", "share"], [list(row) for row in _at_threshold(found)]),
         Html(f'<div class="scroll" tabindex="0">{figure}</div>'),
-        html.table(["rate", "found", "95 % interval", "threshold"], [list(row) for row in _rates(found)]),
+        html.table(list(RATES), [list(row) for row in _rates(found)]),
     ]
 
 

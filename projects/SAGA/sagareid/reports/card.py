@@ -128,7 +128,8 @@ def model_head(about: About) -> str:
 
 def _by_dataset(about: About) -> dict[str, dict[str, float]]:
     """The metrics of the result by test set, those of other features left out."""
-    tests, found = list(about.module.cfg.DATASETS.TESTS), {}
+    tests = list(about.module.cfg.DATASETS.TESTS)
+    found: dict[str, dict[str, float]] = {}
     for name, value in flat_metrics(dict(about.metrics)).items():
         *data, metric = name.split("/")
         if metric in HEADLINE and (not data or (len(tests) > 1 and data[0] in tests and len(data) == 1)):
