@@ -137,15 +137,15 @@ class FeatureModel(nn.Module):
 
     def _anchored(self, images: Tensor, cameras: Tensor | None) -> CLIPFeatures | Tensor:
         """`tower` of a model with anchors."""
-        head, extract = (getattr(self.model, name, None) for name in ("heads", "extract"))
-        if not isinstance(head, SAGAHead) or extract is None:
+        head, head_input = (getattr(self.model, name, None) for name in ("heads", "head_input"))
+        if not isinstance(head, SAGAHead) or head_input is None:
             what = (
                 type(self.model).__name__
                 if head is None
                 else f"{type(head).__name__} under {type(self.model).__name__}"
             )
             raise ValueError(f"{what} has no anchors' attention; SAGAHead under SAGABaseline has")
-        return extract(self._batch(images, cameras))
+        return head_input(self._batch(images, cameras))
 
     def tower(self, images: Tensor, cameras: Tensor | None) -> CLIPFeatures | Tensor:
         """What the backbone gives the head of a batch, as of `forward`.

@@ -160,7 +160,8 @@ def _tower_of(model: nn.Module) -> tuple:
     if not backbone_then_head(model):
         return (id(model),)
     pixels = torch.cat([model.pixel_mean.flatten(), model.pixel_std.flatten()]).tolist()
-    return (id(model.backbone), type(model), *pixels)
+    # a head that reads cameras is given a map otherwise (`SAGABaseline.head_input`)
+    return (id(model.backbone), type(model), getattr(model.heads, "reads_cameras", False), *pixels)
 
 
 def _outputs(models: Sequence[nn.Module], batch: dict[str, Tensor]) -> tuple[Any, list[Tensor]]:

@@ -113,21 +113,23 @@ class SAGABaseline(Baseline):
         cameras = batch.get("cameras")
         cameras = cameras.to(self.device) if cameras is not None else None
         if "images" not in batch:
-            features = from_batch(batch | {k: batch[k].to(self.device) for k in OUTPUTS if k in batch}, cameras)
-        else:
-            images = self.preprocess_image(batch)
-            with torch.set_grad_enabled(torch.is_grad_enabled() and not self.backbone_frozen):
-                features = self._tower(images, cameras)
-        if cameras is not None and getattr(self.heads, "reads_cameras", False):
-            features = as_features(features)  # a map has no place for them
+            return from_batch(batch | {k: batch[k].to(self.device) for k in OUTPUTS if k in batch}, cameras)
+        images = self.preprocess_image(batch)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.backbone_frozen):
+            if self.last_modules:
+                return input_of(self.backbone, self.last_modules[0], images)
+            if not isinstance(self.backbone, ImageTower):
+                return self.backbone(images)
+            features = self.backbone(images, camids=cameras)
         return replace(features, camids=cameras) if isinstance(features, CLIPFeatures) else features
 
-    def _tower(self, images: Tensor, cameras: Tensor | None) -> CLIPFeatures | Tensor:
-        if self.last_modules:
-            return input_of(self.backbone, self.last_modules[0], images)
-        if not isinstance(self.backbone, ImageTower):
-            return self.backbone(images)
-        return self.backbone(images, camids=cameras)
+    def head_input(self, batched_inputs) -> CLIPFeatures | Tensor:
+        """`extract`, with the cameras for a head that reads them: a map has no place for them."""
+        features = self.extract(batched_inputs)
+        cameras = batched_inputs.get("cameras") if isinstance(batched_inputs, dict) else None
+        if cameras is None or not getattr(self.heads, "reads_cameras", False):
+            return features
+        return replace(as_features(features), camids=cameras.to(self.device))
 
     def forward(self, batched_inputs):
         """
@@ -138,7 +140,7 @@ class SAGABaseline(Baseline):
             KeyError: training without "targets".
         """
         if not self.training:
-            return self.heads(self.extract(batched_inputs))
+            return self.heads(self.head_input(batched_inputs))
         if "targets" not in batched_inputs:
             raise KeyError("training needs the identities of the batch under 'targets'")
         step = self.training_step
@@ -160,7 +162,7 @@ class SAGABaseline(Baseline):
         """The losses of a batch, and what is measured beside them. Nothing in here makes the host wait for the device,
         with a head of ours."""
         targets = batch["targets"].to(self.device)
-        features = self.extract(batch)
+        features = self.head_input(batch)
         if any("hidden" in term.reads for term in self.terms.values()):
             features = self.with_hidden(features, batch)
         outputs = self.heads(features, targets)

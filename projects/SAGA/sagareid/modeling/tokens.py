@@ -27,6 +27,6 @@ def tower_output(model: nn.Module, batch: dict[str, Tensor]) -> Any:
     if not backbone_then_head(model):
         return None
     if isinstance(model, SAGABaseline):
-        return model.extract(batch)
+        return model.head_input(batch)
     # FastReID normalises in place
     return model.backbone(model.preprocess_image(batch["images"].to(model.device, copy=True)))
