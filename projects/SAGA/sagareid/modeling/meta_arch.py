@@ -190,7 +190,7 @@ class SAGABaseline(Baseline):
         if shown:
             others = {k: v for k, v in batch.items() if k not in (*OUTPUTS, "images")}
             with torch.no_grad():
-                whole = as_features(self.extract(others | shown))
+                whole = as_features(self.head_input(others | shown))
         return replace(features, hidden=hidden, whole=whole)
 
     def losses(self, outputs: dict[str, Any], gt_labels: Tensor) -> dict[str, Tensor]:
