@@ -17,6 +17,7 @@ from sagareid.interchange import convert
 from sagareid.modeling.build import build_model, hand_over
 from sagareid.modeling.foreign import as_named_here, recognise_tower, tower_weights
 from sagareid.modeling.foreign.tower import ForeignError, resampled
+from sagareid.modeling.timm.blocks import block_weights
 from sagareid.modeling.timm.variants import VARIANTS
 from sagareid.weights import load_state, state_dict_in
 
@@ -193,6 +194,14 @@ def test_solider_computes_its_map(semantic):
     assert (found - other).abs().max() > 0.01, "the semantic weight matters"
     assert set(state) == set(tower.published.values()) | set(tower.left_out)
     assert not [name for name, _ in model.named_parameters() if "semantic" in name], "fine-tuning keeps them"
+
+
+def test_refinement_starts_from_soliders_last_block():
+    state = T.solider()
+    model, _ = filled(timm_swin(0.2), state)
+    found = block_weights(model.layers[3])
+    assert torch.equal(found.attention["in_proj_weight"], state["base.stages.3.blocks.1.attn.w_msa.qkv.weight"])
+    assert torch.equal(found.feed_forward["3.bias"], state["base.stages.3.blocks.1.ffn.layers.1.bias"])
 
 
 @torch.no_grad()

@@ -15,12 +15,13 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from ...structures import BlockWeights
+from .variants import PaddedBlock
 
 __all__ = ["block_weights"]
 
 # x + Attention(LN_1 x), then x + MLP(LN_2 x), but for position biases and rotations, which attention to anchors has
 # not. Blocks with a norm behind the attention (Swin V2) compute something else.
-_PRE_NORM = (Block, BeitBlock, EvaBlock, HieraBlock, SwinTransformerBlock)
+_PRE_NORM = (Block, BeitBlock, EvaBlock, HieraBlock, SwinTransformerBlock, PaddedBlock)
 
 
 @torch.no_grad()
