@@ -13,6 +13,7 @@ from timm.models.beit import Beit
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 
+from sagareid.deploy import export
 from sagareid.modeling.backbones.timm import TimmBackbone, build_timm_backbone
 from sagareid.modeling.build import build_model
 from sagareid.modeling.clip import download
@@ -376,3 +377,15 @@ def test_what_refinement_starts_from_is_said(name, said, caplog):
 def test_what_cannot_work_is_said(name, opts, message):
     with pytest.raises(ValueError, match=message):
         config(*options(name, *opts))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["vit_base_patch16_dinov3", "swin_tiny_patch4_window7_224", "convnext_atto"])
+def test_a_tower_is_exported(name, tmp_path):
+    """To ONNX, whose file is held against PyTorch for several batches as it is written."""
+    cfg = config(*options(name))
+    done = export.export(cfg, build_model(cfg).eval(), tmp_path / "model.onnx")
+    assert done.bytes > 0 and (tmp_path / "model.onnx").is_file()
+    if name != "convnext_atto":
+        with pytest.raises(ValueError, match=r"size \[96, 32\]: .* is made for \[64, 32\]"):
+            export.at_size(cfg, build_model(cfg), [96, 32])

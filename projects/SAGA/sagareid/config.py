@@ -70,7 +70,8 @@ def add_saga_config(cfg: CN) -> None:
 
     # ---- image tower: CLIP's (build_clip_vit_backbone) or another's, and CLIP's text tower --------------------------
     cfg.MODEL.CLIP = CN()
-    # open_clip model name, or a name of the plug-in's own assets/clip/*.json. The method: ViT-B/16, QuickGELU.
+    # open_clip model name, or a name of the plug-in's own assets/clip/*.json: a ViT with a class token, a ResNet, or a
+    # model of timm in open_clip (docs/towers.md). The method: ViT-B/16, QuickGELU.
     cfg.MODEL.CLIP.NAME = "ViT-B-16-quickgelu"
     # Weights of the text tower where BACKBONE.PRETRAIN_PATH is not CLIP's, that is behind every backbone but
     # build_clip_vit_backbone: a tag of open_clip, a file, or empty for those that ship with the model NAME.

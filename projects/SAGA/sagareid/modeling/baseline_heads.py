@@ -46,7 +46,8 @@ class CLSHead(nn.Module):
 
     Trains with identity and triplet loss on the class token and, with I2TLoss, with cross-entropy of the projection
     against the text features of all identities. MODEL.HEADS.TRAIN_PROJ adds CLIP-ReID's identity and triplet losses on
-    the projection and a triplet loss on the class token of the token layer.
+    the projection and a triplet loss on the class token of the token layer, or on the mean of its patches where a tower
+    has none, as for CLIP-ReID's ResNet.
 
     With `embedding_dim`, identity and triplet loss train a linear layer on the class token ("refined" in evaluation):
     what global pooling can learn on a frozen tower.
@@ -160,10 +161,19 @@ class CLSHead(nn.Module):
             identity, triplet = self.proj_terms
             own["loss_cls_proj"] = identity.scale * identity(targets, logits=self.classifier_proj(normed_proj)[None])
             own["loss_triplet_proj"] = triplet.scale * triplet(targets, features=proj)
-            own["loss_triplet_layer"] = triplet.scale * triplet(targets, features=features.layer_cls[:, -1])
+            layer = _patches(features).mean(1) if features.layer_cls is None else features.layer_cls[:, -1]
+            own["loss_triplet_layer"] = triplet.scale * triplet(targets, features=layer)
         given = {"proj": proj, "text_features": self.text_features} if self.keeps_text else {}
         given |= hidden_outputs(features, lambda whole: self.embedding(whole.float().cls))
         return head_outputs(self.classifier(self.bottleneck(feature))[None], feature, losses=own, **given)
+
+
+def _is_vit(cfg: CfgNode) -> bool:
+    """Whether CLIP's image tower is a ViT of open_clip's; true where there is no such model, which others say."""
+    try:
+        return towers.clip_dims(cfg.MODEL.CLIP.NAME).kind == "vit"
+    except ValueError:
+        return True
 
 
 def _patches(features) -> Tensor:
@@ -418,6 +428,8 @@ class LastBlockHead(ClassifierHead):
     @classmethod
     def check(cls, cfg: CfgNode) -> Iterator[str]:
         yield from needs_of_tower(cls, cfg, "proj")  # CLIP's blocks come with it
+        if "proj" in tower_gives(cfg) and not _is_vit(cfg):
+            yield f"LastBlockHead copies blocks of a ViT of open_clip's, and MODEL.CLIP.NAME is {cfg.MODEL.CLIP.NAME}"
         yield from needs_cached(cls, cfg, "patches", "layer_cls")
 
     @classmethod

@@ -35,6 +35,7 @@ __all__ = [
     "hidden_outputs",
     "identity_classifier",
     "needs_of_tower",
+    "prompts_problem",
     "text_towers",
 ]
 
@@ -149,6 +150,16 @@ def text_towers(built: bool) -> Iterator[None]:
         yield
     finally:
         _BUILT.reset(token)
+
+
+def prompts_problem(cfg: CfgNode) -> Iterator[str]:
+    """For `check` of a head that makes prompts for the text tower."""
+    try:
+        problem = towers.text_problem(cfg.MODEL.CLIP.NAME)
+    except ValueError as error:
+        problem = str(error)
+    if problem:
+        yield problem
 
 
 def frozen_text_encoder(cfg: CfgNode):

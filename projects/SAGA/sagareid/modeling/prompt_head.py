@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from fastreid.config import CfgNode, configurable
 from fastreid.modeling.heads import REID_HEADS_REGISTRY
 
+from ..config import tower_widths
 from ..structures import CLIPFeatures
 from ..values import needs_cached
 from .clip import towers
 from .clip.text import PromptLearner, TextEncoder
 from .fast.repeats import each_once
-from .heads import complete_state, frozen_text_encoder, needs_of_tower
+from .heads import complete_state, frozen_text_encoder, needs_of_tower, prompts_problem
 
 __all__ = ["PromptHead"]
 
@@ -53,6 +54,7 @@ class PromptHead(nn.Module):
     @classmethod
     def check(cls, cfg: CfgNode) -> Iterator[str]:
         yield from needs_of_tower(cls, cfg, "cls", "proj")
+        yield from prompts_problem(cfg)
         if cfg.MODEL.HEADS.NECK_BIAS:
             yield (
                 "MODEL.HEADS.NECK_BIAS is True, and PromptHead has no neck: set it in the OPTS of the STAGES whose "
@@ -72,7 +74,7 @@ class PromptHead(nn.Module):
                 num_context=cfg.MODEL.PROMPT.NUM_CONTEXT,
             ),
             "text_encoder": encoder,
-            "feat_dim": cfg.MODEL.BACKBONE.FEAT_DIM,
+            "feat_dim": tower_widths(cfg)["cls"],
             "embed_dim": towers.clip_dims(cfg.MODEL.CLIP.NAME).embed_dim,
         }
 

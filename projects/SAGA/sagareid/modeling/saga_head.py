@@ -33,6 +33,7 @@ from .heads import (
     head_outputs,
     hidden_outputs,
     identity_classifier,
+    prompts_problem,
 )
 from .pooling import anchor_features
 from .refinement import SemanticRefinement
@@ -189,6 +190,8 @@ class SAGAHead(nn.Module):
             yield "per-anchor features are not defined for two token layers: drop AnchorConsistencyLoss and TEST.PARTS"
         if not 0 <= saga.PHRASE_CONTEXT <= CONTEXT_SLOTS:
             yield f"MODEL.SAGA.PHRASE_CONTEXT is {saga.PHRASE_CONTEXT}; an anchor has {CONTEXT_SLOTS} context slots"
+        if not saga.FREE_ANCHORS:
+            yield from prompts_problem(cfg)
         for key in ("NUM_ANCHORS", "REFINE_LAYERS", "NUM_HEADS", "NUM_CLASSIFIERS"):
             yield from within(cfg, f"MODEL.SAGA.{key}", 1)
         for key in ("NUM_DOMAIN_ANCHORS", "INIT_BLOCK", "EMBEDDING_DIM"):

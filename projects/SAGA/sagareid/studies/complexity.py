@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
+from fastreid.modeling.backbones import build_backbone
+
 from ..benchmarks.measure import count_flops
+from ..structures import as_features
 
 __all__ = [
     "Complexity",
+    "TowerComplexity",
     "complexity",
+    "tower_complexity",
 ]
 
 
@@ -46,6 +53,39 @@ def complexity(cfg, model: nn.Module) -> Complexity:
         gflops=counter.get_total_flops() / 1e9,
         head_parameters=None if heads is None else _count(heads),
         head_gflops=None if heads is None else sum(of_heads.values()) / 1e9,
+    )
+
+
+@dataclass(frozen=True)
+class TowerComplexity:
+    """Size and cost of a backbone alone.
+
+    Attributes:
+        width: D of a patch token. grid: (h, w) of the patches.
+        parameters: number of all parameters, of the layers behind the token layer, too.
+        gflops: as of `Complexity`, of the whole backbone.
+    """
+
+    width: int
+    grid: tuple[int, int]
+    parameters: int
+    gflops: float
+
+
+def tower_complexity(cfg: Any, size: Sequence[int] = (256, 128)) -> TowerComplexity:
+    """The backbone of a configuration on one image of (H, W), without values: neither weights nor time are needed."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.BACKBONE.PRETRAIN, cfg.INPUT.SIZE_TRAIN, cfg.INPUT.SIZE_TEST = False, list(size), list(size)
+    with torch.device("meta"):
+        backbone = build_backbone(cfg).eval()
+        images, given = torch.empty(1, 3, *size), []
+        counter = count_flops(lambda: given.append(as_features(backbone(images))))
+    return TowerComplexity(
+        width=given[0].patches.shape[2],
+        grid=tuple(given[0].grid),
+        parameters=_count(backbone),
+        gflops=counter.get_total_flops() / 1e9,
     )
 
 

@@ -18,7 +18,8 @@ from ...values import one_of
 from .. import fast
 from ..clip import towers
 from ..fast.blocks import block_at_row, in_groups
-from .tower import OUTPUTS, ImageTower, layers_problem
+from . import clip_others
+from .tower import OUTPUTS, ImageTower, crop_problem, layers_problem
 
 __all__ = ["CLIPBackbone", "build_clip_vit_backbone"]
 
@@ -156,6 +157,9 @@ def _misfits(cfg) -> Iterator[str]:
     except ValueError as error:
         yield str(error)
         return
+    if dims.kind != "vit":
+        yield from clip_others.misfits(cfg, dims.kind)
+        return
     if tuple(cfg.INPUT.SIZE_TEST) != size:
         yield (
             f"INPUT.SIZE_TEST {tuple(cfg.INPUT.SIZE_TEST)} differs from SIZE_TRAIN {size}: the position embedding of "
@@ -177,7 +181,7 @@ def _check(cfg) -> Iterator[str]:
     yield from one_of(cfg, "MODEL.BACKBONE.OUTPUT", OUTPUTS)
     misfits = list(_misfits(cfg))
     yield from misfits
-    if misfits:
+    if misfits or towers.clip_dims(cfg.MODEL.CLIP.NAME).kind != "vit":
         return
     patch, stride, size = (
         towers.clip_dims(cfg.MODEL.CLIP.NAME).patch_size,
@@ -192,14 +196,13 @@ def _check(cfg) -> Iterator[str]:
             f"INPUT.SIZE_TRAIN and SIZE_TEST are {size}; expected at least {patch} each, the size of a patch of "
             f"{cfg.MODEL.CLIP.NAME}"
         )
-    crop = cfg.INPUT.CROP
-    if crop.ENABLED and [crop.SIZE[0], crop.SIZE[-1]] != size:
-        yield f"INPUT.CROP.SIZE is {list(crop.SIZE)}, and the tower is built for SIZE_TRAIN {size}: set both alike"
+    yield from crop_problem(cfg)
 
 
 @BACKBONE_REGISTRY.register()
-def build_clip_vit_backbone(cfg) -> CLIPBackbone:
-    """CLIP's image tower by `MODEL.CLIP.NAME`, `MODEL.BACKBONE.*` and `INPUT.SIZE_TRAIN`.
+def build_clip_vit_backbone(cfg) -> ImageTower:
+    """CLIP's image tower by `MODEL.CLIP.NAME`, `MODEL.BACKBONE.*` and `INPUT.SIZE_TRAIN`: a ViT, or what else open_clip
+    has by that name (`clip_others`).
 
     Raises:
         ValueError: a name, size, stride or width that does not fit.
@@ -208,6 +211,9 @@ def build_clip_vit_backbone(cfg) -> CLIPBackbone:
     name, size = cfg.MODEL.CLIP.NAME, tuple(cfg.INPUT.SIZE_TRAIN)
     for misfit in _misfits(cfg):
         raise ValueError(misfit)
+    kind = towers.clip_dims(name).kind
+    if kind != "vit":
+        return clip_others.OTHERS[kind].build(cfg)
     visual = towers.build_vision_tower(name, size, cfg.MODEL.BACKBONE.STRIDE_SIZE[0])
     if cfg.MODEL.BACKBONE.PRETRAIN:
         towers.load_vision_tower(visual, towers.read_clip_weights(name, cfg.MODEL.BACKBONE.PRETRAIN_PATH), name)
@@ -224,7 +230,8 @@ def build_clip_vit_backbone(cfg) -> CLIPBackbone:
 def _widths(cfg) -> dict[str, int]:
     """Widths of what it gives beside patch tokens."""
     dims = towers.clip_dims(cfg.MODEL.CLIP.NAME)
-    return {"cls": dims.width, "proj": dims.embed_dim}
+    cls = dims.width if dims.kind == "vit" else clip_others.OTHERS[dims.kind].dims(cfg).pooled
+    return {"cls": cls, "proj": dims.embed_dim}
 
 
 # a function, so what it says of itself are attributes of it

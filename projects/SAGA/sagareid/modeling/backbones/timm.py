@@ -19,11 +19,11 @@ from ...structures import BlockWeights, CLIPFeatures
 from ...values import one_of, texts, within
 from ..timm import weights
 from ..timm.blocks import block_weights
-from ..timm.models import TimmDims, TimmModel, read_layers, timm_dims, unread_names
+from ..timm.models import TimmModel, read_layers, timm_dims, unread_names
 from ..timm.variants import VARIANTS
-from .tower import OUTPUTS, ImageTower, layers_problem, token_layers_of
+from .tower import OUTPUTS, ImageTower, cannot_give, dims_misfits
 
-__all__ = ["TimmBackbone", "build_timm_backbone"]
+__all__ = ["TimmBackbone", "build_timm_backbone", "with_stride"]
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ class TimmBackbone(ImageTower):
         """
         dims = timm_dims(source)
         super().__init__(depth=len(dims.widths), token_layers=token_layers, output=output)
-        for problem in _cannot_give(source.name, dims, self.token_layers, output):
+        for problem in cannot_give(source.name, dims, self.token_layers, output):
             raise ValueError(problem)
         self.model, self.source, self.dims = model, source, dims
 
@@ -90,42 +90,34 @@ class TimmBackbone(ImageTower):
         )
 
 
-def _cannot_give(name: str, dims: TimmDims, layers: Sequence[int], output: str) -> Iterator[str]:
-    """Why a model does not give an output of these token layers, a sentence each."""
-    found = {(dims.widths[layer - 1], dims.grids[layer - 1]) for layer in layers}
-    if len(found) > 1:
-        said = ", ".join(f"{layer}: {dims.widths[layer - 1]} wide, grid {dims.grids[layer - 1]}" for layer in layers)
-        yield (
-            f"MODEL.CLIP.TOKEN_LAYERS {list(layers)}: layers of {name} of different widths or grids ({said}) cannot "
-            "stand beside each other; name one, or several that are alike"
-        )
-    if output != "map" and not dims.pooled:
-        yield (
-            f"{name} pools nothing for itself, so it gives no `cls`: set MODEL.BACKBONE.TIMM.ARGS [global_pool=avg], "
-            "or MODEL.BACKBONE.OUTPUT map"
-        )
-
-
 def _source(cfg: CfgNode) -> TimmModel:
-    """The model of a configuration. STRIDE_SIZE counts for a model with patches of one size alone."""
-    keys = cfg.MODEL.BACKBONE
+    """The model of a configuration."""
+    keys = cfg.MODEL.BACKBONE.TIMM
     plain = TimmModel(
-        keys.TIMM.NAME,
-        tuple(map(str, keys.TIMM.ARGS)),
+        keys.NAME,
+        tuple(map(str, keys.ARGS)),
         tuple(cfg.INPUT.SIZE_TRAIN),
-        variant=keys.TIMM.VARIANT,
-        semantic_weight=keys.TIMM.SEMANTIC_WEIGHT,
+        variant=keys.VARIANT,
+        semantic_weight=keys.SEMANTIC_WEIGHT,
     )
-    patch = timm_dims(plain).patch_size
-    stride = keys.STRIDE_SIZE[0]
-    if patch is None or stride == patch:
+    return with_stride(cfg, plain)
+
+
+def with_stride(cfg: CfgNode, plain: TimmModel) -> TimmModel:
+    """The model with patches of MODEL.BACKBONE.STRIDE_SIZE, which counts for one with patches of one size alone.
+
+    Raises:
+        ValueError: a stride that it cannot have.
+    """
+    given, patch = tuple(cfg.MODEL.BACKBONE.STRIDE_SIZE), timm_dims(plain).patch_size
+    if patch is None or given == (patch, patch):
         return plain
-    if len(set(keys.STRIDE_SIZE)) > 1 or not 1 <= stride <= patch:
+    if len(set(given)) > 1 or not 1 <= given[0] <= patch:
         raise ValueError(
-            f"MODEL.BACKBONE.STRIDE_SIZE is {tuple(keys.STRIDE_SIZE)}; expected one number twice, of 1 to {patch}, the "
-            f"size of a patch of {plain.name}"
+            f"MODEL.BACKBONE.STRIDE_SIZE is {given}; expected one number twice, of 1 to {patch}, the size of a patch "
+            f"of {plain.name}"
         )
-    return replace(plain, stride=stride)
+    return replace(plain, stride=given[0])
 
 
 def _misfits(cfg: CfgNode) -> Iterator[str]:
@@ -136,23 +128,7 @@ def _misfits(cfg: CfgNode) -> Iterator[str]:
     except ValueError as error:
         yield str(error)
         return
-    if dims.fixed_size and tuple(cfg.INPUT.SIZE_TEST) != source.image_size:
-        yield (
-            f"INPUT.SIZE_TEST {tuple(cfg.INPUT.SIZE_TEST)} differs from SIZE_TRAIN {source.image_size}: {source.name} "
-            "takes images of one size"
-        )
-    yield from layers_problem(cfg, len(dims.widths))
-    layers, output = token_layers_of(cfg.MODEL.CLIP.TOKEN_LAYERS, len(dims.widths)), cfg.MODEL.BACKBONE.OUTPUT
-    problems = list(_cannot_give(source.name, dims, layers, output))
-    yield from problems
-    if problems:
-        return
-    width = dims.pooled if output == "cls" else dims.widths[layers[-1] - 1] * (len(layers) if output == "map" else 1)
-    if width != cfg.MODEL.BACKBONE.FEAT_DIM:
-        what = "pools" if output == "cls" else f"gives in layer {', '.join(map(str, layers))}"
-        yield (
-            f"MODEL.BACKBONE.FEAT_DIM is {cfg.MODEL.BACKBONE.FEAT_DIM}; {source.name} {what} {width} numbers: set it so"
-        )
+    yield from dims_misfits(cfg, source.name, dims)
 
 
 def _check(cfg: CfgNode) -> Iterator[str]:

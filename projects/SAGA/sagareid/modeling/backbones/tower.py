@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from ...structures import BlockWeights, CLIPFeatures
+from ..timm.models import TimmDims
 
-__all__ = ["OUTPUTS", "ImageTower", "layers_problem", "token_layers_of"]
+__all__ = ["OUTPUTS", "ImageTower", "cannot_give", "crop_problem", "dims_misfits", "layers_problem", "token_layers_of"]
 
 # MODEL.BACKBONE.OUTPUT: CLIPFeatures, a (B, P*D, h, w) map, a (B, C, 1, 1) class token.
 OUTPUTS = ("tokens", "map", "cls")
@@ -28,6 +29,51 @@ def layers_problem(cfg, depth: int) -> Iterator[str]:
     layers = set(cfg.MODEL.CLIP.TOKEN_LAYERS)
     if len(token_layers_of(layers, depth)) < len(layers):
         yield f"MODEL.CLIP.TOKEN_LAYERS {sorted(layers)}: of a tower of {depth} layers some are the same; name others"
+
+
+def crop_problem(cfg) -> Iterator[str]:
+    """For `check` of a tower of one image size: crops of another."""
+    crop, size = cfg.INPUT.CROP, list(cfg.INPUT.SIZE_TRAIN)
+    if crop.ENABLED and [crop.SIZE[0], crop.SIZE[-1]] != size:
+        yield f"INPUT.CROP.SIZE is {list(crop.SIZE)}, and the tower is built for SIZE_TRAIN {size}: set both alike"
+
+
+def cannot_give(name: str, dims: TimmDims, layers: Sequence[int], output: str) -> Iterator[str]:
+    """Why a model does not give an output of these token layers, a sentence each."""
+    found = {(dims.widths[layer - 1], dims.grids[layer - 1]) for layer in layers}
+    if len(found) > 1:
+        said = ", ".join(f"{layer}: {dims.widths[layer - 1]} wide, grid {dims.grids[layer - 1]}" for layer in layers)
+        yield (
+            f"MODEL.CLIP.TOKEN_LAYERS {list(layers)}: layers of {name} of different widths or grids ({said}) cannot "
+            "stand beside each other; name one, or several that are alike"
+        )
+    if output != "map" and not dims.pooled:
+        yield (
+            f"{name} pools nothing for itself, so it gives no `cls`: set MODEL.BACKBONE.TIMM.ARGS [global_pool=avg], "
+            "or MODEL.BACKBONE.OUTPUT map"
+        )
+
+
+def dims_misfits(cfg, name: str, dims: TimmDims) -> Iterator[str]:
+    """What of a configuration does not fit what a model gives, a sentence each."""
+    size = tuple(cfg.INPUT.SIZE_TRAIN)
+    if dims.fixed_size:
+        if tuple(cfg.INPUT.SIZE_TEST) != size:
+            yield (
+                f"INPUT.SIZE_TEST {tuple(cfg.INPUT.SIZE_TEST)} differs from SIZE_TRAIN {size}: {name} takes images of "
+                "one size"
+            )
+        yield from crop_problem(cfg)
+    yield from layers_problem(cfg, len(dims.widths))
+    layers, output = token_layers_of(cfg.MODEL.CLIP.TOKEN_LAYERS, len(dims.widths)), cfg.MODEL.BACKBONE.OUTPUT
+    problems = list(cannot_give(name, dims, layers, output))
+    yield from problems
+    if problems:
+        return
+    width = dims.pooled if output == "cls" else dims.widths[layers[-1] - 1] * (len(layers) if output == "map" else 1)
+    if width != cfg.MODEL.BACKBONE.FEAT_DIM:
+        what = "pools" if output == "cls" else f"gives in layer {', '.join(map(str, layers))}"
+        yield f"MODEL.BACKBONE.FEAT_DIM is {cfg.MODEL.BACKBONE.FEAT_DIM}; {name} {what} {width} numbers: set it so"
 
 
 class ImageTower(nn.Module):

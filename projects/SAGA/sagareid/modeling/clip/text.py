@@ -4,6 +4,7 @@ B prompts, T=77 positions, L=20 positions up to the end of text, W text width, E
 
 The prompt template is sixteen context slots followed by "person."; the end-of-text token stands at position 19.
 The text transformer is causal and only that position is read, so positions 20..76 never matter and are not computed.
+Where a model's is not causal (MobileCLIP), every position is.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from ..fast.blocks import block_at_row
 __all__ = [
     "CONTEXT_SLOTS",
     "END_OF_TEXT",
+    "PADDING",
     "PLACEHOLDER",
     "PROMPT_LENGTH",
     "PromptLearner",
@@ -29,6 +31,7 @@ CONTEXT_SLOTS = 16
 PROMPT_LENGTH = 1 + CONTEXT_SLOTS + 3  # start of text, context, "person", ".", end of text
 # CLIP's byte-pair vocabulary; "x" fills the context slots
 _START, PLACEHOLDER, _PERSON, _FULL_STOP, END_OF_TEXT = 49406, 343, 2533, 269, 49407
+PADDING = 0  # behind the end of text
 
 
 def template_token_ids() -> list[int]:
@@ -40,15 +43,26 @@ class TextEncoder(nn.Module):
     """Prompt embeddings to text features with CLIP's own text transformer (open_clip's module, not a copy of it)."""
 
     def __init__(
-        self, *, transformer: nn.Module, positional_embedding: Tensor, ln_final: nn.Module, projection: Tensor
+        self,
+        *,
+        transformer: nn.Module,
+        positional_embedding: Tensor,
+        ln_final: nn.Module,
+        projection: Tensor,
+        causal: bool = True,
     ):
         """
         Args:
             transformer: open_clip `Transformer` of width W.
             positional_embedding: (T, W).
             projection: (W, E).
+            causal: whether a position reads those before it alone. If not, the token that fills a text up to T counts,
+                the buffer `padding` (W).
         """
         super().__init__()
+        self.causal = causal
+        if not causal:
+            self.register_buffer("padding", torch.zeros(positional_embedding.shape[1]))
         self.transformer = transformer
         self.positional_embedding = nn.Parameter(positional_embedding.detach().clone())
         self.ln_final = ln_final
@@ -61,16 +75,21 @@ class TextEncoder(nn.Module):
     def forward(self, prompts: Tensor, end: int = PROMPT_LENGTH - 1) -> Tensor:
         """
         Args:
-            prompts: (B, L, W) token embeddings, L from end+1 to T. Rows after `end` cannot change the result and are
-                cut.
+            prompts: (B, L, W) token embeddings, L from end+1 to T. Rows after `end` are cut: they cannot change the
+                result, or are `padding`.
             end: position of the end-of-text token.
 
         Returns:
             (B, E) text features, not normalised.
         """
         length = end + 1
-        x = prompts[:, :length] + self.positional_embedding[:length].to(prompts.dtype)
-        mask = torch.full((length, length), -torch.inf, device=x.device, dtype=x.dtype).triu_(1)
+        prompts, mask = prompts[:, :length], None
+        if self.causal:
+            mask = torch.full((length, length), -torch.inf, device=prompts.device, dtype=prompts.dtype).triu_(1)
+        else:
+            fill = self.padding.to(prompts.dtype).expand(len(prompts), len(self.positional_embedding) - length, -1)
+            prompts = torch.cat([prompts, fill], dim=1)
+        x = prompts + self.positional_embedding[: prompts.shape[1]].to(prompts.dtype)
         *blocks, last = self.transformer.resblocks
         for block in blocks:
             x = block(x, attn_mask=mask)

@@ -24,7 +24,7 @@ from ...weights import read_state_dict
 from ..fast.blocks import use_cheaper_forms
 from .activation import check_activation, trained_with_quick_gelu
 from .download import download
-from .text import END_OF_TEXT, PLACEHOLDER, TextEncoder, template_token_ids
+from .text import END_OF_TEXT, PADDING, PLACEHOLDER, TextEncoder, template_token_ids
 
 __all__ = [
     "ASSETS",
@@ -32,15 +32,18 @@ __all__ = [
     "anchor_phrase_embeddings",
     "anchor_phrases",
     "build_last_blocks",
+    "build_side",
     "build_text_encoder",
     "build_vision_tower",
     "clip_dims",
+    "load_strictly",
     "load_text_encoder",
     "load_vision_tower",
     "patch_grid",
     "read_clip_weights",
     "resize_position_embedding",
     "template_embedding",
+    "text_problem",
     "token_embedding",
     "weights_read_once",
 ]
@@ -52,10 +55,16 @@ ASSETS = Path(__file__).resolve().parents[2] / "assets"
 
 @dataclass(frozen=True)
 class ClipDims:
-    """Dimensions of an open_clip ViT model, read from its configuration."""
+    """Dimensions of an open_clip model, read from its configuration.
+
+    Attributes:
+        kind: of its image tower: "vit", open_clip's own with a class token; "resnet", its ModifiedResNet; "timm", a
+            model of timm. What the last two give is found by `visuals`.
+    """
 
     name: str
-    width: int  # D
+    kind: str
+    width: int  # D, of a ViT; 0 of other kinds, as layers, patch_size and native_grid
     layers: int
     embed_dim: int  # E
     patch_size: int
@@ -73,16 +82,50 @@ def _model_config(name: str) -> dict:
         ours = sorted(f.stem for f in (ASSETS / "clip").glob("*.json") if not f.name.endswith(".metrics.json"))
         raise ValueError(
             f"MODEL.CLIP.NAME is {name!r}, which open_clip does not know. Ours: {', '.join(ours)}. "
-            f"open_clip's ViTs: {', '.join(m for m in open_clip.list_models() if m.startswith('ViT'))}"
+            f"open_clip's ViTs: {', '.join(m for m in open_clip.list_models() if m.startswith('ViT'))}; "
+            "open_clip.list_models() has its ResNets and models of timm, too"
         )
     vision = config["vision_cfg"]
-    if "timm_model_name" in vision or not isinstance(vision.get("layers"), int) or vision.get("attentional_pool"):
+    if vision.get("timm_pool") in ("abs_attn", "rot_attn"):
         raise ValueError(
-            f"MODEL.CLIP.NAME {name!r} is not a ViT with a class token; choose one such as ViT-B-16-quickgelu"
+            f"MODEL.CLIP.NAME {name!r} pools by {vision['timm_pool']}, which is made for one square image size; choose "
+            "another model"
         )
-    if vision.get("pool_type", "tok") != "tok" or vision.get("final_ln_after_pool"):
-        raise ValueError(f"MODEL.CLIP.NAME {name!r} does not pool by its class token, which the method reads")
+    if vision.get("attentional_pool") or vision.get("pool_type", "tok") != "tok" or vision.get("final_ln_after_pool"):
+        raise ValueError(
+            f"MODEL.CLIP.NAME {name!r} is a ViT of open_clip's that does not pool by its class token, which the method "
+            "reads; choose one that does, such as ViT-B-16-quickgelu, or a ResNet or a model of timm's in open_clip"
+        )
     return config
+
+
+def _kind(vision: Mapping) -> str:
+    if "timm_model_name" in vision:
+        return "timm"
+    return "vit" if isinstance(vision["layers"], int) else "resnet"
+
+
+def text_problem(name: str) -> str:
+    """Why prompts cannot be made for a model's text tower, and what to do; empty where they can.
+
+    Prompts are CLIP's byte pairs, read at the end of the text.
+    """
+    text = _model_config(name)["text_cfg"]
+    reasons = {
+        "is a Hugging Face model of its own": "hf_model_name" in text,
+        f"reads the words of another tokenizer ({text.get('hf_tokenizer_name')})": "hf_tokenizer_name" in text,
+        "has a class token (CoCa)": bool(text.get("embed_cls")),
+        f"pools by {text.get('pool_type')!r}": text.get("pool_type", "argmax") != "argmax",
+        f"has {text.get('context_length')} positions": text.get("context_length", 77) < len(template_token_ids()),
+    }
+    reason = next((why for why, holds in reasons.items() if holds), "")
+    if not reason:
+        return ""
+    return (
+        f"the text tower of MODEL.CLIP.NAME {name} {reason}, and prompts are made of CLIP's byte pairs: set "
+        "MODEL.SAGA.FREE_ANCHORS True, or take the image tower by build_timm_backbone and the text of a CLIP such as "
+        "ViT-B-16-quickgelu"
+    )
 
 
 @functools.cache
@@ -90,20 +133,21 @@ def clip_dims(name: str) -> ClipDims:
     """Dimensions of an open_clip model or of a model configuration in assets/clip.
 
     Raises:
-        ValueError: unknown name (the message lists the known), or a tower that is not a class-token ViT.
+        ValueError: unknown name (the message lists the known), or a ViT that does not pool by its class token.
     """
     config = _model_config(name)
     vision, text = config["vision_cfg"], config["text_cfg"]
-    size = vision.get("image_size", 224)
+    size, kind = vision.get("image_size", 224), _kind(vision)
     height, width = (size, size) if isinstance(size, int) else size
-    patch = vision["patch_size"]
+    patch = vision["patch_size"] if kind == "vit" else 0
     return ClipDims(
         name=name,
-        width=vision["width"],
-        layers=vision["layers"],
+        kind=kind,
+        width=vision["width"] if kind == "vit" else 0,
+        layers=vision["layers"] if kind == "vit" else 0,
         embed_dim=config["embed_dim"],
         patch_size=patch,
-        native_grid=(height // patch, width // patch),
+        native_grid=(height // patch, width // patch) if patch else (0, 0),
         text_width=text.get("width", 512),
         quick_gelu=bool(config.get("quick_gelu", False)),
     )
@@ -117,8 +161,14 @@ def patch_grid(image_size: Sequence[int], patch_size: int, stride: int) -> tuple
     return height, width
 
 
-def _build(name: str, side: str) -> nn.Module:
-    """An open_clip CLIP with one side ("vision" or "text") of full size and the other as small as can be."""
+def build_side(name: str, side: str) -> nn.Module:
+    """An open_clip CLIP with one side ("vision" or "text") of full size and the other as small as can be.
+
+    Raises:
+        ValueError: a text tower that prompts cannot be made for.
+    """
+    if side == "text" and (problem := text_problem(name)):
+        raise ValueError(problem)
     config = _model_config(name)
     vision, text = dict(config["vision_cfg"]), dict(config["text_cfg"])
     if side == "text":
@@ -126,8 +176,7 @@ def _build(name: str, side: str) -> nn.Module:
         text["vocab_size"] = 1  # the token table is read from the weights, for the few tokens that are needed
     else:
         text = {"layers": 1, "width": 64, "heads": 1, "vocab_size": 1, "context_length": 1}
-    if "hf_model_name" in text:
-        raise ValueError(f"MODEL.CLIP.NAME {name!r} has a Hugging Face text tower; text anchors need CLIP's own")
+        vision["timm_model_pretrained"] = False
     clip = open_clip.CLIP(
         embed_dim=config["embed_dim"],
         vision_cfg=open_clip.CLIPVisionCfg(**vision),
@@ -152,7 +201,7 @@ def build_vision_tower(name: str, image_size: Sequence[int], stride: int) -> nn.
         raise ValueError(
             f"MODEL.BACKBONE.STRIDE_SIZE {stride} must be in 1..{dims.patch_size}, the patch size of {name}"
         )
-    visual = _build(name, "vision").visual
+    visual = build_side(name, "vision").visual
     grid = patch_grid(image_size, dims.patch_size, stride)
     visual.image_size = tuple(image_size)
     visual.grid_size = grid
@@ -164,14 +213,15 @@ def build_vision_tower(name: str, image_size: Sequence[int], stride: int) -> nn.
 
 def build_last_blocks(name: str, count: int) -> tuple[nn.ModuleList, nn.Module]:
     """The image tower's last `count` blocks and the norm of its class token, with random weights."""
-    visual = _build(name, "vision").visual
+    visual = build_side(name, "vision").visual
     return nn.ModuleList(list(visual.transformer.resblocks)[-count:]), visual.ln_post
 
 
 def build_text_encoder(name: str) -> TextEncoder:
     """CLIP's text transformer with random weights."""
-    clip = _build(name, "text")
+    clip = build_side(name, "text")
     return TextEncoder(
+        causal=not _model_config(name)["text_cfg"].get("no_causal_mask", False),
         transformer=clip.transformer,
         positional_embedding=clip.positional_embedding,
         ln_final=clip.ln_final,
@@ -209,18 +259,30 @@ def _weights_file(name: str, pretrained: str, key: str) -> Path:
         ) from error
 
 
+# By what a file of a kind is known.
+_TELLING = {
+    "vit": ("visual.conv1.weight", "visual.positional_embedding"),
+    "resnet": ("visual.conv1.weight", "visual.attnpool.positional_embedding"),
+    "timm": ("visual.trunk.",),
+}
+
+
 def _read_clip_weights(name: str, pretrained: str, key: str) -> dict[str, Tensor]:
     path = _weights_file(name, pretrained, key)
     raw = read_state_dict(path)
     state = {k.removeprefix("text."): v for k, v in raw.items()}
-    missing = [k for k in ("visual.conv1.weight", "visual.positional_embedding") if k not in state]
+    dims = clip_dims(name)
+    missing = [k for k in _TELLING[dims.kind] if not any(n.startswith(k) for n in state)]
     if missing:
         own = any(k.startswith("backbone.") for k in raw)
         hint = ". It is a checkpoint of a run, which MODEL.WEIGHTS reads" if own else ""
-        raise ValueError(f"{path} is no CLIP ViT file: it lacks {', '.join(missing)}{hint}")
-    quick_gelu = clip_dims(name).quick_gelu
+        what = {"vit": "CLIP ViT", "resnet": "CLIP ResNet", "timm": "CLIP with a tower of timm's"}[dims.kind]
+        raise ValueError(f"{path} is no {what} file: it lacks {', '.join(missing)}{hint}")
+    quick_gelu = dims.quick_gelu
     tag = None if Path(pretrained).is_file() else open_clip.get_pretrained_cfg(name, pretrained)
     found = trained_with_quick_gelu(path, raw, tag)
+    if dims.kind == "timm" and tag is None:
+        found = quick_gelu, "by the model's name: OpenAI has none with a tower of timm's"
     if "token_embedding.trained_ids" not in raw:  # the embedded CLIP: its name is the only one that it has
         check_activation(path, found, name, quick_gelu)
     activation = "QuickGELU" if quick_gelu else "GELU"
@@ -306,7 +368,7 @@ def load_vision_tower(visual: nn.Module, state: Mapping[str, Tensor], name: str)
     own["positional_embedding"] = resize_position_embedding(
         own["positional_embedding"], clip_dims(name).native_grid, visual.grid_size
     )
-    _load_strictly(visual, own, f"image tower of {name}")
+    load_strictly(visual, own, f"image tower of {name}")
 
 
 def load_text_encoder(encoder: TextEncoder, state: Mapping[str, Tensor], name: str) -> None:
@@ -315,10 +377,12 @@ def load_text_encoder(encoder: TextEncoder, state: Mapping[str, Tensor], name: s
     own = {
         k: v.float() for k, v in state.items() if k.startswith(keep) or k in ("positional_embedding", "text_projection")
     }
-    _load_strictly(encoder, own, f"text tower of {name}")
+    if not encoder.causal:
+        own["padding"] = token_embedding(state, [PADDING])[0]
+    load_strictly(encoder, own, f"text tower of {name}")
 
 
-def _load_strictly(module: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
+def load_strictly(module: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
     own = module.state_dict()
     problems = [f"missing {k}" for k in own if k not in state]
     problems += [f"unknown {k}" for k in state if k not in own]
