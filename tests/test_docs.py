@@ -399,7 +399,7 @@ def test_every_quoted_message_is_in_the_source_word_for_word(quoted, repo):
         (["--config-file", "configs/SAGA/occ_duke.yml", "MODEL.DEVICE", "cpu"], "…: no '…' folder"),
         (
             ["--config-file", "configs/SAGA/quickstart.yml", "MODEL.BACKBONE.PRETRAIN_PATH", "/no.pt"],
-            "MODEL.BACKBONE.PRETRAIN_PATH …",
+            "… is no file and no tag",
         ),
         (
             ["--config-file", "configs/SAGA/quickstart.yml", "--stage", "anchors", "SOLVER.IMS_PER_BATCH", "24"],
