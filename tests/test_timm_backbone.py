@@ -16,7 +16,7 @@ from timm.models.vision_transformer import VisionTransformer
 from sagareid.deploy import export
 from sagareid.modeling.backbones.timm import TimmBackbone, build_timm_backbone
 from sagareid.modeling.build import build_model
-from sagareid.modeling.clip import download
+from sagareid.modeling.clip import download, towers
 from sagareid.modeling.refinement import RefinementLayer
 from sagareid.modeling.timm import weights
 from sagareid.modeling.timm.models import TimmModel, timm_dims
@@ -216,7 +216,7 @@ def test_a_tag_is_known_and_fetched_or_an_error_says_what_to_do(monkeypatch):
             tower(name, "MODEL.BACKBONE.PRETRAIN", True, *opts)
 
     FAMILIES["test_vit"] = []
-    monkeypatch.setattr(download, "_unreachable", lambda address: f"{address} cannot be reached")
+    monkeypatch.setattr(download, "unreachable", lambda address: f"{address} cannot be reached")
     fail(r"'no_tag' is no file and no tag of test_vit. Set .* a tag of timm \(r160_in1k\)", *PATH("no_tag"))
     fail(
         r"weights test_vit.r160_in1k of timm could not be fetched \(https://hugg.* cannot be reached\). Set", *PATH("")
@@ -233,7 +233,7 @@ def test_a_tag_is_loaded_from_the_hub(monkeypatch, caplog):
     """timm's own way to the hub, whose answer is given here."""
     torch.manual_seed(3)
     source = timm.create_model("vit_base_patch14_dinov2", depth=3, embed_dim=48, num_heads=3, num_classes=0)
-    monkeypatch.setattr(download, "_unreachable", lambda address: "")
+    monkeypatch.setattr(download, "unreachable", lambda address: "")
     asked = []
     monkeypatch.setattr(
         "timm.models._builder.load_state_dict_from_hf",
@@ -248,6 +248,21 @@ def test_a_tag_is_loaded_from_the_hub(monkeypatch, caplog):
     with caplog.at_level(logging.WARNING):
         tower("vit_base_patch14_dinov2", "MODEL.BACKBONE.PRETRAIN", True, "MODEL.PIXEL_MEAN", [127.5] * 3)
     assert "timm says that these weights were trained with [123.67" in caplog.text
+
+
+def test_the_text_tower_has_weights_of_its_own(tmp_path):
+    """Behind a backbone that is not CLIP's the image tower's file is no CLIP's."""
+    source = timm.create_model("vit_base_patch16_224", depth=3, embed_dim=48, num_heads=3)
+    torch.save(source.state_dict(), tmp_path / "vit.pth")
+    given = ["MODEL.BACKBONE.PRETRAIN", True, *PATH(str(tmp_path / "vit.pth"))]
+    model = build_model(config(*options("vit_base_patch16_224", *given)))
+    embedded = towers.read_clip_weights("ViT-XS-8-pedestrians", "")
+    assert torch.equal(model.heads.text_encoder.ln_final.weight, embedded["ln_final.weight"].float())
+    other = ["MODEL.CLIP.NAME", "ViT-B-16-quickgelu"]
+    with pytest.raises(FileNotFoundError, match="MODEL.CLIP.PRETRAIN_PATH is empty. Set MODEL.CLIP.PRETRAIN_PATH to"):
+        build_model(config(*options("vit_base_patch16_224", *given, *other)))
+    with pytest.raises(ValueError, match="both of CLIP's towers come from MODEL.BACKBONE.PRETRAIN_PATH"):
+        config("MODEL.CLIP.PRETRAIN_PATH", "openai")
 
 
 # ---- heads -----------------------------------------------------------------------------------------------------------

@@ -57,7 +57,7 @@ def hub_or_cache(address: str) -> Iterator[None]:
     try:
         with _hub_offline():
             yield
-    except Exception as error:
+    except OSError as error:  # so are the hub's own for what is not in its cache
         raise ConnectionError(reason) from error
 
 
