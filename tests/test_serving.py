@@ -8,6 +8,7 @@ import io
 import os
 import shutil
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -29,12 +30,11 @@ from sagareid.deploy.extractor import Extractor
 from sagareid.deploy.gallery import Batch, Model
 from sagareid.deploy.threshold import Threshold
 from sagareid.serving import app as app_module
-from sagareid.serving import images, search
+from sagareid.serving import images, search, server
 from sagareid.serving.app import create_app, filter_of
 from sagareid.serving.guard import is_loopback
 from sagareid.serving.options import TOKEN_VARIABLE, Limits
 from sagareid.serving.search import Busy, Searcher
-from sagareid.serving.server import token_for
 
 SCRIPT = "<img src=x onerror=document.title='run'>.jpg"  # a name that is markup
 NAMES = [*(f"{i}.jpg" for i in range(8)), SCRIPT, "../secret.jpg", "/etc/hostname", "link.jpg", "gone.jpg", "text.jpg"]
@@ -296,9 +296,13 @@ def test_addresses_beyond_this_machine_get_a_token(monkeypatch):
         *[True] * 3,
         *[False] * 3,
     ]
-    assert token_for("127.0.0.1") == "" and len(token_for("0.0.0.0")) >= 24 and token_for("::") != token_for("::")
+    assert (
+        server.token_for("127.0.0.1") == ""
+        and len(server.token_for("0.0.0.0")) >= 24
+        and server.token_for("::") != server.token_for("::")
+    )
     monkeypatch.setenv(TOKEN_VARIABLE, "mine")
-    assert token_for("0.0.0.0") == token_for("127.0.0.1") == "mine"
+    assert server.token_for("0.0.0.0") == server.token_for("127.0.0.1") == "mine"
 
 
 @pytest.mark.parametrize("path", ["/", "/page.js", "/page.css", "/api/gallery", "/nothing"])
@@ -364,6 +368,16 @@ def test_a_wrong_filter_fails_alone(searcher, crop):
     with pytest.raises(ValueError, match="shoe"):
         wrong.result(timeout=60)
     assert right.result(timeout=60).hits[0].id == "0.jpg"
+
+
+def test_small_answers_go_at_once():
+    """asyncio switches Nagle's algorithm off for sockets that say they are TCP; else each answer waits 40 ms."""
+    with server._listener("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
+        taken, _ = listener.accept()
+        with taken:
+            assert taken.proto == socket.IPPROTO_TCP
+        with pytest.raises(OSError, match=r"cannot listen on port \d+ of 127.0.0.1 \(Address already in use\). Name"):
+            server._listener("127.0.0.1", listener.getsockname()[1])
 
 
 # ---- anything at all -----------------------------------------------------------------------------------------------
@@ -456,16 +470,16 @@ def test_the_page_in_a_browser(place, tiny_run, pictures, chromium, repo, tmp_pa
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-    ) as server:
+    ) as process:
         try:
-            line = server.stdout.readline().split()
-            assert line and "#token=" in line[0], server.stderr.read()
+            line = process.stdout.readline().split()
+            assert line and "#token=" in line[0], process.stderr.read()
             url = line[0].replace("0.0.0.0", "127.0.0.1")
             _drive(chromium, url, pictures, tmp_path)
-            server.send_signal(signal.SIGINT)
-            assert server.wait(timeout=30) == 130 and "the page is closed" in server.stderr.read()
+            process.send_signal(signal.SIGINT)
+            assert process.wait(timeout=30) == 130 and "the page is closed" in process.stderr.read()
         finally:
-            server.kill()
+            process.kill()
 
 
 def until(page, expression: str) -> None:

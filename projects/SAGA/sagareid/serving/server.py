@@ -83,17 +83,7 @@ def serve(
         names=[*names, *([] if is_loopback(host) else [host])],
         limits=limits,
     )
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((host, port))
-        except OSError as error:
-            raise OSError(
-                f"cannot listen on port {port} of {host} ({error.strerror}). Name another by --port (0: a free one), "
-                "or an address of this machine by --host"
-            ) from error
-        listener.listen(1024)  # what comes before uvicorn is there waits
+    with _listener(host, port) as listener:
         shown = f"[{host}]" if ":" in host else host
         started(f"http://{shown}:{listener.getsockname()[1]}/" + (f"#token={token}" if token else ""))
         config = uvicorn.Config(
@@ -106,3 +96,24 @@ def serve(
             timeout_graceful_shutdown=5,
         )
         uvicorn.Server(config).run(sockets=[listener])
+
+
+def _listener(host: str, port: int) -> socket.socket:
+    """A socket that takes connections, which wait until uvicorn is there.
+
+    Raises:
+        OSError: the port is taken, or there is no such address.
+    """
+    # said to be TCP: asyncio looks for that before it lets small answers go at once; else each waits 40 ms
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise OSError(
+            f"cannot listen on port {port} of {host} ({error.strerror}). Name another by --port (0: a free one), "
+            "or an address of this machine by --host"
+        ) from error
+    listener.listen(1024)
+    return listener
