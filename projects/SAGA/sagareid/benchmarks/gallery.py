@@ -2,8 +2,9 @@
 
 n gallery images, F feature width, q queries. People come in families of FAMILY who look alike: a person's point is
 made of the family's and the person's own, an image of the person's point and noise. Two images of a person have a
-cosine near 0.7, of two people of a family near 0.28, of others near 0. Every image is of one of 100 cameras, drawn at
-random, so that a filter by cameras passes a known share. Nothing but one block of images is in memory at a time.
+cosine near 1 / (1 + noise^2), of two people of a family 0.4 times that, of others near 0. Every image is of one of 100
+cameras, drawn at random, so that a filter by cameras passes a known share. Nothing but one block of images is in memory
+at a time.
 """
 
 from __future__ import annotations
@@ -32,7 +33,6 @@ __all__ = ["Drawn", "run", "table"]
 
 FAMILY = 50  # people who look alike
 OF_FAMILY = 0.4  # share of a person's point (of its square) that is the family's
-NOISE = 0.65  # of an image, against a person's point of length 1
 CAMERAS = 100
 BLOCK = 100_000
 K = 10
@@ -42,12 +42,13 @@ MODEL = "0" * 64
 class Drawn:
     """A gallery's features, block by block, the same at every pass."""
 
-    def __init__(self, count: int, width: int, images: int, seed: int = 0):
+    def __init__(self, count: int, width: int, images: int, noise: float = 0.65, seed: int = 0):
         """
         Args:
             images: of a person.
+            noise: length of what an image adds to the person's point, whose length is 1.
         """
-        self.count, self.width, self.images, self.seed = count, width, images, seed
+        self.count, self.width, self.images, self.noise, self.seed = count, width, images, noise, seed
         people = max(1, count // images)
         rng = np.random.default_rng(seed)
         families = rng.standard_normal((-(-people // FAMILY), width), np.float32)
@@ -59,7 +60,7 @@ class Drawn:
 
     def _of(self, people: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         x = rng.standard_normal((len(people), self.width), np.float32)
-        x *= NOISE / self.width**0.5
+        x *= self.noise / self.width**0.5
         x += self._points[people]
         x /= np.linalg.norm(x, axis=1, keepdims=True)
         return x
@@ -187,6 +188,7 @@ def run(
     count: int,
     width: int,
     images: int,
+    noise: float,
     kinds: Sequence[str],
     shares: Sequence[float],
     queries: int,
@@ -199,18 +201,20 @@ def run(
     """Build a gallery of each kind, one after the other, and search it in a process of its own.
 
     Args:
-        images: of a person. shares: of the gallery that a filter passes, 0.01 to 1. queries: how many.
+        images, noise: of a person, see `Drawn`. queries: how many.
+        shares: of the gallery that a filter passes, 0.01 to 1.
         folder: for the galleries; removed in the end.
         done: called after each kind with what is measured by then.
 
     Returns:
-        {"command", "date", "machine", "count", "width", "images", "queries", "kinds": [...]}; of each kind the recall
-        at 10 against exact search in float32, median and 95th percentile of the time of one query alone, and MiB.
+        {"command", "date", "machine", "count", "width", "images", "noise", "queries", "kinds": [...]}; of each kind
+        the recall at 10 against exact search in float32, median and 95th percentile of the time of one query alone, and
+        MiB.
     """
     from ..hardware import machine  # here: the process that only searches needs no PyTorch
 
     faiss.omp_set_num_threads(threads)
-    drawn = Drawn(count, width, images)
+    drawn = Drawn(count, width, images, noise)
     asked = drawn.queries(queries)
     truth = drawn.nearest(asked, shares)
     measured: list[dict] = []
@@ -221,6 +225,7 @@ def run(
         "count": count,
         "width": width,
         "images": images,
+        "noise": noise,
         "queries": queries,
         "memory_gib": memory_gib,
         "kinds": measured,

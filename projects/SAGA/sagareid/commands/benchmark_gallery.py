@@ -21,6 +21,13 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument("--width", type=int, default=256, help="numbers of a feature (default: %(default)s)")
     parser.add_argument("--images", type=int, default=20, help="images of a person (default: %(default)s)")
     parser.add_argument(
+        "--noise",
+        type=float,
+        default=0.65,
+        help="length of what an image adds to a person's point of length 1: two images of a person have a cosine of "
+        "1 / (1 + noise^2) (default: %(default)s)",
+    )
+    parser.add_argument(
         "--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="kinds of index (default: %(default)s)"
     )
     parser.add_argument(
@@ -54,6 +61,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if not all(0.01 <= share <= 1 for share in args.shares):
         parser.error("--shares: each from 0.01 to 1")
+    if args.noise < 0:
+        parser.error("--noise: 0 or more")
     if min(args.count, args.width, args.images, args.queries, args.threads) < 1:
         parser.error("--count, --width, --images, --queries and --threads: 1 or more")
     with errors_in_one_line(args, after_interrupt="--output holds what was measured by then"):
@@ -70,6 +79,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             count=args.count,
             width=args.width,
             images=args.images,
+            noise=args.noise,
             kinds=args.kinds,
             shares=args.shares,
             queries=args.queries,
