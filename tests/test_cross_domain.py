@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from PIL import Image
 
 from sagareid import get_cfg
 from sagareid.reports.cross_domain import markdown, metric_table, page
@@ -103,32 +104,41 @@ def test_sources_are_sets_joined_by_commas():
 
 @pytest.mark.slow
 def test_a_table_of_a_trained_source_and_a_given_run(run_tool, tiny_run, repo, tmp_path, monkeypatch):
-    """Again with a further target: nothing is trained or evaluated twice."""
+    """A source of two sets as well. Again with a further target: nothing is trained or evaluated twice."""
     monkeypatch.chdir(repo)
-    opts = [*TINY, "CACHE.DIR", tmp_path / "cache"]
+    for image in range(16):
+        path = tmp_path / f"shop/person{image // 4}/{image}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.effect_noise((24, 48), 40 + 10 * image).convert("RGB").save(path)
+    shop = f"[{{NAME: shop, TYPE: FolderDataset, PATH: '{tmp_path / 'shop'}', TRAIN_SHARE: 1}}]"
+    opts = [*TINY, "CACHE.DIR", tmp_path / "cache", "DATASETS.CUSTOM", shop]
+    opts += ["DATASETS.TESTS", "[SyntheticPedestrians]"]  # the shop has no queries
+    opts += ["DATASETS.VALIDATION", "[]", "SOLVER.PATIENCE", 0]
     out = tmp_path / "out"
-    words = ["--config-file", "configs/study/cls.yml", *opts, "--sources", "drawn=SyntheticPedestrians"]
+    words = ["--config-file", "configs/study/cls.yml", *opts, "--sources"]
+    words += ["drawn=SyntheticPedestrians", "both=SyntheticPedestrians,shop"]
     words += ["--runs", f"given={tiny_run}", "--output", out, "--targets"]
     code, printed, err = run_tool("cross_domain.py", *words, "SyntheticPedestriansVal")
     assert code == 0, err
     found = json.loads((out / "cross_domain.json").read_text())
-    assert [s["name"] for s in found["sources"]] == ["given", "drawn"] and [t["name"] for t in found["targets"]] == [
-        "SyntheticPedestriansVal"
-    ]
+    assert [s["name"] for s in found["sources"]] == ["given", "drawn", "both"]
+    assert [t["name"] for t in found["targets"]] == ["SyntheticPedestriansVal"]
     assert all(r["own"] for r in found["results"]) and found["failed"] == []  # validation people of the same set
-    assert {s["trained_on"][0] for s in found["sources"]} == {"SyntheticPedestrians"}
+    assert [s["trained_on"][1:] for s in found["sources"]] == [[], [], ["shop"]]
+    log = (out / "runs/both/seed_0/log.txt").read_text()
+    assert "shop: train 16 images of 4 people" in log
     assert (out / "table.md").read_text().split("\n\n", 1)[1].strip() in printed
     # the training run's own evaluation of its own test set is the same as the table's
     cells = {file: file.stat().st_mtime_ns for file in (out / "cells").rglob("*.npz")}
     models = {file: file.stat().st_mtime_ns for file in (out / "runs").rglob("*.pth")}
     assert run_tool("cross_domain.py", *words, "SyntheticPedestriansVal", "SyntheticPedestrians")[0] == 0
     again = json.loads((out / "cross_domain.json").read_text())
-    assert again["results"][:2] == found["results"]
+    assert again["results"][:3] == found["results"]
     [own] = [r for r in again["results"] if r["source"] == "drawn" and r["target"] == "SyntheticPedestrians"]
     result = json.loads((out / "runs/drawn/seed_0/result.json").read_text())["metrics"]
     assert own["mAP"]["mean"] == pytest.approx(result["mAP"], abs=0.01) and own["own"]
     assert all(file.stat().st_mtime_ns == time for file, time in (cells | models).items())
-    assert len(list((out / "cells").rglob("*.npz"))) == 4
+    assert len(list((out / "cells").rglob("*.npz"))) == 6
 
 
 @pytest.mark.parametrize(
