@@ -35,13 +35,16 @@ from street_trackers import LONG, Film, Remembering, ious, load, look, read_sequ
 from sagareid.deploy.adapters import BoxMOTReID
 
 LEAST_OVERLAP = 0.3  # DeepOCSORT's iou_threshold
+COUNTS = ("frames", "unambiguous", "matches", "changed", "mended", "spoilt", "forgotten")
 
 
 class Watched(DeepOcSort):
     """DeepOCSORT that counts what similarity does in its first association.
 
     Attributes:
-        counts: see `_count`.
+        counts: COUNTS, of associations with somebody to compare: of frames, of those in which overlap alone decides, of
+            matches, of those that similarity changes, makes right and makes wrong, and of boxes of people whose track
+            has ended.
         parts: of the pairs of a box and the right track that overlap: (overlap, similarity, its weight).
         returned: overlap and similarity of a box and the track of the same person, which was lost.
     """
@@ -116,23 +119,26 @@ class Watched(DeepOcSort):
                 self.returned.append((float(overlap[box, last]), float(similarity[box, last])))
 
 
-def summary(watched: list[Watched], similar: float) -> dict[str, float]:
-    """What the trackers of all sequences counted, as the docs say it."""
-    counts = sum((tracker.counts for tracker in watched), Counter())
+def summary(watched: list[Watched], similar: float) -> dict[str, float | None]:
+    """What the trackers of all sequences counted, as the docs say it; None of nothing."""
     parts = np.array([row for tracker in watched for row in tracker.parts])
     returned = np.array([row for tracker in watched for row in tracker.returned]).reshape(-1, 2)
     far = returned[:, 0] < LEAST_OVERLAP
     return {
-        **counts,
+        **{name: sum(tracker.counts[name] for tracker in watched) for name in COUNTS},
         "overlap, median of right pairs": float(np.median(parts[:, 0])),
         "similarity, median of right pairs": float(np.median(parts[:, 1])),
         "weight, median of right pairs": float(np.median(parts[:, 2])),
         "similarity times weight, median": float(np.median(parts[:, 1] * parts[:, 2])),
         "come back": len(returned),
-        "of them overlapping too little": float(far.mean()),
-        "of them overlapping with nothing": float((returned[:, 0] <= 0).mean()),
-        "of those too far, alike": float((returned[far, 1] >= similar).mean()),
+        "of them overlapping too little": _share(far),
+        "of them overlapping with nothing": _share(returned[:, 0] <= 0),
+        "of those too far, alike": _share(returned[far, 1] >= similar),
     }
+
+
+def _share(true: np.ndarray) -> float | None:
+    return float(true.mean()) if len(true) else None
 
 
 def main(argv: list[str] | None = None) -> None:
