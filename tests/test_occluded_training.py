@@ -1,9 +1,10 @@
-"""Occluders in training images (INPUT.OCCLUDE), the masks beside them, the losses that read these, and the blocks by
+"""Occluders in training images (INPUT.OCCLUDE), the masks beside them, the losses that read these, and the gate by
 which a head can tell who stands in front."""
 
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -142,8 +143,23 @@ def test_people_of_another_set(cfg):
         (["INPUT.AUGMIX.ENABLED", True], "cannot follow INPUT.AUGMIX"),
         (["INPUT.OCCLUDE.ENABLED", False], "set INPUT.OCCLUDE.ENABLED True"),
         (["MODEL.LOSSES.NAME", ["WholeFeatureLoss"], "INPUT.OCCLUDE.KEEP_WHOLE", False], "KEEP_WHOLE True"),
-        (["MODEL.HEADS.CONTEXT_BLOCKS", 2], "1 block(s) of ViT-XS-8-pedestrians follow"),
-        (["MODEL.HEADS.CONTEXT_BLOCKS", 1, "CACHE.ENABLED", True, "CACHE.FIELDS", ["patches"]], "layer_cls"),
+        (
+            ["MODEL.HEADS.NAME", "SAGAHead", "MODEL.HEADS.CONTEXT_BLOCKS", 2],
+            "1 block(s) of ViT-XS-8-pedestrians follow",
+        ),
+        (
+            [
+                "MODEL.HEADS.NAME",
+                "SAGAHead",
+                "MODEL.HEADS.CONTEXT_BLOCKS",
+                1,
+                "CACHE.ENABLED",
+                True,
+                "CACHE.FIELDS",
+                ["patches"],
+            ],
+            "layer_cls",
+        ),
     ],
 )
 def test_what_cannot_work_is_said(opts, problem, cfg):
@@ -220,9 +236,11 @@ def hidden_batch() -> dict:
     return images | {"hidden": hidden, "whole_images": images["images"].flip(3)}
 
 
+@pytest.mark.parametrize("gate", [0, 1])
 @pytest.mark.parametrize("head", ["SAGAHead", "AttentionPoolHead"])
-def test_training_takes_the_weight_off_what_is_hidden(head):
+def test_training_takes_the_weight_off_what_is_hidden(head, gate):
     opts = ["MODEL.HEADS.NAME", head, "MODEL.LOSSES.NAME", ["HiddenWeightLoss"], *RANDOM]
+    opts += ["MODEL.HEADS.CONTEXT_BLOCKS", gate]
     torch.manual_seed(0)
     model = build_model(config(*opts, "MODEL.SAGA.DROPOUT", 0.0, "MODEL.TRAINABLE", ["heads.*"]))
     model.backbone.requires_grad_(False)
@@ -271,29 +289,62 @@ def test_patches_count_as_cells_of_an_even_grid():
     assert patch_shares(pixels, (4, 2))[0].tolist() == [1, 0, 0.5, 0, 0, 0, 0, 0]
 
 
-# ---- context blocks -------------------------------------------------------------------------------------------------
+# ---- the gate -------------------------------------------------------------------------------------------------------
+
+
+def gated(head: str, *opts):
+    torch.manual_seed(0)
+    return build_model(config("MODEL.HEADS.NAME", head, "MODEL.HEADS.CONTEXT_BLOCKS", 1, *RANDOM, *opts))
 
 
 @pytest.mark.parametrize("head", ["SAGAHead", "AttentionPoolHead"])
-def test_context_blocks_start_as_the_towers_next_layer(head):
-    opts = ["MODEL.HEADS.NAME", head, "MODEL.BACKBONE.PRETRAIN", False]
-    torch.manual_seed(0)
-    model = build_model(config(*opts, "MODEL.HEADS.CONTEXT_BLOCKS", 1)).eval()
-    deeper = build_model(config(*opts, "MODEL.CLIP.TOKEN_LAYERS", [5])).eval()
+def test_a_gate_starts_as_none(head):
+    """The same for every patch; its blocks are the tower's next ones."""
+    model = gated(head).eval()
+    plain = build_model(config("MODEL.HEADS.NAME", head, *RANDOM)).eval()
+    plain.load_state_dict({k: v for k, v in model.state_dict().items() if not k.startswith("heads.context.")})
+    deeper = build_model(config("MODEL.HEADS.NAME", head, "MODEL.CLIP.TOKEN_LAYERS", [5], *RANDOM)).eval()
     deeper.backbone.load_state_dict(model.backbone.state_dict())
     with torch.no_grad():
-        patches = model.heads.context(model.extract(batch())).patches
-        torch.testing.assert_close(patches, deeper.extract(batch()).patches, rtol=1e-4, atol=1e-4)
-        seen = model.extract(batch())
-        other = model.extract(batch() | {"images": batch()["images"].flip(0)})
-        seen.patches[:, 0] = other.patches[:, 0]
-        changed = model.heads.context(seen).patches
-    assert not torch.allclose(changed[:, -1], patches[:, -1]), "a patch sees the others"
+        torch.testing.assert_close(model(batch()), plain(batch()), rtol=1e-4, atol=1e-4)
+        tokens = model.extract(batch())
+        context = model.heads.context.blocks[0](torch.cat([tokens.layer_cls, tokens.patches], dim=1))[:, 1:]
+        torch.testing.assert_close(context, deeper.extract(batch()).patches, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("head", ["SAGAHead", "AttentionPoolHead"])
+def test_a_gate_sees_all_patches_and_weighs_what_is_pooled(head):
+    model = gated(head, "MODEL.SAGA.DROPOUT", 0.0).eval()
+    torch.nn.init.normal_(model.heads.context.gate.weight, std=0.3)
+    with torch.no_grad():
+        tokens = model.extract(batch())
+        gate, before = model.heads.context(tokens), model.heads.token_weights(tokens)
+        torch.testing.assert_close(before.sum(1), torch.ones(len(before)))
+        assert bool(((gate > 0) & (gate < 1)).all()) and float(gate.std()) > 0.1
+        trained = model.heads.train()(tokens, TARGETS)["features"]
+        evaluated = model.heads.eval()(tokens)[:, : trained.shape[1]]
+        torch.testing.assert_close(trained, evaluated, rtol=1e-4, atol=1e-4)
+        other = replace(tokens, patches=tokens.patches.clone())
+        other.patches[:, 0] = tokens.patches[:, 0].flip(0)
+        assert not torch.allclose(model.heads.context(other)[:, -1], gate[:, -1]), "a patch sees the others"
+        model.heads.context.gate.bias.fill_(-30)
+        model.heads.context.gate.weight.zero_()
+        shut = model.heads.token_weights(tokens)
+    assert bool(shut.isfinite().all()), "a gate that is shut everywhere divides nothing by zero"
     assert "layer_cls" in model.heads.learns_from
 
 
+def test_a_gate_needs_weights_to_multiply(cfg, monkeypatch):
+    from sagareid.modeling.pooling import MeanPool
+
+    monkeypatch.setattr(MeanPool, "linear", False)
+    cfg.merge_from_list(["MODEL.HEADS.NAME", "SAGAHead", "MODEL.HEADS.CONTEXT_BLOCKS", 1, "MODEL.SAGA.POOL", "mean"])
+    with pytest.raises(ValueError, match="MODEL.SAGA.POOL mean is no LinearPool"):
+        check_config(cfg)
+
+
 @pytest.mark.parametrize("head", ["SAGAHead", "AttentionPoolHead"])
-def test_context_blocks_read_a_float16_cache_under_autocast(head):
+def test_a_gate_reads_a_float16_cache_under_autocast(head):
     opts = ["MODEL.HEADS.NAME", head, "MODEL.HEADS.CONTEXT_BLOCKS", 1, "MODEL.LOSSES.NAME", ["HiddenWeightLoss"]]
     torch.manual_seed(0)
     model = build_model(config(*opts, *RANDOM))

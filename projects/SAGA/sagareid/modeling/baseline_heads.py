@@ -22,7 +22,7 @@ from ..structures import CLIPFeatures, as_features
 from ..values import needs_cached, one_of, within
 from . import fast
 from .clip import towers
-from .context import ContextBlocks
+from .context import ContextGate
 from .fast.blocks import block_at_row
 from .heads import (
     ClassifierHead,
@@ -183,50 +183,13 @@ def _patches(features) -> Tensor:
 
 
 class PatchHead(ClassifierHead):
-    """A head that pools patch tokens, those of the token layer or of `ContextBlocks` behind it."""
+    """A head whose losses reach the patch tokens alone."""
 
-    @configurable
-    def __init__(self, *, context: ContextBlocks | None = None, **kwargs):
-        """context: what patches pass first; None for nothing."""
-        super().__init__(**kwargs)
-        self.context = context
-
-    @staticmethod
-    def add_keys(cfg: CfgNode) -> None:
-        # Trained copies of this many blocks of the CLIP tower, those after the token layer, which patches pass in front
-        # of a head that pools them (SAGAHead, AttentionPoolHead, PatchPoolHead, ...), so that they see one another. 0,
-        # as published: none.
-        cfg.MODEL.HEADS.CONTEXT_BLOCKS = 0
+    learns_from = frozenset({"patches"})
 
     @classmethod
     def check(cls, cfg: CfgNode) -> Iterator[str]:
         yield from needs_cached(cls, cfg, "patches")
-        yield from ContextBlocks.check(cls, cfg)
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        return super().from_config(cfg) | {"context": ContextBlocks.from_config(cfg)}
-
-    @property
-    def learns_from(self) -> frozenset[str]:
-        """Outputs of the backbone that the head's result depends on."""
-        return frozenset({"patches"} | ({"layer_cls"} if self.context else set()))
-
-    def initialize(self, backbone: nn.Module, source: dict[str, Tensor]) -> None:
-        """Start the context from the tower's own blocks."""
-        if self.context is not None:
-            self.context.initialize(backbone)
-
-    def in_context(self, features):
-        """What the backbone gives, with the patches that the head pools."""
-        return features if self.context is None else self.context(features)
-
-    def forward(self, features, targets: Tensor | None = None):
-        """As of `ClassifierHead`; `pool` is given what `in_context` makes."""
-        return super().forward(self.in_context(features), targets)
-
-    def hidden_outputs(self, features) -> dict[str, Any]:
-        return hidden_outputs(features, lambda whole: self.pooled(self.in_context(whole)))
 
 
 @REID_HEADS_REGISTRY.register()
@@ -267,8 +230,7 @@ class PatchPoolHead(PatchHead):
         return super().from_config(cfg) | own
 
     def initialize(self, backbone: nn.Module, source: dict[str, Tensor]) -> None:
-        """Start the context, and the copy of the backbone's end, where there is one."""
-        super().initialize(backbone, source)
+        """Start the copy of the backbone's end, where there is one."""
         if hasattr(self, "last_modules"):
             self.last_modules.initialize(backbone)
 
@@ -288,13 +250,14 @@ class PatchPoolHead(PatchHead):
 @REID_HEADS_REGISTRY.register()
 class AttentionPoolHead(PatchHead):
     """One learned query attends to the patch tokens: open_clip's attentional pooler (CoCa, Yu et al. 2022), with the
-    number of attention heads that open_clip gives it."""
+    number of attention heads that open_clip gives it. A `ContextGate` multiplies its attention."""
 
     gives = (*PatchHead.gives, "token_weights")
     NUM_HEADS = 8
 
     @configurable
-    def __init__(self, **kwargs):
+    def __init__(self, *, context: ContextGate | None = None, **kwargs):
+        """context: a gate on the attention; None for none."""
         super().__init__(**kwargs)
         width = kwargs["feat_dim"]
         if width % self.NUM_HEADS:
@@ -302,10 +265,19 @@ class AttentionPoolHead(PatchHead):
                 f"AttentionPoolHead has {self.NUM_HEADS} attention heads, which do not divide the token width {width}"
             )
         self.pooler = open_clip.transformer.AttentionalPooler(width, width, n_head=self.NUM_HEADS, n_queries=1)
+        self.context = context
+
+    @staticmethod
+    def add_keys(cfg: CfgNode) -> None:
+        # SAGAHead, AttentionPoolHead: trained copies of this many blocks of the CLIP tower, those after the token
+        # layer, in which patches see one another, make a gate of 0 to 1 on the pooling weights (not of the paper;
+        # docs/training_occluders.md). 0, as published: no gate.
+        cfg.MODEL.HEADS.CONTEXT_BLOCKS = 0
 
     @classmethod
     def check(cls, cfg: CfgNode) -> Iterator[str]:
         yield from super().check(cfg)
+        yield from ContextGate.check(cls, cfg)
         width = cfg.MODEL.BACKBONE.FEAT_DIM
         if width % cls.NUM_HEADS:
             yield (
@@ -313,24 +285,42 @@ class AttentionPoolHead(PatchHead):
                 "do not divide"
             )
 
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        return super().from_config(cfg) | {"context": ContextGate.from_config(cfg)}
+
+    @property
+    def learns_from(self) -> frozenset[str]:
+        """Outputs of the backbone that the head's result depends on."""
+        return frozenset({"patches"} if self.context is None else {"patches", "layer_cls"})
+
+    def initialize(self, backbone: nn.Module, source: dict[str, Tensor]) -> None:
+        """Start the gate from the tower's own blocks."""
+        if self.context is not None:
+            self.context.initialize(backbone)
+
     def pool(self, features) -> Tensor:
-        return self.pooler(_patches(features))[:, 0]
+        return self.attend(features)[0] if self.context is not None else self.pooler(_patches(features))[:, 0]
 
-    def token_weights(self, features) -> Tensor:
-        """(B, N) attention of the query to each patch, mean over attention heads, sum over token layers; 1 in sum."""
-        return self._weights(self.in_context(features))
-
-    def hidden_outputs(self, features) -> dict[str, Any]:
-        given = super().hidden_outputs(features)
-        return given | {"token_weights": lambda: self._weights(features)} if given else given
-
-    def _weights(self, features) -> Tensor:
-        """`token_weights` of what is in context already."""
+    def attend(self, features) -> tuple[Tensor, Tensor]:
+        """(B, D) pooled feature, and (B, N) attention of the query to each patch, mean over attention heads, sum over
+        token layers; 1 in sum."""
         features = as_features(features)
         patches = self.pooler.ln_k(_patches(features))
         query = self.pooler.ln_q(self.pooler.query)[None].expand(len(patches), -1, -1)
-        weights = self.pooler.attn(query, patches, patches, need_weights=True)[1][:, 0]
-        return weights.unflatten(1, (features.num_layers, -1)).sum(1)
+        mask = None
+        if self.context is not None:  # e^(logit + log g) = g e^logit
+            mask = self.context(features).clamp(min=1e-6).log()[:, None].repeat_interleave(self.NUM_HEADS, 0)
+        pooled, weights = self.pooler.attn(query, patches, patches, need_weights=True, attn_mask=mask)
+        return pooled[:, 0], weights[:, 0].unflatten(1, (features.num_layers, -1)).sum(1)
+
+    def token_weights(self, features) -> Tensor:
+        """(B, N) how much each patch counts, see `attend`."""
+        return self.attend(features)[1]
+
+    def hidden_outputs(self, features) -> dict[str, Any]:
+        given = super().hidden_outputs(features)
+        return given | {"token_weights": lambda: self.token_weights(features)} if given else given
 
 
 @REID_HEADS_REGISTRY.register()

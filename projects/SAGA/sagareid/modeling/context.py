@@ -1,7 +1,8 @@
-"""Context in front of a head: trained copies of the image tower's blocks behind the token layer. Not of the paper.
+"""A gate on pooling weights that sees the whole picture: trained copies of the image tower's blocks. Not of the paper.
 
-A head that reads each patch by itself cannot tell the person of the crop from one who stands in front: both are made of
-clothes and skin. In these blocks patches attend to one another.
+A head that weighs each patch by itself cannot tell the person of the crop from one who stands in front: both are made
+of clothes and skin. In these blocks patches attend to one another. What is pooled stays what it was: the gate says how
+much of each patch counts.
 
 B images, N patches, D token width.
 """
@@ -9,7 +10,6 @@ B images, N patches, D token width.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -21,19 +21,22 @@ from ..values import needs_cached, within
 from .clip import towers
 from .heads import needs_of_tower
 
-__all__ = ["ContextBlocks"]
+__all__ = ["ContextGate"]
 
 
-class ContextBlocks(nn.Module):
-    """Copies of the tower's next blocks, which the patches and the class token of the token layer pass.
+class ContextGate(nn.Module):
+    """g_n = sigmoid(v . LN(Z_n) + b), Z the patches behind copies of the tower's blocks after the token layer.
 
-    They start as the tower's own, so the patches that a head reads are at first those of a deeper token layer.
+    The blocks start as the tower's own and v at zero, so the gate is first the same for all patches, which leaves the
+    pooling as it is without one.
     """
 
-    def __init__(self, blocks: nn.ModuleList):
-        """blocks: of an image tower; their weights are taken from the backbone by `initialize`."""
+    def __init__(self, blocks: nn.ModuleList, width: int):
+        """blocks: of an image tower; their weights are taken from the backbone by `initialize`. width: D."""
         super().__init__()
-        self.blocks = blocks
+        self.blocks, self.norm, self.gate = blocks, nn.LayerNorm(width), nn.Linear(width, 1)
+        nn.init.zeros_(self.gate.weight)
+        nn.init.constant_(self.gate.bias, 2.0)
 
     @classmethod
     def check(cls, head: type, cfg: CfgNode) -> Iterator[str]:
@@ -54,10 +57,12 @@ class ContextBlocks(nn.Module):
             )
 
     @classmethod
-    def from_config(cls, cfg: CfgNode) -> ContextBlocks | None:
-        """Those of MODEL.HEADS.CONTEXT_BLOCKS, with random weights; None for 0."""
+    def from_config(cls, cfg: CfgNode) -> ContextGate | None:
+        """The gate of MODEL.HEADS.CONTEXT_BLOCKS, its blocks with random weights; None for 0."""
         count = cfg.MODEL.HEADS.CONTEXT_BLOCKS
-        return cls(towers.build_last_blocks(cfg.MODEL.CLIP.NAME, count)[0]) if count else None
+        if not count:
+            return None
+        return cls(towers.build_last_blocks(cfg.MODEL.CLIP.NAME, count)[0], cfg.MODEL.BACKBONE.FEAT_DIM)
 
     @torch.no_grad()
     def initialize(self, backbone: nn.Module) -> None:
@@ -65,8 +70,8 @@ class ContextBlocks(nn.Module):
         for number, block in enumerate(self.blocks, start=backbone.token_layers[-1] + 1):
             block.load_state_dict(backbone.block(number).state_dict())
 
-    def forward(self, features: CLIPFeatures) -> CLIPFeatures:
-        """The same with the patches (B, N, D) that the blocks give; everything else is the tower's."""
+    def forward(self, features: CLIPFeatures) -> Tensor:
+        """(B, N) float32, in 0..1."""
         if features.layer_cls is None:
             raise TypeError(
                 "MODEL.HEADS.CONTEXT_BLOCKS read the class token of the token layer: add layer_cls to CACHE.FIELDS"
@@ -75,4 +80,4 @@ class ContextBlocks(nn.Module):
         x: Tensor = torch.cat([features.layer_cls[:, -1:], features.patches], dim=1)
         for block in self.blocks:
             x = block(x)
-        return replace(features, patches=x[:, 1:])
+        return self.gate(self.norm(x[:, 1:]))[..., 0].float().sigmoid()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..registry import POOL_REGISTRY
 
-__all__ = ["AnchorPool", "LinearPool", "MeanPool", "anchor_features"]
+__all__ = ["AnchorPool", "LinearPool", "MeanPool", "anchor_features", "pool_gated"]
 
 
 class LinearPool(nn.Module):
@@ -84,3 +84,18 @@ def anchor_features(tokens: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
         (B, K, D), not normalised, and (B, K), >= 0.
     """
     return scores.transpose(1, 2) @ tokens, scores.sum(1)
+
+
+def pool_gated(pool: nn.Module, tokens: Tensor, scores: Tensor, gate: Tensor | None) -> tuple[Tensor, Tensor]:
+    """What a pool gives, with its weights multiplied by a gate and made to sum to 1 again: w_n g_n / sum w g.
+
+    Args:
+        pool: a `LinearPool` where there is a gate.
+        tokens, scores: as of `LinearPool.forward`.
+        gate: (B, N) in 0..1; None for the pool as it is.
+    """
+    if gate is None:
+        return pool(tokens, scores)
+    weights = pool.weights(scores) * gate
+    weights = weights / weights.sum(1, keepdim=True).clamp(min=1e-6)
+    return (weights[:, None] @ tokens)[:, 0], weights

@@ -23,7 +23,7 @@ from ..values import needs_cached, within
 from .anchors import DomainAnchors, FreeAnchors, TextAnchors
 from .clip import towers
 from .clip.text import CONTEXT_SLOTS, TextEncoder
-from .context import ContextBlocks
+from .context import ContextGate
 from .fast import refinement as faster
 from .heads import (
     batch_norm_neck,
@@ -35,7 +35,7 @@ from .heads import (
     identity_classifier,
     prompts_problem,
 )
-from .pooling import anchor_features
+from .pooling import anchor_features, pool_gated
 from .refinement import SemanticRefinement
 
 __all__ = ["Refined", "SAGAHead"]
@@ -108,7 +108,7 @@ class SAGAHead(nn.Module):
         neck_feat: str = "before",
         tower_widths: Mapping[str, int] | None = None,
         parts: int = 0,
-        context: ContextBlocks | None = None,
+        context: ContextGate | None = None,
     ):
         """
         Args:
@@ -120,7 +120,7 @@ class SAGAHead(nn.Module):
             neck_feat: whether the evaluation feature is taken "before" or "after" the neck.
             tower_widths: such as {"cls": C, "proj": E}: what of the tower's own joins the evaluation feature.
             parts: anchors kept in the evaluation output "parts"; 0 for none.
-            context: what patches pass in front of the refinement; None, as published, for nothing.
+            context: a gate on the pooling weights; None, as published, for none.
         """
         super().__init__()
         self.context = context
@@ -205,7 +205,12 @@ class SAGAHead(nn.Module):
                 f"{cfg.MODEL.BACKBONE.FEAT_DIM}"
             )
         yield from needs_cached(cls, cfg, "patches")
-        yield from ContextBlocks.check(cls, cfg)
+        yield from ContextGate.check(cls, cfg)
+        if cfg.MODEL.HEADS.CONTEXT_BLOCKS and not getattr(parts(POOL_REGISTRY).get(saga.POOL), "linear", False):
+            yield (
+                f"MODEL.HEADS.CONTEXT_BLOCKS multiplies the weights of a pool, and MODEL.SAGA.POOL {saga.POOL} is no "
+                "LinearPool: use anchor or mean"
+            )
         pool, domain = parts(POOL_REGISTRY).get(saga.POOL), parts(DOMAIN_ANCHOR_REGISTRY).get(saga.DOMAIN_ANCHORS)
         for part in (pool, domain if saga.NUM_DOMAIN_ANCHORS else None):
             if hasattr(part, "check"):
@@ -249,7 +254,7 @@ class SAGAHead(nn.Module):
             "neck_feat": cfg.MODEL.HEADS.NECK_FEAT,
             "tower_widths": widths,
             "parts": cfg.TEST.PARTS,
-            "context": ContextBlocks.from_config(cfg),
+            "context": ContextGate.from_config(cfg),
         }
 
     @property
@@ -357,20 +362,20 @@ class SAGAHead(nn.Module):
             raise ValueError(
                 f"SAGAHead was built for {self.num_layers} token layer(s), the features hold {features.num_layers}"
             )
-        features = features if self.context is None else self.context(features)
         text = self._text_anchors() if text_anchors is None else text_anchors
         paths = features.patches.chunk(self.num_layers, dim=1)
         domain = None
         if self.domain_anchors is not None:
             domain = self.domain_anchors(paths[-1], camids=features.camids, proj=features.proj, text_anchors=text)
         tokens, attention, weights, pooled = [], [], [], 0
+        gate = None if self.context is None else self.context(features)
         for p, (patches, own_text, refine) in enumerate(zip(paths, text.chunk(self.num_layers), self.refine)):
             own = domain if p == self.num_layers - 1 else None
-            if not keep_tokens and faster.pools_early(refine, self.anchor_pool):
+            if gate is None and not keep_tokens and faster.pools_early(refine, self.anchor_pool):
                 feature, weight, attended = faster.refine_and_pool(refine, self.anchor_pool, patches, own_text, own)
             else:
                 refined, attended = refine(patches, own_text, own)
-                feature, weight = self.anchor_pool(refined, attended)
+                feature, weight = pool_gated(self.anchor_pool, refined, attended, gate)
                 tokens.append(refined)
             pooled = pooled + feature
             attention.append(attended), weights.append(weight)
