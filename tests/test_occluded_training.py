@@ -213,17 +213,27 @@ def test_another_mask_is_another_cache(cfg, tmp_path):
 
 def test_losses_against_loops():
     torch.manual_seed(0)
-    weights, hidden = torch.rand(5, 6).softmax(1), torch.rand(5, 6)
-    hidden[1] = 0
+    weights, whole_weights, hidden = torch.rand(5, 6).softmax(1), torch.rand(5, 6).softmax(1), torch.rand(5, 6)
+    hidden[1], hidden[2, :3] = 0, 1
     features, whole = torch.randn(5, 4), torch.randn(5, 4)
     weight, cosine = [], []
     for i in (0, 2, 3, 4):
-        weight.append(-np.log(1 - sum(float(weights[i, n] * hidden[i, n]) for n in range(6))))
+        target = [float(whole_weights[i, n] * (1 - hidden[i, n])) for n in range(6)]
+        target = [t / sum(target) for t in target]
+        weight.append(sum(t * np.log(t / float(weights[i, n])) for n, t in enumerate(target) if t > 0))
         a, b = features[i].numpy(), whole[i].numpy()
         cosine.append(1 - (a @ b) / np.linalg.norm(a) / np.linalg.norm(b))
-    assert float(losses.hidden_weight_loss(weights, hidden)) == pytest.approx(np.mean(weight), rel=1e-5)
+    assert float(losses.hidden_weight_loss(weights, whole_weights, hidden)) == pytest.approx(np.mean(weight), rel=1e-4)
     assert float(losses.whole_feature_loss(features, whole, hidden)) == pytest.approx(np.mean(cosine), rel=1e-5)
-    assert float(losses.hidden_weight_loss(weights, torch.zeros(5, 6))) == 0
+    assert float(losses.hidden_weight_loss(weights, whole_weights, torch.zeros(5, 6))) == 0
+
+
+def test_weight_that_goes_to_the_background_is_no_answer():
+    """Four patches: an occluder, two of the person, background. The weight belongs where it was."""
+    hidden, whole = torch.tensor([[1.0, 0, 0, 0]]), torch.tensor([[0.4, 0.3, 0.2, 0.1]])
+    person, background = torch.tensor([[1e-4, 0.5, 0.33, 0.1699]]), torch.tensor([[1e-4, 0.0999, 0.1, 0.8]])
+    kept, moved, held = (float(losses.hidden_weight_loss(w, whole, hidden)) for w in (person, background, whole))
+    assert kept < 0.01 < held < moved
 
 
 RANDOM = ["MODEL.BACKBONE.PRETRAIN", False, "INPUT.OCCLUDE.ENABLED", True, "INPUT.OCCLUDE.KEEP_WHOLE", True]

@@ -164,7 +164,7 @@ class CLSHead(nn.Module):
             layer = _patches(features).mean(1) if features.layer_cls is None else features.layer_cls[:, -1]
             own["loss_triplet_layer"] = triplet.scale * triplet(targets, features=layer)
         given = {"proj": proj, "text_features": self.text_features} if self.keeps_text else {}
-        given |= hidden_outputs(features, lambda whole: self.embedding(whole.float().cls))
+        given |= hidden_outputs(features, lambda whole: (self.embedding(whole.float().cls), None))
         return head_outputs(self.classifier(self.bottleneck(feature))[None], feature, losses=own, **given)
 
 
@@ -252,7 +252,7 @@ class AttentionPoolHead(PatchHead):
     """One learned query attends to the patch tokens: open_clip's attentional pooler (CoCa, Yu et al. 2022), with the
     number of attention heads that open_clip gives it. A `ContextGate` multiplies its attention."""
 
-    gives = (*PatchHead.gives, "token_weights")
+    gives = (*PatchHead.gives, "token_weights", "whole_weights")
     NUM_HEADS = 8
 
     @configurable
@@ -319,8 +319,11 @@ class AttentionPoolHead(PatchHead):
         return self.attend(features)[1]
 
     def hidden_outputs(self, features) -> dict[str, Any]:
-        given = super().hidden_outputs(features)
-        return given | {"token_weights": lambda: self.token_weights(features)} if given else given
+        def pooled(whole: CLIPFeatures) -> tuple[Tensor, Tensor]:
+            feature, weights = self.attend(whole)
+            return self.embedding(feature), weights
+
+        return hidden_outputs(features, pooled, lambda: self.token_weights(features))
 
 
 @REID_HEADS_REGISTRY.register()

@@ -5,6 +5,7 @@ B images, D feature width, C identities.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -117,24 +118,32 @@ def evaluating(*modules: nn.Module | None) -> Iterator[None]:
             part.training = training
 
 
-def hidden_outputs(features: Any, pooled: Callable[[CLIPFeatures], Tensor]) -> dict[str, Any]:
+def hidden_outputs(
+    features: Any, pooled: Callable[[CLIPFeatures], tuple[Tensor, Tensor | None]], token_weights: Any = None
+) -> dict[str, Any]:
     """What a head gives for losses that read what is hidden; empty where nothing is known of it.
 
     Args:
         features: the head's input.
-        pooled: (B, F) feature of other images, as the head's `features`.
+        pooled: (B, F) feature of other images, as the head's `features`, and their (B, N) weights, or None.
+        token_weights: (B, N) weights of these images, or a function that makes them; None for a head without any.
     """
     if not isinstance(features, CLIPFeatures) or features.hidden is None:
         return {}
     given: dict[str, Any] = {"hidden": features.hidden}
+    if token_weights is not None:
+        given["token_weights"] = token_weights
     if (whole := features.whole) is not None:
-        given["whole_features"] = lambda: _without_gradient(pooled, whole)
+
+        @functools.cache
+        def teacher() -> tuple[Tensor, Tensor | None]:
+            with torch.no_grad():
+                return pooled(whole)
+
+        given["whole_features"] = lambda: teacher()[0]
+        if token_weights is not None:
+            given["whole_weights"] = lambda: teacher()[1]
     return given
-
-
-def _without_gradient(pooled: Callable[[CLIPFeatures], Tensor], features: CLIPFeatures) -> Tensor:
-    with torch.no_grad():
-        return pooled(features)
 
 
 # FastReID's builders hand on the configuration and nothing else (modeling/meta_arch/build.py:24, heads/build.py:25), so
@@ -279,7 +288,7 @@ class ClassifierHead(nn.Module):
 
     def hidden_outputs(self, features) -> dict[str, Any]:
         """What a training result holds for losses that read what is hidden."""
-        return hidden_outputs(features, self.pooled)
+        return hidden_outputs(features, lambda whole: (self.pooled(whole), None))
 
     def classify(self, normed: Tensor) -> Tensor:
         """(B, F) after the neck to (Q, B, C) logits of Q classifiers."""

@@ -168,17 +168,24 @@ def decorrelation_loss(features: Tensor, reference: Tensor) -> Tensor:
 
 
 @_float32
-def hidden_weight_loss(weights: Tensor, hidden: Tensor) -> Tensor:
-    """-log of the weight that stays off what is hidden: 0 where none of it is on it. Not of the paper.
+def hidden_weight_loss(weights: Tensor, whole: Tensor, hidden: Tensor) -> Tensor:
+    """KL divergence of the pooling weights from those of the same image with nothing hidden, taken off what is hidden:
+    sum_n t_n log(t_n / w_n), t_n = u_n (1 - h_n) / sum. Not of the paper.
+
+    It is -log of the weight that stays off what is hidden, and the divergence among the patches that still show. The
+    second keeps the weight on the person: off the occluder alone, it goes to the background, which nothing hides.
 
     The mean over the images of which something is hidden; 0 without any.
 
     Args:
-        weights: (B, N) pooling weights, >= 0, an image's summing to 1.
-        hidden: (B, N) share of each patch that is hidden, 0..1.
+        weights: (B, N) pooling weights w, >= 0, an image's summing to 1.
+        whole: (B, N) the weights u of the same images with nothing hidden, constants here.
+        hidden: (B, N) share h of each patch that is hidden, 0..1.
     """
-    off = 1 - (weights * hidden).sum(1)
-    return _mean_over_hidden(-off.clamp(min=1e-3).log(), hidden)
+    target = whole.detach() * (1 - hidden)
+    target = target / target.sum(1, keepdim=True).clamp(min=1e-6)
+    divergence = torch.xlogy(target, target) - target * weights.clamp(min=1e-6).log()
+    return _mean_over_hidden(divergence.sum(1), hidden)
 
 
 @_float32

@@ -89,6 +89,7 @@ class SAGAHead(nn.Module):
         "proj",
         "text_features",
         "token_weights",
+        "whole_weights",
         "hidden",
         "whole_features",
     )
@@ -416,8 +417,8 @@ class SAGAHead(nn.Module):
         if not self.training:
             return self.evaluation_feature(features, refined)
         normed = self.bottleneck(refined.feature)
-        given = hidden_outputs(features, lambda whole: self._pooled(whole, refined.text_anchors)) | {
-            "token_weights": lambda: torch.stack(refined.weights).mean(0),
+        weights = torch.stack(refined.weights).mean(0)
+        given = hidden_outputs(features, lambda whole: self._teacher(whole, refined.text_anchors), weights) | {
             "text_anchors": refined.text_anchors,
             "classifier_weights": [classifier.weight for classifier in self.classifiers],
             "anchor_features": lambda: self.part_features(refined),
@@ -428,10 +429,11 @@ class SAGAHead(nn.Module):
         logits = torch.stack([classifier(self.classifier_dropout(normed)) for classifier in self.classifiers])
         return head_outputs(logits, refined.feature, **given)
 
-    def _pooled(self, features: CLIPFeatures, text_anchors: Tensor) -> Tensor:
-        """(B, F) pooled feature without dropout, with anchors that are made already."""
+    def _teacher(self, features: CLIPFeatures, text_anchors: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, F) pooled feature and (B, N) weights without dropout, with anchors that are made already."""
         with evaluating(self.context, self.refine, self.domain_anchors):
-            return self.refine_and_pool(features.float(), keep_tokens=False, text_anchors=text_anchors).feature
+            refined = self.refine_and_pool(features.float(), keep_tokens=False, text_anchors=text_anchors)
+        return refined.feature, torch.stack(refined.weights).mean(0)
 
     def evaluation_feature(self, features: CLIPFeatures, refined: Refined) -> Tensor:
         """(B, F_all) what `forward` returns in evaluation, from what `refine_and_pool` made of the features."""

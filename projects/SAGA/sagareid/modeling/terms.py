@@ -15,6 +15,7 @@ What our heads give (their `gives`)::
     token_weights       (B, N) how much each of N patches counts in the pooled feature, an image's summing to 1
     hidden              (B, N) share of each patch that is hidden (INPUT.OCCLUDE)
     whole_features      (B, F) as `features`, of the same images with nothing hidden, without gradient
+    whole_weights       (B, N) as `token_weights`, likewise
 
 The equations are in `losses`; the batch that a term compares is that of all processes.
 """
@@ -305,29 +306,34 @@ class SupConLoss(LossTerm):
 
 
 class OccluderLoss(LossTerm):
-    """A term that reads what INPUT.OCCLUDE hides."""
+    """A term that holds what INPUT.OCCLUDE hides against the same image with nothing hidden."""
 
     @classmethod
     def check(cls, cfg: CfgNode) -> Iterator[str]:
         if not cfg.INPUT.OCCLUDE.ENABLED:
             yield f"{cls.__name__} reads what INPUT.OCCLUDE hides of training images: set INPUT.OCCLUDE.ENABLED True"
+        if not cfg.INPUT.OCCLUDE.KEEP_WHOLE:
+            yield f"{cls.__name__} compares with images that nothing hides: set INPUT.OCCLUDE.KEEP_WHOLE True"
+        if cfg.MODEL.COMPILE:
+            yield f"{cls.__name__} switches dropout off for the teacher, which MODEL.COMPILE cannot: leave it empty"
 
 
 @LOSS_REGISTRY.register()
 class HiddenWeightLoss(OccluderLoss):
-    """-log(1 - the pooling weight on hidden patches): lets go of what stands in front. This project's, not the
-    paper's."""
+    """Pooling weights let go of what is hidden, and stay among the rest as on the image with nothing hidden, the
+    teacher. This project's, not the paper's."""
 
     log_name = "loss_hidden_weight"
     section = "HIDDEN_WEIGHT"
 
     @staticmethod
     def add_keys(cfg: CfgNode) -> None:
-        # HiddenWeightLoss (this project's, not the paper's): weight of -log(1 - pooling weight on hidden patches).
+        # HiddenWeightLoss (this project's, not the paper's): weight of the divergence of the pooling weights from those
+        # of the image with nothing hidden, taken off what is hidden. Needs INPUT.OCCLUDE.KEEP_WHOLE.
         cfg.MODEL.LOSSES.HIDDEN_WEIGHT = CfgNode({"SCALE": 1.0})
 
-    def forward(self, targets: Tensor, *, token_weights: Tensor, hidden: Tensor) -> Tensor:
-        return losses.hidden_weight_loss(gather_batch(token_weights), gather_batch(hidden))
+    def forward(self, targets: Tensor, *, token_weights: Tensor, whole_weights: Tensor, hidden: Tensor) -> Tensor:
+        return losses.hidden_weight_loss(*(gather_batch(x) for x in (token_weights, whole_weights, hidden)))
 
 
 @LOSS_REGISTRY.register()
@@ -343,14 +349,6 @@ class WholeFeatureLoss(OccluderLoss):
         # WholeFeatureLoss (this project's, not the paper's): weight of 1 - cosine of a hidden image's feature with that
         # of the same image with nothing hidden. Needs INPUT.OCCLUDE.KEEP_WHOLE.
         cfg.MODEL.LOSSES.WHOLE_FEATURE = CfgNode({"SCALE": 1.0})
-
-    @classmethod
-    def check(cls, cfg: CfgNode) -> Iterator[str]:
-        yield from super().check(cfg)
-        if not cfg.INPUT.OCCLUDE.KEEP_WHOLE:
-            yield "WholeFeatureLoss compares with images that nothing hides: set INPUT.OCCLUDE.KEEP_WHOLE True"
-        if cfg.MODEL.COMPILE:
-            yield "WholeFeatureLoss switches dropout off for the teacher, which MODEL.COMPILE cannot: leave it empty"
 
     def forward(self, targets: Tensor, *, features: Tensor, whole_features: Tensor, hidden: Tensor) -> Tensor:
         return losses.whole_feature_loss(gather_batch(features), gather_batch(whole_features), gather_batch(hidden))
