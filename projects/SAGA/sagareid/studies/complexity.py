@@ -83,7 +83,7 @@ def tower_complexity(cfg: Any, size: Sequence[int] = (256, 128)) -> TowerComplex
         counter = count_flops(lambda: given.append(as_features(backbone(images))))
     return TowerComplexity(
         width=given[0].patches.shape[2],
-        grid=tuple(given[0].grid),
+        grid=given[0].grid,
         parameters=_count(backbone),
         gflops=counter.get_total_flops() / 1e9,
     )
