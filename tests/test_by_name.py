@@ -23,6 +23,7 @@ from sagareid import Extractor
 from sagareid.deploy import hub as hubs
 from sagareid.deploy import names
 from sagareid.deploy.load import checkpoint_file, load_model
+from sagareid.deploy.visibility import Readout
 from sagareid.reports.publish import push, save_pretrained
 
 DRAWN = "drawn-xs"
@@ -356,6 +357,26 @@ def test_half_precision_is_measured_and_said(tiny_run, tiny_root, tmp_path, monk
     with pytest.raises(ValueError, match="say which by --license-link"):
         save_pretrained(run, tmp_path / "x", license="other")
     assert not (tmp_path / "x").exists()
+
+
+def test_what_stands_beside_a_checkpoint_goes_along_if_it_is_of_it(tiny_run, tmp_path):
+    run = Path(shutil.copytree(tiny_run, tmp_path / "run"))
+    both = {"rank_correlation": 0.61, "auc_less_than_half": 0.93}
+    Readout(channels=4).save(run / "visibility.safetensors", {"measured_on": "Somewhere", "crop": {"both": both}})
+    calibration = json.loads((names.SHIPPED / DRAWN / "calibration.json").read_text())
+    (run / "calibration.json").write_text(json.dumps(calibration))  # another model's
+    with pytest.raises(ValueError, match="a threshold means nothing for another model"):
+        save_pretrained(run, tmp_path / "out", license="mit")
+    assert not (tmp_path / "out").exists()
+    own = hashlib.sha256((run / "model_final.pth").read_bytes()).hexdigest()
+    (run / "calibration.json").write_text(json.dumps(calibration | {"checkpoint_sha256": own}))
+    save_pretrained(run, tmp_path / "out", license="mit")
+    extractor = Extractor.from_pretrained(tmp_path / "out", device="cpu")
+    written = json.loads((tmp_path / "out" / "calibration.json").read_text())
+    assert written["checkpoint_sha256"] == extractor.checkpoint_sha256 and written["made_with"] == own
+    assert written["dataset"]["folder"] == "its author's files" and extractor.readout is not None
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "On Somewhere: rank correlation with the true share 0.61" in card and "TPR at FPR 0.01" in card
 
 
 def test_a_published_model_can_start_a_training(tmp_path):
