@@ -252,6 +252,21 @@ def test_a_towers_plan_and_its_published_recipe():
 
 
 @pytest.mark.parametrize("name", RECIPES)
+def test_the_page_of_towers_has_its_size(name, repo):
+    from sagareid.studies.complexity import tower_complexity
+
+    found = tower_complexity(plans.plan(CONFIGS / f"SAGA/towers/{name}.yml")[-1].cfg)
+    [row] = [line for line in (repo / "docs/towers.md").read_text().splitlines() if f"`{name}.yml`" in line]
+    size = [
+        f"{found.width}",
+        f"{found.grid[0]}x{found.grid[1]}",
+        f"{found.parameters / 1e6:.1f}",
+        f"{found.gflops:.1f}",
+    ]
+    assert [cell.strip() for cell in row.strip("|").split("|")][2:6] == size
+
+
+@pytest.mark.parametrize("name", RECIPES)
 def test_every_parameter_of_a_tower_that_trains_gets_a_gradient(name):
     opts = """
         MODEL.DEVICE cpu  MODEL.CLIP.NAME ViT-XS-8-pedestrians  MODEL.BACKBONE.PRETRAIN False
