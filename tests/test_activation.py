@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from sagareid.interchange import convert
 from sagareid.modeling.clip import towers
+from sagareid.modeling.clip.activation import check_activation, trained_with_quick_gelu
 
 SIZE = 32
 CONFIG = {
@@ -140,6 +141,18 @@ def test_a_layout_that_says_nothing_is_refused_under_either_name_until_told(layo
 def test_a_model_of_one_activation_needs_no_word(originals, tmp_path, alone):
     state = OTHER_LAYOUTS["image tower alone"](originals[False].state_dict())
     assert difference(alone, write(tmp_path, state, "plain"), originals[False]) < 1e-5
+
+
+def test_a_tower_of_timms_is_nobodys_but_open_clips(tmp_path, caplog):
+    """With OpenAI's text layout beside it: the name is believed, unless the configuration beside the file says more."""
+    names = {"token_embedding.weight": torch.zeros(2, 2), "visual.trunk.stem.0.weight": torch.rand(2, 3, 4, 4)}
+    assert trained_with_quick_gelu(tmp_path / "w.pth", names) is None and not caplog.text
+    (tmp_path / "open_clip_config.json").write_text('{"model_cfg": {"quick_gelu": true}}')
+    found = trained_with_quick_gelu(tmp_path / "w.pth", names)
+    assert found == (True, "by open_clip_config.json beside it")
+    with pytest.raises(ValueError, match="trained with QuickGELU .* but convnext_base computes GELU"):
+        check_activation(tmp_path / "w.pth", found, "convnext_base", False)
+    check_activation(tmp_path / "w.pth", None, "convnext_base", False)
 
 
 def test_numbers_that_openai_never_wrote_are_said(originals, tmp_path, caplog):

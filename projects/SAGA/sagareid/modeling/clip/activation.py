@@ -47,7 +47,8 @@ def trained_with_quick_gelu(
         remedy = "Fetch this configuration of open_clip's again, or move the weights to another folder"
         found = read_json(beside, remedy=remedy, required={"model_cfg": dict})["model_cfg"]
         return bool(found.get("quick_gelu", False)), f"by {HF_CONFIG} beside it"
-    if "token_embedding.weight" in state:
+    of_timm = any(name.startswith("visual.trunk.") for name in state)  # OpenAI has no image tower of timm's
+    if "token_embedding.weight" in state and not of_timm:
         if isinstance(state, Mapping) and not _half(state):
             logger.warning(
                 "%s is in OpenAI's layout, so it counts as trained with QuickGELU, but it holds numbers of more than "

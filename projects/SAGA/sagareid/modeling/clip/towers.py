@@ -281,8 +281,6 @@ def _read_clip_weights(name: str, pretrained: str, key: str) -> dict[str, Tensor
     quick_gelu = dims.quick_gelu
     tag = None if Path(pretrained).is_file() else open_clip.get_pretrained_cfg(name, pretrained)
     found = trained_with_quick_gelu(path, raw, tag)
-    if dims.kind == "timm" and tag is None:
-        found = quick_gelu, "by the model's name: OpenAI has none with a tower of timm's"
     if "token_embedding.trained_ids" not in raw:  # the embedded CLIP: its name is the only one that it has
         check_activation(path, found, name, quick_gelu)
     activation = "QuickGELU" if quick_gelu else "GELU"
