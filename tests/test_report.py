@@ -104,7 +104,7 @@ def test_several_test_sets_and_validation_have_rows_of_their_own(tmp_path):
         ">21.0<",
         ">13.0<",
         "A: Rank-5 14.5",
-        "cls: CLIP&#x27;s class token",
+        "cls: what the image tower pools itself: its class token, where it has one",
         "after epoch 3",
         ">66.0<",
         ">77.7<",

@@ -22,7 +22,7 @@ def test_every_row_that_a_head_gives_has_a_meaning():
     for layout in (LAYOUT | {"parts": 4}, {"feature": 8}):
         assert all(legend([name]) for name in available_features(layout))
     assert legend(["cls", "mAP", "cls", "another"]).split("; ") == [
-        "cls: CLIP's class token",
+        "cls: what the image tower pools itself: its class token, where it has one",
         "mAP: mean of the queries' average precision",
     ]
 

@@ -5,7 +5,7 @@ A model's evaluation output is one (n, F) tensor, and its layout names the parts
 registered ones, by the names that TEST.FEATURE and TEST.REPORT hold::
 
     refined      a head's own pooled feature
-    cls, proj    CLIP's class token, and its projection into the joint space
+    cls, proj    the tower's class token, or what else it pools itself, and CLIP's projection of it into the joint space
     feature      all that a model gives, where it names no parts
     concat       the parts beside each other
     orth         refined, with what the class token knows beyond it
@@ -151,10 +151,10 @@ class RefinedFeature(PartFeature):
 
 @EVALUATION_FEATURE_REGISTRY.register()
 class ClassTokenFeature(PartFeature):
-    """CLIP's class token."""
+    """The tower's class token, or what else it pools for itself."""
 
     name = "cls"
-    meaning = "CLIP's class token"
+    meaning = "what the image tower pools itself: its class token, where it has one"
 
 
 @EVALUATION_FEATURE_REGISTRY.register()

@@ -9,7 +9,7 @@ What our heads give (their `gives`)::
     text_anchors        (K, D)
     classifier_weights  Q tensors (C, F)
     anchor_features     (B, K, F) unit-length feature of each text anchor, and (B, K) its mass
-    cls, proj           (B, D), (B, E) CLIP's class token and its projection
+    cls, proj           (B, D), (B, E) the tower's class token, or what else it pools, and CLIP's projection of it
     text_features       (C, E) of all identities, as the prompt stage left them
     prompt_text         (B, E) text features of the batch's identities, being learned
     token_weights       (B, N) how much each of N patches counts in the pooled feature, an image's summing to 1
