@@ -58,6 +58,7 @@ def commands(tiny_run, crops, session_tmp, repo):
     config = str(repo / "configs/SAGA/quickstart.yml")
     return {
         "benchmark.py": (["--smoke", "--cases", "prompts"], "--output", ".json"),
+        "benchmark_gallery.py": (["--count", 30, "--width", 8, "--queries", 2], "--output", ".json"),
         "benchmark_ranking.py": (["--sizes", "30x300", "--width", 8, "--rounds", 1], "--output", ".json"),
         "benchmark_serving.py": ([crops, "--run", tiny_run, "--images", crops], "--output", ".json"),
         "build_occluded_duke.py": ([crops, crops], "--root", ""),
