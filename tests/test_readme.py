@@ -39,7 +39,7 @@ def test_its_links_and_pictures_are_there(readme, repo):
 
 
 def test_the_files_that_its_commands_name_are_there(readme, repo):
-    commands = [line for block in re.findall(r"^```\n(.*?)^```", readme, re.S | re.M) for line in block.splitlines()]
+    commands = [line for block in re.findall(r"^```\w*\n(.*?)^```", readme, re.S | re.M) for line in block.splitlines()]
     named = [w for line in commands for w in line.split() if re.match(r"(tools|configs)/", w)]
     assert named and not [w for w in named if not (repo / w).is_file()]
     goals = [line.split()[1] for line in commands if line.startswith("make ")]
