@@ -88,7 +88,7 @@ def _hnsw(features: Features, memory: float) -> Empty:
 
 
 def _ivfpq(features: Features, memory: float) -> Empty:
-    """4 sqrt(n) cells, up to CELLS, trained on a sample; a query looks at one in 32 of them, and at 8 or more."""
+    """4 sqrt(n) cells, up to CELLS, trained on a sample; a query looks at one in 16 of them, and at 8 or more."""
     n, width = features.count, features.width
     if n < LEAST:
         raise ValueError(f"ivfpq learns {LEAST} values a byte, so it needs as many vectors, not {n}; use --index flat")
@@ -103,7 +103,7 @@ def _ivfpq(features: Features, memory: float) -> Empty:
     vectors.cp.niter = 10
     wanted = min(n, max(TRAIN_PER_CELL * cells, 256 * TRAIN_PER_CELL), max(256, int(memory / 4 / (4 * width))))
     vectors.train(random_sample(features, wanted, "training sample")[1])
-    return Empty(vectors, code + 8, effort=max(8, cells // 32))
+    return Empty(vectors, code + 8, effort=max(8, cells // 16))
 
 
 def random_sample(features: Features, wanted: int, description: str) -> tuple[np.ndarray, np.ndarray]:
