@@ -169,6 +169,9 @@ FREE = {
     "STAGES": "engine.plans, with the file that lists them",
     "INPUT.CROP.SIZE": "read where CROP.ENABLED is",
     "TEST.PRECISE_BN.DATASET": "nothing reads it",
+    **{f"MODEL.BACKBONE.TIMM.{key}": "checked of build_timm_backbone" for key in ("NAME", "ARGS", "VARIANT")},
+    "MODEL.BACKBONE.TIMM.SEMANTIC_WEIGHT": "checked of build_timm_backbone",
+    "INPUT.OCCLUDE.PEOPLE": "a folder or a data set, looked up before training",
 }
 # The head that reads a key; SAGAHead reads the others.
 READER = {
