@@ -75,6 +75,7 @@ def commands(tiny_run, crops, session_tmp, repo):
         "gpu_check.py": (["--device", "cpu", "--size", "tiny", "--steps", "export"], "-o", ""),
         "occlusion_study.py": (["--weights", tiny_run], "--output", ""),
         "pretrain_clip.py": (["--people", 8, "--steps", 1], "--output", ""),
+        "publish.py": ([tiny_run, "--license", "mit"], "-o", ""),
         "report.py": ([tiny_run], "-o", ".html"),
         "search.py": (["build", crops], "-o", ""),
         "serve.py": ([crops, "--run", tiny_run], None, ""),
@@ -170,9 +171,9 @@ def test_a_checkpoint_that_was_trained_on_a_gpu(tiny_run, run_tool, tmp_path):
 def test_traceback_is_shown_when_asked_for(run_tool, tmp_path, monkeypatch):
     words = ("search.py", "query", tmp_path, "--features", tmp_path)
     code, _, error = run_tool(*words)
-    assert code == 1 and error.startswith("error: no index in") and error.endswith("(--traceback shows where)\n")
+    assert code == 1 and error.startswith("error: no gallery in") and error.endswith("(--traceback shows where)\n")
     code, _, error = run_tool(*words, "--traceback")
-    assert code == 1 and error.startswith("Traceback") and "error: no index in" in error
+    assert code == 1 and error.startswith("Traceback") and "error: no gallery in" in error
     monkeypatch.setenv("SAGAREID_TRACEBACK", "1")
     assert run_tool(*words)[2].startswith("Traceback")
 

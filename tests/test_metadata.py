@@ -156,9 +156,8 @@ def test_visibility_comes_from_the_model_that_gives_it(tiny_run, crops, tmp_path
     folder = tmp_path / "run"
     shutil.copytree(tiny_run, folder)
     torch.manual_seed(0)
-    Readout(width=128, grid=(6, 3)).save(
-        folder / "visibility.safetensors", {"checkpoint_sha256": file_hash(folder / "model_final.pth")}
-    )
+    about = {"checkpoint_sha256": file_hash(folder / "model_final.pth")}
+    Readout(channels=4).save(folder / "visibility.safetensors", about)
     extractor = Extractor.from_checkpoint(folder, device="cpu")
     assert extractor.gives_visibility
     iterate = Extractor.iterate

@@ -318,7 +318,7 @@ def test_occ_duke_recipe_end_to_end(train_net, tmp_path):
         (["MODEL.META_ARCHITECTURE", "Baselin"], "valid: "),
         (["MODEL.CLIP.NAME", "ViT-B-61"], "open_clip does not know"),
         (["MODEL.BACKBONE.PRETRAIN_PATH", "/nowhere.pt"], "MODEL.BACKBONE.PRETRAIN False"),
-        (["MODEL.BACKBONE.NAME", "build_resnet_backbone"], "CACHE.ENABLED keeps CLIP's tokens"),
+        (["MODEL.BACKBONE.NAME", "build_resnet_backbone"], "PromptHead reads CLIP's class token and projection"),
         (["MODEL.BACKBONE.FEAT_DIM", "64"], "ViT-XS-8-pedestrians gives 128"),
         (["INPUT.SIZE_TEST", "[64,32]"], "differs from SIZE_TRAIN"),
         (["DATASETS.TESTS", "['Nowhere']"], "valid: "),
