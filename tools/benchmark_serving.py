@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Measure how long tools/serve.py takes to answer, with one client and with many at once."""
+"""Measure how long the page of a gallery takes to answer, with one client and with many at once."""
 
 from sagareid.commands.benchmark_serving import main
 
