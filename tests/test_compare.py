@@ -87,11 +87,13 @@ def test_a_config_that_cannot_be_planned_stops_before_anything_runs(run, tmp_pat
 
 
 def test_words():
-    configs, seeds, opts = compare.split_words(
-        ["Base-a.yml", "a.yml", "b.yml", "SOLVER.MAX_EPOCH", "1"], ["0", "2", "MODEL.DEVICE", "cpu"]
+    configs, seeds, rows, opts = compare.split_words(
+        ["Base-a.yml", "a.yml", "b.yml", "SOLVER.MAX_EPOCH", "1"],
+        ["0", "2", "MODEL.DEVICE", "cpu"],
+        ["refined", "SEED_OF_DATA", "3"],
     )
-    assert (configs, seeds) == (["a.yml", "b.yml"], [0, 2])
-    assert opts == ["SOLVER.MAX_EPOCH", "1", "MODEL.DEVICE", "cpu"]
+    assert (configs, seeds, rows) == (["a.yml", "b.yml"], [0, 2], ["refined"])
+    assert opts == ["SOLVER.MAX_EPOCH", "1", "MODEL.DEVICE", "cpu", "SEED_OF_DATA", "3"]
     for words, seeds, message in [
         (["MODEL.DEVICE", "cpu"], ["0"], "name one config"),
         (["a.yml", "MODEL.DEVICE"], ["0"], "pairs"),
@@ -145,6 +147,8 @@ def test_operations_and_parameters_are_those_counted_by_hand():
         assert cost.gflops == cost.head_gflops
         assert cost.parameters == cost.head_parameters == sum(p.numel() for p in model.parameters())
         assert cost.trained == cost.parameters - D, "the neck's bias stays at zero"
+        cost = complexity.complexity(config("MODEL.TRAINABLE", ["heads.classifier*"]), _OfHead(model, features))
+        assert cost.trained == 4 * D, "loading a model freezes nothing, and the rest of it was frozen in training"
 
 
 def test_operations_of_anchors_that_are_parameters_themselves():

@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         import_modules(args.modules)
         check_output(args.output, folder=True)
-        configs, seeds, opts = compare.split_words(args.words, args.seeds)
-        trials = compare.compare(configs, seeds, args.output, opts, arguments, args.rows, args.tower)
-    print(f"\n{compare.table(compare.summarise(trials, args.rows), trials)}\n\n{args.output / 'comparison.md'}")
+        configs, seeds, rows, opts = compare.split_words(args.words, args.seeds, args.rows)
+        trials = compare.compare(configs, seeds, args.output, opts, arguments, rows, args.tower)
+    print(f"\n{compare.table(compare.summarise(trials, rows), trials)}\n\n{args.output / 'comparison.md'}")
     sys.exit(any(trial.error for trial in trials))

@@ -54,8 +54,10 @@ class Trial:
     error: str | None = None
 
 
-def split_words(words: Sequence[str], seeds: Sequence[str]) -> tuple[list[str], list[int], list[str]]:
-    """Configs, seeds and KEY VALUE pairs of a command line on which pairs may come after either list.
+def split_words(
+    words: Sequence[str], seeds: Sequence[str], rows: Sequence[str] = ()
+) -> tuple[list[str], list[int], list[str], list[str]]:
+    """Configs, seeds, features and KEY VALUE pairs of a command line on which pairs may come after each list.
 
     Base-*.yml, which other configs extend, are left out, so that a folder's *.yml may be named.
 
@@ -63,9 +65,10 @@ def split_words(words: Sequence[str], seeds: Sequence[str]) -> tuple[list[str], 
         ValueError: no config, no seed, or words that are not pairs.
     """
     count = next((i for i, s in enumerate(seeds) if not s.isdigit()), len(seeds))
+    features = next((i for i, row in enumerate(rows) if row.partition(".")[0].isupper()), len(rows))
     files = [w for w in words if w.endswith((".yml", ".yaml"))]
     configs = [f for f in files if not Path(f).name.startswith("Base-")]
-    opts = [w for w in (*words, *seeds[count:]) if w not in files]
+    opts = [w for w in (*words, *seeds[count:], *rows[features:]) if w not in files]
     if not configs:
         raise ValueError("name one config or more, such as configs/study/saga.yml")
     if not count:
@@ -75,7 +78,7 @@ def split_words(words: Sequence[str], seeds: Sequence[str]) -> tuple[list[str], 
     for key, instead in (("SEED", "--seeds"), ("OUTPUT_DIR", "--output")):
         if key in opts[::2]:
             raise ValueError(f"{key} is set for each run: use {instead}")
-    return configs, [int(s) for s in seeds[:count]], opts
+    return configs, [int(s) for s in seeds[:count]], list(rows[:features]), opts
 
 
 def names_of(configs: Sequence[str]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ class Complexity:
 
     Attributes:
         parameters: number of all parameters.
-        trained: number of those that training changes.
+        trained: number of those that training changes: MODEL.TRAINABLE, less what was built frozen.
         gflops: 1e9 floating-point operations for one image, two per multiply-add; matrix products, convolutions and
             attention are counted.
         head_parameters, head_gflops: those of `model.heads`; None for a model without one, such as FastReID's MGN.
@@ -43,13 +44,18 @@ class Complexity:
 
 def complexity(cfg, model: nn.Module) -> Complexity:
     """Measure a model in evaluation mode, as `load_model` gives it, on one image of INPUT.SIZE_TEST."""
+    trainable = cfg.MODEL.TRAINABLE or ["*"]  # which loading a model leaves alone
     images = torch.zeros(1, 3, *cfg.INPUT.SIZE_TEST, device=model.get_buffer("pixel_mean").device)
     counter = count_flops(lambda: model({"images": images}))
     heads = getattr(model, "heads", None)
     of_heads = counter.get_flop_counts().get(f"{type(model).__name__}.heads", {})
     return Complexity(
         parameters=_count(model),
-        trained=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        trained=sum(
+            parameter.numel()
+            for name, parameter in model.named_parameters()
+            if parameter.requires_grad and any(fnmatchcase(name, pattern) for pattern in trainable)
+        ),
         gflops=counter.get_total_flops() / 1e9,
         head_parameters=None if heads is None else _count(heads),
         head_gflops=None if heads is None else sum(of_heads.values()) / 1e9,
