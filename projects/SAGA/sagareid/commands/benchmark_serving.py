@@ -18,7 +18,7 @@ CLIENTS, REQUESTS = (1, 8, 64), 512
 
 def argument_parser() -> argparse.ArgumentParser:
     parser = tool_parser(__doc__)
-    parser.add_argument("gallery", help="the gallery: what tools/search.py build made")
+    parser.add_argument("gallery", help="the gallery, as the build of a search made it")
     parser.add_argument(
         "--checkpoint",
         "--run",
