@@ -77,7 +77,7 @@ def saved(tmp_path, tiny_root, monkeypatch):
             with torch.no_grad():
                 model.backbone.train()(torch.randn(8, 3, *SIZE))
             for module in model.backbone.modules():
-                if isinstance(module, nn.BatchNorm2d):  # pooled values are alike: divided by so little, float32 is coarse
+                if isinstance(module, nn.BatchNorm2d):  # pooled values are alike, and float32 coarse by as much
                     module.running_var.clamp_(min=0.1)
         torch.save({"model": model.state_dict(), "config": cfg.dump()}, folder / "model_final.pth")
         Readout(channels=4).save(folder / "visibility.safetensors", {})

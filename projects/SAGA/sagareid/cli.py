@@ -56,15 +56,21 @@ def command_line() -> str:
     return shlex.join([*program, *sys.argv[1:]])
 
 
+class _ToolParser(argparse.ArgumentParser):
+    """A parser, and its subcommands', whose help calls tools by the name that they have here."""
+
+    def format_help(self) -> str:
+        text = super().format_help()
+        return as_installed(text) if _installed() else text
+
+
 def tool_parser(description: str | None) -> argparse.ArgumentParser:
     """A parser that shows a command's docstring as it stands, with --traceback.
 
-    Docstrings name commands as ``python tools/NAME.py``; as a part of the installed program they call themselves
-    ``sagareid NAME``.
+    Docstrings and help name commands as ``python tools/NAME.py``; as a part of the installed program they call
+    themselves ``sagareid NAME``.
     """
-    if description and _installed():
-        description = as_installed(description)
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = _ToolParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_traceback_argument(parser)
     return parser
 

@@ -1,7 +1,7 @@
 """Measure how long the page of a gallery takes to answer, with one client and with many at once.
 
-    python tools/benchmark_serving.py index --run logs/SAGA/quickstart/anchors --images queries
-    python tools/benchmark_serving.py index --run logs/SAGA/quickstart/anchors --images queries --output serving.json
+python tools/benchmark_serving.py index --run logs/SAGA/quickstart/anchors --images queries
+python tools/benchmark_serving.py index --run logs/SAGA/quickstart/anchors --images queries --output serving.json
 """
 
 from __future__ import annotations
