@@ -101,5 +101,5 @@ def test_duke_is_read_wherever_it_lies(cfg, tmp_path, place):
 def test_an_unknown_data_set_lists_the_known_ones(cfg, tmp_path):
     make(tmp_path, "a.jpg")
     cfg.DATASETS.CUSTOM = [{"NAME": "shop", "TYPE": "CSVDataset", "PATH": "x.csv"}]
-    with pytest.raises(ValueError, match="did you mean Market1501.* Known: .*OccludedDuke.*shop.*--import"):
+    with pytest.raises(ValueError, match="Did you mean Market1501.* Known: .*OccludedDuke.*shop.*--import"):
         build_dataset(cfg, "Market-1501")

@@ -199,7 +199,7 @@ def test_ones_own_data_by_config_keys(tool, tmp_path, monkeypatch):
     code, _, err = tool("check_dataset.py", "shop", "DATASETS.CUSTOM", "{NAME: shop}")
     assert code == 2 and "DATASETS.CUSTOM is '{NAME: shop}'; expected a list in quotes, such as" in err
     code, _, err = tool("check_dataset.py", "shpo", "DATASETS.CUSTOM", custom)
-    assert code == 2 and "did you mean shop" in err
+    assert code == 2 and "Did you mean shop" in err
     (tmp_path / "shop.csv").write_text("path\n")
     code, _, err = tool("check_dataset.py", "shop", "DATASETS.CUSTOM", custom)
     assert code == 2 and "has no column pid, split" in err

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections import defaultdict
 from collections.abc import Sequence
 
@@ -11,6 +10,7 @@ from fastreid.data.datasets.bases import ImageDataset
 
 from ... import compat
 from ...config import custom_datasets, reads_cameras
+from ...errors import did_you_mean
 from ..images import check_modes
 from . import builtin
 from .layout import refuse_training
@@ -30,11 +30,9 @@ def build_dataset(cfg, name: str, **options) -> ImageDataset:
     """
     known = {n: (cls, {}) for n, cls in compat.registered(DATASET_REGISTRY).items()} | custom_datasets(cfg)
     if name not in known:
-        close = difflib.get_close_matches(name, known, n=3)
         raise ValueError(
-            f"{name} is neither a registered data set nor in DATASETS.CUSTOM"
-            + (f"; did you mean {' or '.join(close)}?" if close else "")
-            + f" Known: {', '.join(sorted(known, key=str.lower))}. Another is registered by its module (--import)"
+            f"{name} is neither a registered data set nor in DATASETS.CUSTOM.{did_you_mean(name, known, 3)} Known: "
+            f"{', '.join(sorted(known, key=str.lower))}. Another is registered by its module (--import)"
         )
     cls, own = known[name]
     return _build(name, cls, compat.dataset_root(), own | options)

@@ -150,7 +150,9 @@ class _Parser:
         return self.tokens[self.at]
 
     def _error(self, place: int, what: str) -> ValueError:
-        return ValueError(f"filter {self.text!r}, character {place + 1}: {what}. Example: {EXAMPLE}")
+        return ValueError(
+            f"filter {self.text!r}, character {place + 1}: {what}{'' if what.endswith('?') else '.'} Example: {EXAMPLE}"
+        )
 
     def fail(self, expected: str) -> None:
         raise self._error(self.next.place, f"expected {expected}, found {self.next.text}")
