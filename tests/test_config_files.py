@@ -190,6 +190,16 @@ def test_a_base_that_ships_is_found_by_name_from_any_folder(base, write):
     assert (read_config(file).OUTPUT_DIR == "mine") is base.startswith("SAGA"), "beside the file comes first"
 
 
+def test_stages_share_a_cache_unless_one_names_its_own(write):
+    stages = (
+        "{NAME: first, FILE: SAGA/stages/prompts.yml}, "
+        "{NAME: second, FILE: SAGA/stages/anchors.yml, OPTS: [CACHE.DIR, other]}"
+    )
+    file = write(own=f"_BASE_: configs/SAGA/occ_duke.yml\nOUTPUT_DIR: out\nSTAGES: [{stages}]\n")
+    assert [run.cfg.CACHE.DIR for run in plans.plan(file)] == ["out/feature_cache", "other"]
+    assert [run.cfg.CACHE.DIR for run in plans.plan(file, ["CACHE.DIR", "all"])] == ["all", "all"]
+
+
 def test_a_base_that_is_not_there_names_both_files(write):
     file = write(own="SEED: 1\n_BASE_: SAGA/occ_duk.yml\n")
     with pytest.raises(FileNotFoundError) as error:

@@ -102,7 +102,7 @@ def plan(
     for entry in entries:
         cfg = _merged(chain, opts, entry)
         cfg.STAGES = []
-        cfg.CACHE.DIR = str(cache_folder(whole))
+        cfg.CACHE.DIR = cfg.CACHE.DIR or str(cache_folder(whole))
         cfg.OUTPUT_DIR = str(Path(whole.OUTPUT_DIR, entry.name))
         if runs and not (asked and entry.name == chosen[0]):
             cfg.MODEL.WEIGHTS = str(runs[-1].final)
