@@ -23,6 +23,7 @@ __all__ = [
     "check_output",
     "damaged",
     "file_hash",
+    "json_output",
     "parse_json",
     "read_json",
     "read_npz",
@@ -37,6 +38,18 @@ __all__ = [
 ]
 
 Record = TypeVar("Record")
+
+
+def json_output(path: str | Path | None) -> Callable[[Any], None]:
+    """What keeps measurements in a JSON file as they come, seen to be writable now; without a path it keeps nothing.
+
+    Raises:
+        OSError: the file cannot be written, see `check_output`.
+    """
+    if not path:
+        return lambda measured: None
+    check_output(path)
+    return lambda measured: write_json(path, measured)
 
 
 def check_output(path: str | Path, *, folder: bool = False) -> Path:

@@ -15,7 +15,7 @@ from pathlib import Path
 from ..benchmarks.options import CASES, FORMS, SIZES, SMOKE
 from ..cli import command_line, errors_in_one_line, tool_parser
 from ..config_files import shipped_configs
-from ..files import check_output, write_json
+from ..files import json_output
 
 
 def argument_parser() -> argparse.ArgumentParser:
@@ -58,12 +58,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         if args.threads:
             torch.set_num_threads(args.threads)
-        if args.output:
-            check_output(args.output)
+        keep = json_output(args.output)
 
         def save(measured: steps.Result) -> None:
-            if args.output:
-                write_json(args.output, steps_table.as_json(measured))
+            keep(steps_table.as_json(measured))
 
         result = steps.run(
             size=SMOKE if args.smoke else SIZES[args.size],

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..cli import command_line, errors_in_one_line, tool_parser
 from ..deploy.options import KINDS
-from ..files import check_output, write_json
+from ..files import json_output
 
 
 def argument_parser() -> argparse.ArgumentParser:
@@ -68,13 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with errors_in_one_line(args, after_interrupt="--output holds what was measured by then"):
         from ..benchmarks import gallery
 
-        if args.output:
-            check_output(args.output)
-
-        def save(measured: dict) -> None:
-            if args.output:
-                write_json(args.output, measured)
-
+        save = json_output(args.output)
         result = gallery.run(
             count=args.count,
             width=args.width,

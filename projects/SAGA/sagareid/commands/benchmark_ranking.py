@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..benchmarks.options import RANKING_SIZES, SPREADS, RankingSize
 from ..cli import command_line, errors_in_one_line, tool_parser
-from ..files import check_output, write_json
+from ..files import json_output
 
 
 def argument_parser() -> argparse.ArgumentParser:
@@ -53,13 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         if args.threads:
             torch.set_num_threads(args.threads)
-        if args.output:
-            check_output(args.output)
-
-        def save(measured: dict) -> None:
-            if args.output:
-                write_json(args.output, measured)
-
+        save = json_output(args.output)
         result = ranking.run(
             sizes=[RankingSize.parse(s) for s in args.sizes] if args.sizes else RANKING_SIZES,
             width=args.width,

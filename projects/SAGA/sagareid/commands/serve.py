@@ -19,8 +19,8 @@ from ..cli import add_import_argument, errors_in_one_line, import_modules, tool_
 from ..serving.options import HOST, PORT, TOKEN_VARIABLE, Limits
 
 
-def argument_parser() -> argparse.ArgumentParser:
-    parser = tool_parser(__doc__)
+def add_gallery_arguments(parser: argparse.ArgumentParser) -> None:
+    """The gallery and the model that the page is about."""
     parser.add_argument("gallery", help="the gallery, as the build of a search made it")
     parser.add_argument(
         "--checkpoint",
@@ -30,15 +30,20 @@ def argument_parser() -> argparse.ArgumentParser:
         help="model that extracted the gallery: folder of a finished run, or a .pth checkpoint",
     )
     parser.add_argument(
+        "--device", default="auto", help="device of the model: auto, cpu, cuda ... (default: %(default)s)"
+    )
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    parser = tool_parser(__doc__)
+    add_gallery_arguments(parser)
+    parser.add_argument(
         "--threshold",
         metavar="FILE_OR_NUMBER",
         help="say nobody below it: a file of tools/calibrate.py, or a similarity (default: nothing is said)",
     )
     parser.add_argument(
         "--folder", type=Path, help="where the gallery's images are now, if they were moved (default: as extracted)"
-    )
-    parser.add_argument(
-        "--device", default="auto", help="device of the model: auto, cpu, cuda ... (default: %(default)s)"
     )
     parser.add_argument(
         "--host",

@@ -304,7 +304,8 @@ def _fields(cfg, model: nn.Module, dataset: ReIDDataset) -> tuple[dict[str, tupl
     batch = {k: v[None] for k, v in sample.items() if isinstance(v, Tensor)}
     batch["cameras"] = torch.tensor([sample["cameras"]])
     with _evaluating(model), torch.no_grad():
-        features, hidden = model.extract(batch), _of_occluder(model, batch)
+        features = model.extract(batch)
+        hidden = _of_occluder(model, batch, as_features(features).grid)
     given = as_batch(features)
     names = list(named_outputs(features))
     wanted = names if "all" in cfg.CACHE.FIELDS else cfg.CACHE.FIELDS
@@ -319,16 +320,16 @@ def _fields(cfg, model: nn.Module, dataset: ReIDDataset) -> tuple[dict[str, tupl
     return shapes, {k: v for k, v in given.items() if k not in names}
 
 
-def _of_occluder(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-    """What is kept of INPUT.OCCLUDE beside the outputs: which share of each patch is hidden, (B, h, w), and the outputs
-    for the same images with nothing hidden."""
+def _of_occluder(model: nn.Module, batch: Mapping[str, Any], grid: tuple[int, int]) -> dict[str, Tensor]:
+    """What is kept of INPUT.OCCLUDE beside the outputs: which share of each patch of the `grid` is hidden, (B, h, w),
+    and the outputs for the same images with nothing hidden, where they are kept."""
     if HIDDEN not in batch:
         return {}
-    shown = {"images": batch[f"{WHOLE}images"], "cameras": batch["cameras"]} if f"{WHOLE}images" in batch else {}
-    features = model.extract(shown or batch)
-    grid = as_features(features).grid
     hidden = {HIDDEN: patch_shares(batch[HIDDEN].float(), grid).unflatten(1, grid)}
-    return hidden | ({f"{WHOLE}{name}": tensor for name, tensor in named_outputs(features).items()} if shown else {})
+    if f"{WHOLE}images" not in batch:
+        return hidden
+    features = model.extract({"images": batch[f"{WHOLE}images"], "cameras": batch["cameras"]})
+    return hidden | {f"{WHOLE}{name}": tensor for name, tensor in named_outputs(features).items()}
 
 
 @contextmanager
@@ -419,7 +420,8 @@ def _fill(cfg, model: nn.Module, dataset: ReIDDataset, cache: FeatureCache, auto
                     torch.inference_mode(),
                     torch.autocast(model.device.type, dtype=autocast, enabled=autocast is not None),
                 ):
-                    outputs = named_outputs(model.extract(batch)) | _of_occluder(model, batch)
+                    features = model.extract(batch)
+                    outputs = named_outputs(features) | _of_occluder(model, batch, as_features(features).grid)
                 for name, field in cache.fields.items():
                     field[view, indices[0] : indices[-1] + 1] = outputs[name].to(device="cpu", dtype=cache.dtype)
                 cache.done[view, block] = 1
