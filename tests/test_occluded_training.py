@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -143,6 +144,7 @@ def test_people_of_another_set(cfg):
         (["INPUT.AUGMIX.ENABLED", True], "cannot follow INPUT.AUGMIX"),
         (["INPUT.OCCLUDE.ENABLED", False], "set INPUT.OCCLUDE.ENABLED True"),
         (["MODEL.LOSSES.NAME", ["WholeFeatureLoss"], "INPUT.OCCLUDE.KEEP_WHOLE", False], "KEEP_WHOLE True"),
+        (["MODEL.LOSSES.NAME", ["VisibleTokensLoss"], "CACHE.ENABLED", True], "VisibleTokensLoss trains the backbone"),
         (
             ["MODEL.HEADS.NAME", "SAGAHead", "MODEL.HEADS.CONTEXT_BLOCKS", 2],
             "1 block(s) of ViT-XS-8-pedestrians follow",
@@ -228,6 +230,26 @@ def test_losses_against_loops():
     assert float(losses.hidden_weight_loss(weights, whole_weights, torch.zeros(5, 6))) == 0
 
 
+def test_visible_tokens_against_loops():
+    """Two token layers of three patches; a hidden patch does not count, and neither do the scale and mean of a token."""
+    torch.manual_seed(0)
+    tokens, whole = torch.randn(3, 6, 5), torch.randn(3, 6, 5)
+    hidden = torch.tensor([[0.0, 0.25, 1.0], [0.0, 0.0, 0.0], [1.0, 1.0, 1.0]])
+    per_image = []
+    for i in range(3):
+        apart, count = 0.0, 0.0
+        for n in range(6):
+            shows = 1 - float(hidden[i, n % 3])
+            apart += shows * (1 - np.corrcoef(tokens[i, n], whole[i, n])[0, 1])
+            count += shows
+        per_image.append(apart / count if count else 0.0)
+    found = float(losses.visible_tokens_loss(tokens, whole, hidden))
+    assert found == pytest.approx(np.mean(per_image), rel=1e-4)
+    changed = whole.clone()
+    changed[0, 2] = changed[0, 5] = 9
+    assert float(losses.visible_tokens_loss(3 * tokens + 2, changed, hidden)) == pytest.approx(found, rel=1e-4)
+
+
 def test_weight_that_goes_to_the_background_is_no_answer():
     """Four patches: an occluder, two of the person, background. The weight belongs where it was."""
     hidden, whole = torch.tensor([[1.0, 0, 0, 0]]), torch.tensor([[0.4, 0.3, 0.2, 0.1]])
@@ -285,6 +307,59 @@ def test_the_teacher_is_the_heads_own_feature_of_the_whole_image(head):
     with torch.no_grad():
         own = model.heads(features.whole)[:, : teacher.shape[1]]
     torch.testing.assert_close(teacher, own, rtol=1e-4, atol=1e-4)
+
+
+def test_the_teacher_of_a_tower_is_the_tower_as_the_run_began():
+    """It learns nothing, is stored nowhere, and every term compares with it."""
+    torch.manual_seed(0)
+    opts = ["MODEL.HEADS.NAME", "CLSHead", "MODEL.LOSSES.NAME", ["VisibleTokensLoss", "WholeFeatureLoss"], *RANDOM]
+    model, data = build_model(config(*opts)).train(), hidden_batch()
+    with torch.no_grad():
+        began = model.extract({"images": data["whole_images"]})
+    optimizer, found = torch.optim.Adam(model.backbone.parameters(), 1e-3), []
+    for _ in range(12):
+        optimizer.zero_grad()
+        terms = loss_of(model, data)
+        assert list(terms) == ["loss_whole_feature", "loss_visible_tokens"]
+        sum(terms.values()).backward()
+        optimizer.step()
+        found.append(terms["loss_visible_tokens"].item())
+    assert found[-1] < 0.7 * found[0]
+    whole = model.with_hidden(model.extract(data), data).whole
+    torch.testing.assert_close(whole.patches, began.patches)
+    torch.testing.assert_close(whole.cls, began.cls)
+    with torch.no_grad():
+        assert not torch.allclose(model.extract({"images": data["whole_images"]}).patches, began.patches, atol=1e-2)
+    assert not [name for name in model.state_dict() if "teacher" in name]
+    assert {id(p) for p in model.parameters()} == {id(p) for m in model.children() for p in m.parameters()}
+
+
+def test_a_run_with_a_teacher_goes_on_as_if_nothing_had_been(cfg, tmp_path):
+    """The teacher is not in its checkpoints: it is read from where the run started."""
+    torch.manual_seed(0)
+    cfg.MODEL.HEADS.NUM_CLASSES = 12
+    start = SAGATrainer.build_model(cfg)  # other weights than the pretrained ones
+    for parameter in start.backbone.parameters():
+        parameter.data.add_(torch.randn_like(parameter) * 0.02)
+    torch.save({"model": start.state_dict()}, tmp_path / "start.pth")
+    keys = {"MODEL.HEADS.NAME": "CLSHead", "MODEL.LOSSES.NAME": ["TripletLoss", "VisibleTokensLoss"], "STAGES": []}
+    keys |= {"MODEL.WEIGHTS": str(tmp_path / "start.pth"), "MODEL.NEW_WEIGHTS": ["heads.*"], "TEST.EVAL_PERIOD": 9}
+    keys |= {"MODEL.TRAINABLE": ["backbone.*"], "SOLVER.BASE_LR": 0.001, "SOLVER.SCHED": "MultiStepLR"}
+
+    def trained(folder: str, *epochs: int) -> dict:
+        for number, last in enumerate(epochs):
+            run = cfg.clone()
+            run.merge_from_list([x for pair in keys.items() for x in pair])
+            run.merge_from_list(["OUTPUT_DIR", str(tmp_path / folder), "SOLVER.MAX_EPOCH", last])
+            Path(run.OUTPUT_DIR).mkdir(exist_ok=True)
+            trainer = SAGATrainer(run)
+            trainer.resume_or_load(resume=number > 0)
+            trainer.train()
+        return trainer.model.backbone.state_dict()
+
+    once, twice = trained("once", 2), trained("twice", 1, 2)
+    assert [name for name, value in once.items() if not torch.equal(value, twice[name])] == []
+    assert any(not torch.equal(value, start.backbone.state_dict()[name]) for name, value in once.items())
 
 
 def test_a_batch_without_masks_is_refused():

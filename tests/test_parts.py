@@ -89,11 +89,12 @@ def test_a_loss_is_computed_or_refused(head, loss, meta_arch):
     [
         ("SAGAHead", {"CrossEntropyLoss", "TripletLoss", "AnchorDiversityLoss", "ClassifierDiversityLoss",
                       "AnchorConsistencyLoss", "DecorrelationLoss", "I2TLoss", "HiddenWeightLoss",
-                      "WholeFeatureLoss"}),
-        ("CLSHead", {"CrossEntropyLoss", "TripletLoss", "I2TLoss", "WholeFeatureLoss"}),
+                      "VisibleTokensLoss", "WholeFeatureLoss"}),
+        ("CLSHead", {"CrossEntropyLoss", "TripletLoss", "I2TLoss", "VisibleTokensLoss", "WholeFeatureLoss"}),
         ("PromptHead", {"SupConLoss"}),
-        ("PatchPoolHead", {"CrossEntropyLoss", "TripletLoss", "WholeFeatureLoss"}),
-        ("AttentionPoolHead", {"CrossEntropyLoss", "TripletLoss", "HiddenWeightLoss", "WholeFeatureLoss"}),
+        ("PatchPoolHead", {"CrossEntropyLoss", "TripletLoss", "VisibleTokensLoss", "WholeFeatureLoss"}),
+        ("AttentionPoolHead", {"CrossEntropyLoss", "TripletLoss", "HiddenWeightLoss", "VisibleTokensLoss",
+                               "WholeFeatureLoss"}),
         ("EmbeddingHead", set(FASTREID_LOSSES)),
     ],
 )  # fmt: skip

@@ -295,9 +295,16 @@ class SAGATrainer(OpenTrainer):
         return "metric" if len(self.cfg.DATASETS.TESTS) == 1 else f"{self.cfg.DATASETS.TESTS[0]}/metric"
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """Go on from `last_checkpoint` of OUTPUT_DIR with every state, or start from MODEL.WEIGHTS, strictly."""
-        if not (resume and self.checkpointer.has_checkpoint()):
+        """Go on from `last_checkpoint` of OUTPUT_DIR with every state, or start from MODEL.WEIGHTS, strictly.
+
+        A run with a frozen teacher reads MODEL.WEIGHTS when it goes on, too: they are the teacher.
+        """
+        going_on, teacher = resume and self.checkpointer.has_checkpoint(), getattr(self.model, "wants_teacher", False)
+        if teacher or not going_on:
             self.checkpointer.start_from(self.cfg.MODEL.WEIGHTS, self.cfg.MODEL.NEW_WEIGHTS)
+        if teacher:
+            self.model.keep_teacher()
+        if not going_on:
             return
         checkpoint = self.checkpointer.resume_from(self.checkpointer.get_checkpoint_file())
         self.resumed = True

@@ -22,6 +22,7 @@ __all__ = [
     "identity_loss",
     "image_text_loss",
     "supervised_contrastive_loss",
+    "visible_tokens_loss",
     "whole_feature_loss",
 ]
 
@@ -199,6 +200,25 @@ def whole_feature_loss(features: Tensor, whole: Tensor, hidden: Tensor) -> Tenso
         features, whole: (B, D). hidden: (B, N) share of each patch that is hidden, 0..1.
     """
     return _mean_over_hidden(1 - F.cosine_similarity(features, whole.detach()), hidden)
+
+
+@_float32
+def visible_tokens_loss(tokens: Tensor, whole: Tensor, hidden: Tensor) -> Tensor:
+    """1 - correlation over the width between the token of a patch and the teacher's for the same image with nothing
+    hidden, a constant here; a patch counts by the share of it that still shows. Not of the paper.
+
+    A token of the residual stream is read behind a LayerNorm, so what counts of it is what that leaves: its direction
+    about its own mean.
+
+    The mean over all images, also those of which nothing is hidden: there the tower stays what it was.
+
+    Args:
+        tokens, whole: (B, P*N, D) of P token layers. hidden: (B, N) share of each patch that is hidden, 0..1.
+    """
+    normed = (F.layer_norm(x, x.shape[-1:]) for x in (tokens, whole.detach()))
+    shows = (1 - hidden).repeat(1, tokens.shape[1] // hidden.shape[1])
+    apart = (1 - F.cosine_similarity(*normed, dim=-1)) * shows
+    return (apart.sum(1) / shows.sum(1).clamp(min=1e-6)).mean()
 
 
 def _mean_over_hidden(values: Tensor, hidden: Tensor) -> Tensor:

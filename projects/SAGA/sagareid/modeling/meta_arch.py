@@ -3,6 +3,7 @@ float32."""
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -35,6 +36,7 @@ class SAGABaseline(Baseline):
 
     registered_losses = True  # it computes the terms of LOSS_REGISTRY, for heads that say what they give
     reads_cached_features = True  # in place of images
+    gives = ("patches", "whole_patches")  # of the backbone, to loss terms, beside what the head gives
     last_modules: Sequence[str] = ()
 
     @configurable
@@ -50,6 +52,7 @@ class SAGABaseline(Baseline):
         self.terms = nn.ModuleDict() if terms is None else terms
         self.modules_in_eval: list[nn.Module] = []
         self.compile_mode = ""  # of torch.compile for training steps (MODEL.COMPILE), the trainer's to set
+        self._teacher: list[nn.Module] = []  # in a list: it is no part of the model, its state or its parameters
         self.measured: dict[str, Tensor] = {}  # what the last training step measured beside its losses, by log name
         if isinstance(self.backbone, ImageTower) and self.every_parameter_learns:
             read = set(self.heads.learns_from).union(*(term.learns_from for term in self.terms.values()))
@@ -98,6 +101,15 @@ class SAGABaseline(Baseline):
     def backbone_frozen(self) -> bool:
         return not any(p.requires_grad for p in self.backbone.parameters())
 
+    @property
+    def wants_teacher(self) -> bool:
+        """Whether a term compares with the backbone as it was when the run began (`LossTerm.frozen_teacher`)."""
+        return any(term.frozen_teacher for term in self.terms.values())
+
+    def keep_teacher(self) -> None:
+        """Take the present backbone for the teacher: a copy that never learns and is not stored with the model."""
+        self._teacher = [copy.deepcopy(self.backbone).eval().requires_grad_(False)]
+
     def preprocess_image(self, batched_inputs) -> Tensor:
         """Images on the model's device, (x - mean) / std in float32, leaving the batch as it is.
 
@@ -107,8 +119,10 @@ class SAGABaseline(Baseline):
         images = images.to(self.device, non_blocking=True).float()
         return (images - self.pixel_mean) / self.pixel_std
 
-    def extract(self, batched_inputs) -> CLIPFeatures | Tensor:
-        """Backbone outputs of a batch, from images or from a feature cache."""
+    def extract(self, batched_inputs, backbone: nn.Module | None = None) -> CLIPFeatures | Tensor:
+        """Backbone outputs of a batch, from images or from a feature cache. backbone: another in the place of its
+        own."""
+        backbone = self.backbone if backbone is None else backbone
         batch = batched_inputs if isinstance(batched_inputs, dict) else {"images": batched_inputs}
         cameras = batch.get("cameras")
         cameras = cameras.to(self.device) if cameras is not None else None
@@ -117,15 +131,15 @@ class SAGABaseline(Baseline):
         images = self.preprocess_image(batch)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.backbone_frozen):
             if self.last_modules:
-                return input_of(self.backbone, self.last_modules[0], images)
-            if not isinstance(self.backbone, ImageTower):
-                return self.backbone(images)
-            features = self.backbone(images, camids=cameras)
+                return input_of(backbone, self.last_modules[0], images)
+            if not isinstance(backbone, ImageTower):
+                return backbone(images)
+            features = backbone(images, camids=cameras)
         return replace(features, camids=cameras) if isinstance(features, CLIPFeatures) else features
 
-    def head_input(self, batched_inputs) -> CLIPFeatures | Tensor:
+    def head_input(self, batched_inputs, backbone: nn.Module | None = None) -> CLIPFeatures | Tensor:
         """`extract`, with the cameras for a head that reads them: a map has no place for them."""
-        features = self.extract(batched_inputs)
+        features = self.extract(batched_inputs, backbone)
         cameras = batched_inputs.get("cameras") if isinstance(batched_inputs, dict) else None
         if cameras is None or not getattr(self.heads, "reads_cameras", False):
             return features
@@ -166,6 +180,9 @@ class SAGABaseline(Baseline):
         if any("hidden" in term.reads for term in self.terms.values()):
             features = self.with_hidden(features, batch)
         outputs = self.heads(features, targets)
+        if any(set(term.reads) & set(self.gives) for term in self.terms.values()):
+            tokens = as_features(features)
+            outputs |= {"patches": tokens.patches, "whole_patches": tokens.whole and tokens.whole.patches}
         measured = {}
         if "logits" in outputs:
             measured["cls_accuracy"] = L.classification_accuracy(outputs["pred_class_logits"].detach(), targets)
@@ -189,8 +206,10 @@ class SAGABaseline(Baseline):
         whole = None
         if shown:
             others = {k: v for k, v in batch.items() if k not in (*OUTPUTS, "images")}
+            if self.wants_teacher and not self._teacher:  # the trainer's to keep; of a model without one, as it is now
+                self.keep_teacher()
             with torch.no_grad():
-                whole = as_features(self.head_input(others | shown))
+                whole = as_features(self.head_input(others | shown, *self._teacher))
         return replace(features, hidden=hidden, whole=whole)
 
     def losses(self, outputs: dict[str, Any], gt_labels: Tensor) -> dict[str, Tensor]:

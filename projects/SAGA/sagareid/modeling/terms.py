@@ -17,6 +17,11 @@ What our heads give (their `gives`)::
     whole_features      (B, F) as `features`, of the same images with nothing hidden, without gradient
     whole_weights       (B, N) as `token_weights`, likewise
 
+and what the model gives of its backbone, behind every head of ours that says what is hidden::
+
+    patches             (B, P*N, D) patch tokens of P token layers, or the positions of a map
+    whole_patches       (B, P*N, D) likewise, of the same images with nothing hidden, without gradient
+
 The equations are in `losses`; the batch that a term compares is that of all processes.
 """
 
@@ -48,6 +53,7 @@ __all__ = [
     "LossTerm",
     "SupConLoss",
     "TripletLoss",
+    "VisibleTokensLoss",
     "WholeFeatureLoss",
     "build_terms",
     "compute_terms",
@@ -65,12 +71,15 @@ class LossTerm(nn.Module):
         section: of its keys below MODEL.LOSSES, which are the arguments of its constructor in capitals; empty for
             a term without keys, whose weight is 1.
         learns_from: outputs of the backbone that it has a gradient to beside those that the head learns from.
+        frozen_teacher: whether the outputs for images with nothing hidden have to come from the backbone as it was
+            when the run began, and not from the one that learns; they then do so for all terms.
         reads: the names of these arguments, filled in here.
     """
 
     log_name: str
     section: ClassVar[str] = ""
     learns_from: ClassVar[frozenset[str]] = frozenset()
+    frozen_teacher: ClassVar[bool] = False
     reads: ClassVar[tuple[str, ...]] = ()
 
     def __init_subclass__(cls, **kwargs: Any):
@@ -352,3 +361,30 @@ class WholeFeatureLoss(OccluderLoss):
 
     def forward(self, targets: Tensor, *, features: Tensor, whole_features: Tensor, hidden: Tensor) -> Tensor:
         return losses.whole_feature_loss(gather_batch(features), gather_batch(whole_features), gather_batch(hidden))
+
+
+@LOSS_REGISTRY.register()
+class VisibleTokensLoss(OccluderLoss):
+    """What still shows of a person gives the tokens that it gave with nothing hidden: those of the backbone as it was
+    when the run began, the teacher. Trains the backbone. This project's, not the paper's."""
+
+    log_name = "loss_visible_tokens"
+    section = "VISIBLE_TOKENS"
+    learns_from = frozenset({"patches"})
+    frozen_teacher = True
+
+    @staticmethod
+    def add_keys(cfg: CfgNode) -> None:
+        # VisibleTokensLoss (this project's, not the paper's): weight of 1 - correlation of the tokens of patches that
+        # still show with those of the backbone as the run began for the same image with nothing hidden. For stages that
+        # train the backbone. Needs INPUT.OCCLUDE.KEEP_WHOLE.
+        cfg.MODEL.LOSSES.VISIBLE_TOKENS = CfgNode({"SCALE": 1.0})
+
+    @classmethod
+    def check(cls, cfg: CfgNode) -> Iterator[str]:
+        yield from super().check(cfg)
+        if cfg.CACHE.ENABLED:
+            yield "VisibleTokensLoss trains the backbone, and CACHE.ENABLED reads what a frozen one gave: set it False"
+
+    def forward(self, targets: Tensor, *, patches: Tensor, whole_patches: Tensor, hidden: Tensor) -> Tensor:
+        return losses.visible_tokens_loss(patches, whole_patches, hidden)
