@@ -444,6 +444,23 @@ def test_tool_says_what_is_wrong(argv, message, run_tool):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "features, message",
+    [
+        (["refined"], "R18 gives none of --feature refined; it gives feature. Add one, or auto"),
+        (["auto", "parts"], "--feature parts: none of the models gives this feature"),
+    ],
+)
+def test_nobody_is_left_out_of_the_tables(studied, features, message, run_tool, monkeypatch):
+    """Said before anything is computed."""
+    from sagareid.studies import occlusion_study
+
+    monkeypatch.setattr(occlusion_study, "extract", lambda *args, **kwargs: pytest.fail("it computed first"))
+    code, _, error = run_tool("occlusion_study.py", *studied[1], "--feature", *features)
+    assert code == 1 and message in error
+
+
+@pytest.mark.slow
 def test_page_needs_nothing_from_outside(studied):
     page = (studied[0] / "study.html").read_text()
     assert "<script" not in page

@@ -25,6 +25,7 @@ from ..data.people import People
 from ..data.transforms import build_transforms
 from ..engine.extraction import Extraction, Labels, extract
 from ..evaluation.evaluator import SAGAEvaluator
+from ..evaluation.features import available_features
 from ..evaluation.ranking import rank_in_blocks
 from ..modeling.build import model_layout
 from .cells import Cell
@@ -66,6 +67,7 @@ class Study:
     cells: dict[tuple[str, str, float], Cell] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
+        self._check_features()
         self.images = ImageSet.read(self.cfg, self.dataset, self.options.queries)
         self._people: People | None = None
         if "distractor" in self.options.conditions:
@@ -82,6 +84,21 @@ class Study:
                 self._views.append(View(transform, cameras))
             self._view_of[m.key] = seen[key]
         self._whole: dict[tuple[str, str], Extraction] = {}  # nothing hidden: (part, model key)
+
+    def _check_features(self) -> None:
+        """See that every model is measured by some feature, and every feature on some model.
+
+        Raises:
+            ValueError: one that is not.
+        """
+        wanted = self.options.features
+        for m in self.models:
+            if not any(m.feature(f, 1) for f in wanted):
+                given = ", ".join(available_features(model_layout(m.model, 1)))
+                raise ValueError(f"{m.name} gives none of --feature {' '.join(wanted)}; it gives {given}. Add one, or auto")
+        for f in wanted:
+            if not any(m.feature(f, 1) for m in self.models):
+                raise ValueError(f"--feature {f}: none of the models gives this feature")
 
     # ---- keys --------------------------------------------------------------------------------------------------------
 
@@ -197,7 +214,7 @@ class Study:
         deviation over seeds; None for one) and, for every model but the reference, `difference` to it with an interval.
 
         Raises:
-            ValueError: there is no model of the reference's name, or a feature that no model gives.
+            ValueError: there is no model of the reference's name.
         """
         if reference not in self.names:
             raise ValueError(f"the reference {reference!r} is none of the models {', '.join(self.names)}")
@@ -205,8 +222,6 @@ class Study:
         bootstrap = Bootstrap(len(first.queries), resamples=self.options.resamples, seed=self.options.seed)
         found = []
         for feature in self.options.features:
-            if not any(feature in cell.rows for cell in self.cells.values()):
-                raise ValueError(f"--feature {feature}: none of the models gives this feature")
             for condition, level in self.options.cells():
                 for name in self.names:
                     record = self._record(bootstrap, reference, name, condition, level, feature)
