@@ -145,6 +145,7 @@ def test_people_of_another_set(cfg):
         (["INPUT.OCCLUDE.ENABLED", False], "set INPUT.OCCLUDE.ENABLED True"),
         (["MODEL.LOSSES.NAME", ["WholeFeatureLoss"], "INPUT.OCCLUDE.KEEP_WHOLE", False], "KEEP_WHOLE True"),
         (["MODEL.LOSSES.NAME", ["VisibleTokensLoss"], "CACHE.ENABLED", True], "VisibleTokensLoss trains the backbone"),
+        (["MODEL.LOSSES.NAME", ["VisibleTokensLoss"], "MODEL.TRAINABLE", ["heads.*"]], "leaves frozen: add backbone.*"),
         (
             ["MODEL.HEADS.NAME", "SAGAHead", "MODEL.HEADS.CONTEXT_BLOCKS", 2],
             "1 block(s) of ViT-XS-8-pedestrians follow",

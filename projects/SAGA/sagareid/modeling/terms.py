@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import Any, ClassVar
 
 import torch.nn.functional as F
@@ -383,8 +384,11 @@ class VisibleTokensLoss(OccluderLoss):
     @classmethod
     def check(cls, cfg: CfgNode) -> Iterator[str]:
         yield from super().check(cfg)
+        trained = cfg.MODEL.TRAINABLE
         if cfg.CACHE.ENABLED:
             yield "VisibleTokensLoss trains the backbone, and CACHE.ENABLED reads what a frozen one gave: set it False"
+        elif trained and not any(p.startswith("backbone") or fnmatchcase("backbone.", p) for p in trained):
+            yield f"VisibleTokensLoss trains the backbone, which MODEL.TRAINABLE {trained} leaves frozen: add backbone.*"
 
     def forward(self, targets: Tensor, *, patches: Tensor, whole_patches: Tensor, hidden: Tensor) -> Tensor:
         return losses.visible_tokens_loss(patches, whole_patches, hidden)
