@@ -47,14 +47,14 @@ def test_plans(path):
 def test_occluders_change_the_anchors_stages_alone():
     """occ_duke_occluders.yml is occ_duke.yml but for what docs/training_occluders.md says of the last two stages."""
     published, ours = (plans.plan(CONFIGS / "SAGA" / name) for name in ("occ_duke.yml", "occ_duke_occluders.yml"))
-    added = ("INPUT.OCCLUDE", "MODEL.HEADS.CONTEXT_BLOCKS", "MODEL.LOSSES.")
+    added = ["INPUT.OCCLUDE", "MODEL.HEADS.CONTEXT_BLOCKS", "MODEL.LOSSES."]
+    tower = ["MODEL.TRAINABLE", "CACHE.ENABLED", "SOLVER.LR_FACTORS", "SOLVER.MIN_LR_RATIO", "SOLVER.AMP.ENABLED"]
     paths = ("OUTPUT_DIR", "MODEL.WEIGHTS", "CACHE.DIR", "STAGES")
     for before, after in zip(published, ours, strict=True):
         before_keys, after_keys = flatten(before.cfg), flatten(after.cfg)
         changed = {k for k, v in after_keys.items() if v != before_keys[k] and not k.startswith(paths)}
-        assert all(key.startswith(added) for key in changed) and bool(changed) == (
-            after.name in ("anchors_warmup", "anchors")
-        )
+        allowed = {"anchors_warmup": added, "anchors": added + tower}.get(after.name, [])
+        assert all(key.startswith(tuple(allowed)) for key in changed) and bool(changed) == bool(allowed)
         assert not before.cfg.INPUT.OCCLUDE.ENABLED and not before.cfg.MODEL.HEADS.CONTEXT_BLOCKS
 
 
