@@ -142,6 +142,8 @@ def test_a_path_goes_before_a_name_and_what_is_neither_is_told(tmp_path, monkeyp
     assert names.is_name(DRAWN) and checkpoint_file(DRAWN).parent == names.SHIPPED / DRAWN
     with pytest.raises(FileNotFoundError, match="no checkpoint at drawn-xl; .* Did you mean drawn-xs?"):
         load_model("drawn-xl")
+    with pytest.raises(FileNotFoundError, match="no checkpoint at an empty name"):
+        load_model("")
     with pytest.raises(FileNotFoundError, match="For a model of the hub write hf-hub:org/model"):
         load_model("org/model")
     shutil.copytree(names.SHIPPED / DRAWN, DRAWN)

@@ -20,6 +20,7 @@ from .errors import message_of
 
 __all__ = [
     "PROGRAM",
+    "add_config_pairs",
     "add_dataclass_arguments",
     "add_import_argument",
     "add_traceback_argument",
@@ -132,6 +133,12 @@ def add_import_argument(parser: argparse.ArgumentParser) -> None:
         metavar="MODULE",
         help="import this Python module first: your own registered heads, backbones, data sets",
     )
+
+
+def add_config_pairs(parser: argparse.ArgumentParser, note: str = "") -> None:
+    """Trailing ``KEY VALUE ...`` pairs, in ``args.opts``. note: joins the help."""
+    help_text = "config keys and their values, on top of the config file"
+    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help=help_text + note)
 
 
 def import_modules(names: Iterable[str]) -> None:

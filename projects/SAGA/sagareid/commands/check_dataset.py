@@ -15,7 +15,7 @@ import json
 import sys
 from collections.abc import Sequence
 
-from ..cli import add_import_argument, errors_in_one_line, import_modules, tool_parser
+from ..cli import add_config_pairs, add_import_argument, errors_in_one_line, import_modules, tool_parser
 
 
 def argument_parser() -> argparse.ArgumentParser:
@@ -30,9 +30,7 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", action="store_true", help="print JSON with every problem instead of the table")
     parser.add_argument("--workers", type=int, help="threads that read images (default: one per CPU core)")
     add_import_argument(parser)
-    parser.add_argument(
-        "opts", nargs="*", metavar="KEY VALUE", help="config keys and their values, on top of the config file"
-    )
+    add_config_pairs(parser)
     return parser
 
 

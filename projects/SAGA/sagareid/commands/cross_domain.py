@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..cli import add_import_argument, command_line, errors_in_one_line, import_modules, tool_parser
+from ..cli import add_config_pairs, add_import_argument, command_line, errors_in_one_line, import_modules, tool_parser
 
 
 def argument_parser() -> argparse.ArgumentParser:
@@ -62,12 +62,7 @@ def argument_parser() -> argparse.ArgumentParser:
         "--device", help="device to test on: auto, cpu, cuda ... (default: the one in each model's config)"
     )
     add_import_argument(parser)
-    parser.add_argument(
-        "opts",
-        nargs="*",
-        metavar="KEY VALUE",
-        help="config keys and their values, on top of the config file; before the options that take several words",
-    )
+    add_config_pairs(parser, "; before the options that take several words")
     return parser
 
 

@@ -15,7 +15,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..cli import add_import_argument, command_line, errors_in_one_line, import_modules, tool_parser
+from ..cli import add_config_pairs, add_import_argument, command_line, errors_in_one_line, import_modules, tool_parser
 from ..data import occluders
 from ..reports.options import SAMPLES
 from ..studies.options import OCCLUDE, Options
@@ -109,12 +109,7 @@ def argument_parser() -> argparse.ArgumentParser:
         "--device", help="device to compute on: auto, cpu, cuda ... (default: the one in each model's config)"
     )
     add_import_argument(parser)
-    parser.add_argument(
-        "opts",
-        nargs="*",
-        metavar="KEY VALUE",
-        help="config keys and their values, on top of the config file",
-    )
+    add_config_pairs(parser)
     return parser
 
 

@@ -39,6 +39,8 @@ def checkpoint_file(path: str | os.PathLike) -> Path:
         FileNotFoundError: nothing there; the folder of several stages, whose message names them.
         ConnectionError, ValueError: as `names.folder_of_name`.
     """
+    if not os.fspath(path):
+        raise FileNotFoundError(unknown_name(path))
     path = folder_of_name(path) if is_name(path) else Path(path)
     if not path.is_dir():
         if not path.is_file():

@@ -46,6 +46,6 @@ def unknown_name(name: str | os.PathLike) -> str:
     foreign = hub.is_repository(text) and not Path(text).suffix and not Path(text).parent.is_dir()
     own = f" For a model of the hub write {hub.PREFIX}{text}." if foreign else ""
     return (
-        f"no checkpoint at {text}; name a .pth file, the folder of a finished run, {ours}.{own}"
+        f"no checkpoint at {text or 'an empty name'}; name a .pth file, the folder of a finished run, {ours}.{own}"
         f"{did_you_mean(text, shipped)}"
     )

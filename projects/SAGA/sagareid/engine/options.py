@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from ..cli import add_import_argument, tool_parser
+from ..cli import add_config_pairs, add_import_argument, tool_parser
 
 __all__ = ["AUTO", "training_parser"]
 
@@ -56,10 +56,5 @@ def training_parser(description: str | None = None) -> argparse.ArgumentParser:
         "(default: %(default)g)",
     )
     add_import_argument(parser)
-    parser.add_argument(
-        "opts",
-        nargs="*",
-        metavar="KEY VALUE",
-        help="config keys and their values, on top of the config file",
-    )
+    add_config_pairs(parser)
     return parser
