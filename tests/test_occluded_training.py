@@ -145,7 +145,7 @@ def test_people_of_another_set(cfg):
         (["INPUT.OCCLUDE.ENABLED", False], "set INPUT.OCCLUDE.ENABLED True"),
         (["MODEL.LOSSES.NAME", ["WholeFeatureLoss"], "INPUT.OCCLUDE.KEEP_WHOLE", False], "KEEP_WHOLE True"),
         (["MODEL.LOSSES.NAME", ["VisibleTokensLoss"], "CACHE.ENABLED", True], "VisibleTokensLoss trains the backbone"),
-        (["MODEL.LOSSES.NAME", ["VisibleTokensLoss"], "MODEL.TRAINABLE", ["heads.*"]], "leaves frozen: add backbone.*"),
+        (["MODEL.LOSSES.NAME", ["VisibleTokensLoss"], "MODEL.TRAINABLE", ["heads.*"]], "heads.*']: add backbone.*"),
         (
             ["MODEL.HEADS.NAME", "SAGAHead", "MODEL.HEADS.CONTEXT_BLOCKS", 2],
             "1 block(s) of ViT-XS-8-pedestrians follow",
@@ -232,7 +232,7 @@ def test_losses_against_loops():
 
 
 def test_visible_tokens_against_loops():
-    """Two token layers of three patches; a hidden patch does not count, and neither do the scale and mean of a token."""
+    """Two token layers of three patches; a hidden patch does not count, nor do a token's scale and mean."""
     torch.manual_seed(0)
     tokens, whole = torch.randn(3, 6, 5), torch.randn(3, 6, 5)
     hidden = torch.tensor([[0.0, 0.25, 1.0], [0.0, 0.0, 0.0], [1.0, 1.0, 1.0]])

@@ -191,7 +191,9 @@ def test_a_head_brings_a_loss_of_its_own_and_names_it():
 
     opts = ["MODEL.HEADS.NAME", "SpreadHead", "MODEL.LOSSES.NAME", ["CrossEntropyLoss", "SpreadLoss"]]
     assert loss_of(build_model(config(*opts)), batch())["loss_spread"] == pytest.approx(0.1 * 0.25)
-    with pytest.raises(ValueError, match="SpreadHead .* computes CrossEntropyLoss, SpreadLoss, TripletLoss, VisibleTokensLoss"):
+    with pytest.raises(
+        ValueError, match="SpreadHead .* computes CrossEntropyLoss, SpreadLoss, TripletLoss, VisibleTokensLoss"
+    ):
         config(*opts[:2], "MODEL.LOSSES.NAME", ["AnchorDiversityLoss"])
     with pytest.raises(ValueError, match="SAGAHead .* does not compute"):
         config("MODEL.LOSSES.NAME", ["SpreadLoss"])

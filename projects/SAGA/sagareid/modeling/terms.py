@@ -388,7 +388,7 @@ class VisibleTokensLoss(OccluderLoss):
         if cfg.CACHE.ENABLED:
             yield "VisibleTokensLoss trains the backbone, and CACHE.ENABLED reads what a frozen one gave: set it False"
         elif trained and not any(p.startswith("backbone") or fnmatchcase("backbone.", p) for p in trained):
-            yield f"VisibleTokensLoss trains the backbone, which MODEL.TRAINABLE {trained} leaves frozen: add backbone.*"
+            yield f"VisibleTokensLoss trains the backbone, frozen by MODEL.TRAINABLE {trained}: add backbone.*"
 
     def forward(self, targets: Tensor, *, patches: Tensor, whole_patches: Tensor, hidden: Tensor) -> Tensor:
         return losses.visible_tokens_loss(patches, whole_patches, hidden)

@@ -95,7 +95,9 @@ class Study:
         for m in self.models:
             if not any(m.feature(f, 1) for f in wanted):
                 given = ", ".join(available_features(model_layout(m.model, 1)))
-                raise ValueError(f"{m.name} gives none of --feature {' '.join(wanted)}; it gives {given}. Add one, or auto")
+                raise ValueError(
+                    f"{m.name} gives none of --feature {' '.join(wanted)}; it gives {given}. Add one, or auto"
+                )
         for f in wanted:
             if not any(m.feature(f, 1) for m in self.models):
                 raise ValueError(f"--feature {f}: none of the models gives this feature")
