@@ -123,10 +123,9 @@ def parts_with_keys() -> Iterator[Any]:
 def computed_losses(meta_arch: type, head: type) -> list[str]:
     """The names that MODEL.LOSSES.NAME may hold for a meta-architecture and a head.
 
-    A head lists in `gives` what a term may read, and a meta-architecture, in its own, what it gives of the backbone
-    beside it; the terms that are computed are the registered ones that read nothing else. A head without `gives` is one
-    of FastReID's kind, whose losses are FastReID's. A meta-architecture that computes other losses than these two rules
-    say lists them in `loss_names`.
+    A head lists in `gives` what a term may read; the terms that it computes are the registered ones that read nothing
+    else. A head without `gives` is one of FastReID's kind, whose losses are FastReID's. A meta-architecture that
+    computes other losses than these two rules say lists them in `loss_names`.
     """
     if hasattr(meta_arch, "loss_names"):
         return list(meta_arch.loss_names)
@@ -134,8 +133,7 @@ def computed_losses(meta_arch: type, head: type) -> list[str]:
     if given is None:
         names = list(FASTREID_LOSSES)
     else:
-        given = {*given, *getattr(meta_arch, "gives", ())}
-        names = [name for name, term in parts(LOSS_REGISTRY).items() if set(term.reads) <= given]
+        names = [name for name, term in parts(LOSS_REGISTRY).items() if set(term.reads) <= set(given)]
     if not getattr(meta_arch, "registered_losses", False):
         names = [name for name in names if name in FASTREID_LOSSES]
     if meta_arch.__module__.startswith("fastreid.") and meta_arch.__name__ == "MGN":  # meta_arch/mgn.py:289-354

@@ -25,6 +25,7 @@ from .clip import towers
 from .context import ContextGate
 from .fast.blocks import block_at_row
 from .heads import (
+    OF_HIDDEN,
     ClassifierHead,
     batch_norm_neck,
     embedding_layer,
@@ -53,7 +54,7 @@ class CLSHead(nn.Module):
     what global pooling can learn on a frozen tower.
     """
 
-    gives = ("logits", "features", "proj", "text_features", "hidden", "whole_features")
+    gives = ("logits", "features", "proj", "text_features", *OF_HIDDEN)
 
     @configurable
     def __init__(

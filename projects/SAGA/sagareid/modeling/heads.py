@@ -26,6 +26,7 @@ from .clip.text import PROMPT_LENGTH
 from .distributed import GlobalBatchNorm1d
 
 __all__ = [
+    "OF_HIDDEN",
     "ClassifierHead",
     "batch_norm_neck",
     "complete_state",
@@ -118,6 +119,10 @@ def evaluating(*modules: nn.Module | None) -> Iterator[None]:
             part.training = training
 
 
+# What `hidden_outputs` gives for any head, for its `gives`.
+OF_HIDDEN = ("hidden", "patches", "whole_features", "whole_patches")
+
+
 def hidden_outputs(
     features: Any, pooled: Callable[[CLIPFeatures], tuple[Tensor, Tensor | None]], token_weights: Any = None
 ) -> dict[str, Any]:
@@ -130,7 +135,7 @@ def hidden_outputs(
     """
     if not isinstance(features, CLIPFeatures) or features.hidden is None:
         return {}
-    given: dict[str, Any] = {"hidden": features.hidden}
+    given: dict[str, Any] = {"hidden": features.hidden, "patches": features.patches}
     if token_weights is not None:
         given["token_weights"] = token_weights
     if (whole := features.whole) is not None:
@@ -140,6 +145,7 @@ def hidden_outputs(
             with torch.no_grad():
                 return pooled(whole)
 
+        given["whole_patches"] = whole.patches
         given["whole_features"] = lambda: teacher()[0]
         if token_weights is not None:
             given["whole_weights"] = lambda: teacher()[1]
@@ -222,7 +228,7 @@ class ClassifierHead(nn.Module):
         learns_from: outputs of the backbone that the head's result depends on (see `SAGABaseline`).
     """
 
-    gives = ("logits", "features", "hidden", "whole_features")
+    gives = ("logits", "features", *OF_HIDDEN)
 
     @configurable
     def __init__(

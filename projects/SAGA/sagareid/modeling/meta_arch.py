@@ -36,7 +36,6 @@ class SAGABaseline(Baseline):
 
     registered_losses = True  # it computes the terms of LOSS_REGISTRY, for heads that say what they give
     reads_cached_features = True  # in place of images
-    gives = ("patches", "whole_patches")  # of the backbone, to loss terms, beside what the head gives
     last_modules: Sequence[str] = ()
 
     @configurable
@@ -180,9 +179,6 @@ class SAGABaseline(Baseline):
         if any("hidden" in term.reads for term in self.terms.values()):
             features = self.with_hidden(features, batch)
         outputs = self.heads(features, targets)
-        if any(set(term.reads) & set(self.gives) for term in self.terms.values()):
-            tokens = as_features(features)
-            outputs |= {"patches": tokens.patches, "whole_patches": tokens.whole and tokens.whole.patches}
         measured = {}
         if "logits" in outputs:
             measured["cls_accuracy"] = L.classification_accuracy(outputs["pred_class_logits"].detach(), targets)

@@ -26,6 +26,7 @@ from .clip.text import CONTEXT_SLOTS, TextEncoder
 from .context import ContextGate
 from .fast import refinement as faster
 from .heads import (
+    OF_HIDDEN,
     batch_norm_neck,
     complete_state,
     evaluating,
@@ -90,8 +91,7 @@ class SAGAHead(nn.Module):
         "text_features",
         "token_weights",
         "whole_weights",
-        "hidden",
-        "whole_features",
+        *OF_HIDDEN,
     )
 
     @configurable

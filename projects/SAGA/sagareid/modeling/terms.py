@@ -16,9 +16,6 @@ What our heads give (their `gives`)::
     hidden              (B, N) share of each patch that is hidden (INPUT.OCCLUDE)
     whole_features      (B, F) as `features`, of the same images with nothing hidden, without gradient
     whole_weights       (B, N) as `token_weights`, likewise
-
-and what the model gives of its backbone, behind every head of ours that says what is hidden::
-
     patches             (B, P*N, D) patch tokens of P token layers, or the positions of a map
     whole_patches       (B, P*N, D) likewise, of the same images with nothing hidden, without gradient
 
